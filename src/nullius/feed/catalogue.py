@@ -1,0 +1,92 @@
+"""The catalogue of papers that nullius knows by heart, and the search over it. Imports neither torch nor a database."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import tomllib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from math import log
+from typing import Any
+
+from nullius.errors import UsageError, nearest
+from nullius.lab import study as studies
+
+
+@dataclass(frozen=True)
+class Paper:
+    """An entry of the catalogue. authors: their number. code: the official repository, empty when none is known."""
+
+    slug: str
+    title: str
+    arxiv: str
+    date: datetime.date
+    authors: int
+    question: str
+    summary: str
+    code: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether a study of this paper exists."""
+        return self.slug in studies.modules()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as plain JSON data."""
+        return {**asdict(self), "date": self.date.isoformat(), "url": f"https://arxiv.org/abs/{self.arxiv}", "runs": self.runs}
+
+
+@cache
+def papers() -> tuple[Paper, ...]:
+    """Return all papers, newest first."""
+    entries = tomllib.loads(files("nullius.feed").joinpath("papers.toml").read_text("utf-8"))["paper"]
+    return tuple(sorted((Paper(**entry) for entry in entries), key=lambda paper: (paper.date, paper.slug), reverse=True))
+
+
+def paper(key: str) -> Paper:
+    """Return the paper with this slug or arXiv id (a version suffix is ignored), or raise UsageError with the nearest slugs."""
+    arxiv = re.sub(r"^(arxiv:)?(\d{4}\.\d{4,5})(v\d+)?$", r"\2", key.strip().lower())
+    for entry in papers():
+        if key == entry.slug or arxiv == entry.arxiv:
+            return entry
+    raise UsageError(f"no paper '{key}'{nearest(key, [entry.slug for entry in papers()])}; `nullius papers` lists them")
+
+
+def words(text: str) -> list[str]:
+    """Split text into case-folded words with a light English stem, so that "claims" meets "claim".
+
+    >>> words("Mixing mechanisms: bound entities")
+    ['mix', 'mechanism', 'bound', 'entiti']
+    """
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return [_stem(word) for word in re.findall(r"[a-z0-9]+(?:\.[0-9]+)?", plain)]
+
+
+def _stem(word: str) -> str:
+    for suffix, rest in (("ies", "i"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
+            return word[: -len(suffix)] + rest
+    return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
+
+
+def search(query: str, *, limit: int = 53) -> Sequence[Paper]:
+    """Return the papers that match, best first: BM25 (k1 = 1.2, b = 0.75) over slug, title and summary; every query word is optional.
+
+    An exact slug or arXiv id comes first. A query without a known word returns nothing.
+    """
+    known = [entry for entry in papers() if query.strip().lower() in (entry.slug, entry.arxiv, f"arxiv:{entry.arxiv}")]
+    documents = [words(f"{entry.slug.replace('-', ' ')} {entry.title} {entry.summary} {entry.arxiv}") for entry in papers()]
+    mean_length = sum(map(len, documents)) / len(documents)
+    scores = [0.0] * len(documents)
+    for word in set(words(query)):
+        holding = [i for i, document in enumerate(documents) if word in document]
+        rarity = log(1 + (len(documents) - len(holding) + 0.5) / (len(holding) + 0.5))
+        for i in holding:
+            count = documents[i].count(word)
+            scores[i] += rarity * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * len(documents[i]) / mean_length))
+    ranked = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: -scores[i])
+    return [*known, *(papers()[i] for i in ranked if papers()[i] not in known)][:limit]

@@ -1,0 +1,67 @@
+"""The catalogue: complete, well formed, cheap to read, and searchable by people who half remember a title."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullius.errors import UsageError
+from nullius.feed.catalogue import paper, papers, search
+from nullius.lab import study
+
+
+def test_fifty_three_papers_with_everything_a_reader_needs():
+    assert len({entry.slug for entry in papers()}) == len({entry.arxiv for entry in papers()}) == 53
+    for entry in papers():
+        assert re.fullmatch(r"\d{4}\.\d{5}", entry.arxiv)
+        assert entry.authors >= 1
+        assert entry.summary.endswith(".")
+        assert len(entry.summary) < 200
+
+
+def test_newest_first():
+    dates = [entry.date for entry in papers()]
+    assert dates == sorted(dates, reverse=True)
+
+
+def test_every_study_has_a_paper_in_its_room():
+    for slug in study.modules():
+        assert paper(slug).question == study.question(slug)
+
+
+@pytest.mark.parametrize("key", ["factual-recall", "2310.15910", "arXiv:2310.15910v2"])
+def test_a_paper_by_slug_or_arxiv_id(key):
+    assert paper(key).slug == "factual-recall"
+
+
+def test_a_misspelt_paper_names_the_nearest():
+    with pytest.raises(UsageError, match="nearest: factual-recall"):
+        paper("factual-recal")
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"),
+    [
+        ("embers", "embers"),
+        ("2312.06635", "gla"),
+        ("one attention head memory or context", "factual-recall"),
+        ("gated linear attention", "gla"),
+        ("boxes entities tracked", "entity-tracking"),
+    ],
+)
+def test_search_finds(query, slug):
+    assert slug in [entry.slug for entry in search(query)[:3]]
+
+
+@given(st.text(max_size=200))
+def test_search_takes_any_text(query):
+    found = search(query)
+    assert len(set(found)) == len(found)
+
+
+def test_reading_the_catalogue_imports_no_torch():
+    code = "import sys, nullius.feed.catalogue as c; c.papers(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
