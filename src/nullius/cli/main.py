@@ -1,0 +1,263 @@
+"""The command line. Thin: each command calls a function below it and draws what comes back.
+
+Heavy rooms (torch, transformers, scipy) are imported inside the commands that need them, so that `nullius papers` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from nullius import __version__
+from nullius.errors import NulliusError, UsageError
+
+app = typer.Typer(
+    name="nullius",
+    help="Take nobody's word for it: language-model papers that run. Choose a paper, choose a model, read the verdict.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A name from `nullius models`, a hub id, a directory or a GGUF file.")]
+Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="Repeat for several subjects.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... (default: the best there is).")]
+Seed = Annotated[int, typer.Option(help="All randomness of the run derives from it.")]
+Full = Annotated[bool, typer.Option("--full", help="The paper's own sizes (meant for a GPU).")]
+
+
+def console() -> Console:
+    """Return the console for results (progress and errors go to stderr). Width: the terminal's, 100 columns when piped."""
+    return Console() if sys.stdout.isatty() else Console(width=100, force_terminal=False, no_color=True)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Options that stand before a command."""
+    if version:
+        typer.echo(f"nullius {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def papers(
+    search: Annotated[str, typer.Option("--search", "-s", help="Words, a slug or an arXiv id.")] = "",
+    runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that have a study.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the catalogue of papers, newest first, or search it."""
+    from nullius.feed import catalogue
+
+    found = [paper for paper in (catalogue.search(search) if search else catalogue.papers()) if paper.runs or not runnable]
+    if as_json:
+        print_json({"schema": "nullius.papers/1", "papers": [paper.to_dict() for paper in found]})
+        return
+    if not found:
+        raise UsageError(f"no paper matches '{search}'; `nullius papers` lists all {len(catalogue.papers())}")
+    out = console()
+    for paper in found:
+        state = "runs" if paper.runs else "not runnable yet"
+        authors = f"{paper.authors} author{'s' if paper.authors > 1 else ''}"
+        out.print(f"[bold]{paper.slug}[/]  {paper.title}", highlight=False)
+        out.print(f"    {paper.summary}", highlight=False)
+        out.print(f"    {paper.date} · {authors} · arXiv {paper.arxiv} · {paper.question} · {state}", style="dim", highlight=False)
+    out.print(f"{len(found)} papers, {sum(paper.runs for paper in found)} runnable: nullius run SLUG", highlight=False)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="A paper (slug, arXiv id) or a run (id, or its beginning).")], as_json: AsJson = False
+) -> None:
+    """Show a paper (its claims, what they need, verdicts so far) or one run."""
+    from nullius.feed import catalogue
+
+    known = [paper.slug for paper in catalogue.papers()] + [paper.arxiv for paper in catalogue.papers()]
+    if len(key) >= 6 and key.isalnum() and key.upper() == key and key not in known:
+        _show_run(key, as_json)
+        return
+    paper = catalogue.paper(key)
+    from nullius.cli import report
+    from nullius.lab import journal, study
+
+    claims = [study.describe(claim) for claim in study.get(paper.slug).claims] if paper.runs else []
+    verdicts = journal.latest_verdicts(slug=paper.slug)
+    if as_json:
+        print_json({"schema": "nullius.paper/1", **paper.to_dict(), "claims": claims, "verdicts": verdicts})
+        return
+    report.render_paper(paper.to_dict(), claims, verdicts, console())
+
+
+def _show_run(key: str, as_json: bool) -> None:
+    from nullius.cli import report
+    from nullius.lab import journal
+
+    record = journal.get_run(key)
+    if as_json:
+        print_json(record)
+    else:
+        report.render_run(record, console())
+
+
+@app.command()
+def run(
+    paper: Annotated[str, typer.Argument(help="The slug or arXiv id of a paper that has a study.")],
+    model: Model = None,
+    full: Full = False,
+    seed: Seed = 0,
+    device: Device = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="name=value, one of the study's declared options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test a paper's claims on a subject: figure and verdict."""
+    from nullius.cli import report
+    from nullius.feed import catalogue
+    from nullius.lab import study
+
+    chosen = study.get(catalogue.paper(paper).slug)
+    options = dict(_pair(text) for text in option or [])
+    progress = report.Progress(chosen.slug, minutes=None if full else chosen.minutes)
+    with progress:
+        from nullius.lab import runner
+
+        record = runner.run(chosen, model or chosen.subject, seed=seed, full=full, options=options, device=device, listener=progress)
+    if as_json:
+        print_json(record.to_dict())
+    else:
+        report.render_run(record.to_dict(), console())
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"an option is written name=value, not '{text}'")
+    return name, value
+
+
+@app.command()
+def runs(
+    paper: Annotated[str | None, typer.Argument(help="Only runs of this paper.")] = None,
+    model: Model = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first, failed and aborted ones too."""
+    from nullius.cli import report
+    from nullius.lab import journal
+
+    found = journal.list_runs(slug=paper, subject=model, limit=limit)
+    if as_json:
+        print_json({"schema": "nullius.runs/1", "runs": found})
+    else:
+        report.render_runs(found, console())
+
+
+@app.command()
+def rerun(run_id: Annotated[str, typer.Argument(help="The id of a run, or its beginning.")], as_json: AsJson = False) -> None:
+    """Run again with the same subject, seed and options: the same numbers, or which input differs."""
+    from nullius.cli import report
+    from nullius.lab import journal
+    from nullius.lab import rerun as reruns
+
+    original = journal.get_run(run_id)
+    progress = report.Progress(original["slug"], minutes=original["wall_seconds"] / 60 if original["wall_seconds"] else None)
+    with progress:
+        comparison = reruns.rerun(original, listener=progress)
+    if as_json:
+        print_json(comparison.to_dict())
+    else:
+        report.render_rerun(comparison.to_dict(), console())
+    if not comparison.same:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compare(
+    paper: Annotated[str, typer.Argument(help="The paper whose claims are compared.")], models: Models = None, as_json: AsJson = False
+) -> None:
+    """One paper, several subjects: verdicts side by side, a forest plot, paired differences where stimuli are shared."""
+    from nullius.cli import report
+    from nullius.feed import catalogue
+    from nullius.lab import comparison
+
+    result = comparison.compare(catalogue.paper(paper).slug, models or [])
+    if as_json:
+        print_json(result)
+    else:
+        report.render_compare(result, console())
+
+
+@app.command()
+def dossier(
+    model: Annotated[str, typer.Argument(help="The subject.")] = "smollm2-135m",
+    run_missing: Annotated[bool, typer.Option("--run", help="First run every study that has no verdict on this subject yet.")] = False,
+    full: Full = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A report card: every verdict about one subject."""
+    from nullius.cli import report
+    from nullius.lab import dossiers
+
+    if run_missing:
+        for study, subject in dossiers.missing(model, full=full):
+            from nullius.lab import runner
+
+            with report.Progress(study.slug, minutes=study.minutes) as progress:
+                runner.run(study, subject, seed=seed, full=full, device=device, listener=progress)
+    result = dossiers.dossier(model)
+    if as_json:
+        print_json(result)
+    else:
+        report.render_dossier(result, console())
+
+
+@app.command()
+def results(out: Annotated[str, typer.Option("--out", help="Write there instead of printing.")] = "") -> None:
+    """Print every verdict so far, on each subject, as a Markdown page (docs/results.md is made by this command)."""
+    from nullius.lab import dossiers
+
+    page = dossiers.results_page()
+    if out:
+        from nullius.lab.artefacts import write_text
+
+        write_text(out, page)
+        typer.echo(f"wrote {out}")
+    else:
+        typer.echo(page)
+
+
+def main() -> None:
+    """Entry point: errors for people are one line on stderr and a non-zero exit; Ctrl-C exits with 130."""
+    from nullius.cli import models
+
+    app.add_typer(models.app, name="models")
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code == 130:  # Typer's exit code for Ctrl-C
+            _say("nullius: interrupted; a run in progress is kept, marked aborted", 130)
+        raise
+    except NulliusError as error:
+        _say(f"nullius: {error}", error.exit_code)
+    except OSError as error:
+        _say(f"nullius: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _say(line: str, exit_code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(line, style="red" if sys.stderr.isatty() else "", highlight=False, markup=False)
+    sys.exit(exit_code)
+
+
+__all__ = ["app", "main"]
