@@ -1,0 +1,124 @@
+"""Gated linear attention on a GPU: checks, then times, then prints a table.
+
+    python benchmarks/gla.py [--check] [--tokens 32768] [--peer]
+
+Peers, when installed: flash-linear-attention (chunk_gla) and PyTorch's softmax attention. Times are medians of CUDA events in ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+from datetime import date
+
+import torch
+import triton
+from triton.testing import do_bench
+
+from nullius.kernels.gated import gated_linear_attention
+
+HEADS = {"4 x 256 x 512": (4, 256, 512), "4 x 128 x 256": (4, 128, 256)}
+
+
+def inputs(batch: int, length: int, heads: int, key: int, value: int, dtype: torch.dtype, normaliser: float = 16.0) -> list[torch.Tensor]:
+    """q, k, v, log decay (as the layer of the paper makes it: logsigmoid / 16) and an upstream gradient."""
+    shapes = [(batch, length, heads, width) for width in (key, key, value, key, value)]
+    q, k, v, gate, upstream = (torch.randn(shape, device="cuda", dtype=torch.float32) for shape in shapes)
+    gate = torch.nn.functional.logsigmoid(gate) / normaliser
+    return [x.to(dtype) for x in (q, k, v, gate, upstream)]
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative error in the Frobenius norm."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Output and gradients of q, k, v and the gate."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors[:4]]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, tensors[4].to(out.dtype))]
+
+
+def check() -> None:
+    """Compare with the recurrence in float64 over types, gate strengths and odd lengths; print relative errors."""
+    peer = _peer()
+    print("relative errors against the recurrence in float64: o, dq, dk, dv, dgate")
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch, length, heads, key, value, normaliser in (
+            (2, 200, 2, 64, 64, 16.0), (1, 333, 2, 128, 256, 1.0), (1, 130, 1, 256, 512, 16.0), (1, 2000, 2, 64, 128, 16.0),
+            (1, 100, 2, 48, 80, 0.1), (1, 100, 2, 64, 64, 0.02), (1, 1, 2, 64, 64, 1.0),
+        ):  # fmt: skip
+            x = inputs(batch, length, heads, key, value, dtype, normaliser)
+            exact = gradients(lambda *t: gated_linear_attention(*t, backend="recurrence"), [t.double() for t in x])
+            ours = gradients(lambda *t: gated_linear_attention(*t, backend="triton"), x)
+            line = " ".join(f"{error(a, b):.1e}" for a, b in zip(ours, exact, strict=True))
+            print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
+            if peer and length > 1:
+                theirs = gradients(peer, x)
+                print(f"{'':43} fla  {' '.join(f'{error(a, b):.1e}' for a, b in zip(theirs, exact, strict=True))}", flush=True)
+
+
+def _peer():
+    if importlib.util.find_spec("fla") is None:
+        return None
+    from fla.ops.gla import chunk_gla
+
+    return lambda q, k, v, g: chunk_gla(q, k, v, g)[0]
+
+
+def times(tokens: int) -> None:
+    """Print forward and forward + backward, with peak memory, over sequence lengths at a fixed number of tokens."""
+    peer = _peer()
+    print(f"{tokens} tokens, bf16; forward / forward + backward in ms; peak memory above the inputs in MB")
+    for name, (heads, key, value) in HEADS.items():
+        for length in (2048, 8192, 32768):
+            x = inputs(tokens // length, length, heads, key, value, torch.bfloat16)
+            row = [f"{name}  T={length:6}"]
+            for label, function in (("nullius", lambda *t: gated_linear_attention(*t, backend="triton")), ("fla", peer)):
+                if function is None:
+                    continue
+                leaves = [t.detach().clone().requires_grad_() for t in x[:4]]
+
+                def both(function=function, leaves=leaves, x=x):
+                    return torch.autograd.grad(function(*leaves), leaves, x[4])
+
+                both()
+                with torch.no_grad():
+                    forward = do_bench(lambda function=function, leaves=leaves: function(*leaves), warmup=50, rep=200, return_mode="median")
+                whole = do_bench(both, warmup=50, rep=300, return_mode="median")
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                both()
+                torch.cuda.synchronize()
+                row.append(f"{label} {forward:.2f} / {whole:.2f}  {(torch.cuda.max_memory_allocated() - before) / 2**20:.0f} MB")
+            print("   ".join(row), flush=True)
+    for length in (2048, 8192, 32768):
+        q, k, v, upstream = (torch.randn(tokens // length, 16, length, 128, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+        leaves = [t.requires_grad_() for t in (q, k, v)]
+        for backend in (torch.nn.attention.SDPBackend.FLASH_ATTENTION, torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+            with torch.nn.attention.sdpa_kernel(backend):
+
+                def attend(leaves=leaves):
+                    return torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+
+                with torch.no_grad():
+                    forward = do_bench(attend, warmup=50, rep=150, return_mode="median")
+                whole = do_bench(
+                    lambda attend=attend, leaves=leaves, u=upstream: torch.autograd.grad(attend(), leaves, u), warmup=50, rep=200
+                )
+            print(f"softmax 16 x 128  T={length:6}  {backend.name.lower()} {forward:.2f} / {whole:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the recurrence in float64 before timing")
+    parser.add_argument("--tokens", type=int, default=32768)
+    arguments = parser.parse_args()
+    print(
+        f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  triton {triton.__version__}  {platform.python_version()}"
+    )
+    if arguments.check:
+        check()
+    times(arguments.tokens)

@@ -1,0 +1,146 @@
+"""The public operator: checks what it is given, and hands it to the back end that fits."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nullius.errors import NulliusError
+from nullius.kernels.gated.chunks import chunked
+from nullius.kernels.gated.recurrence import recurrence
+
+Backend = Literal["auto", "triton", "chunks", "recurrence"]
+
+
+def gated_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    *,
+    initial_state: Tensor | None = None,
+    scale: float | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Linear attention with a matrix-valued memory that decays (arXiv 2312.06635).
+
+    S_t = diag(exp log_decay_t) S_{t-1} + k_tᵀ v_t;  o_t = scale · q_t S_t.
+
+    q, k: [B, T, H, K]; v: [B, T, H, V]; bf16, fp16, fp32 or fp64, with states in at least fp32.
+    log_decay: natural logarithm of the gate, ≤ 0. [B, T, H, K] a gate per channel (GLA), [B, T, H] one per head and token (scalar gate),
+    [H] one per head (RetNet), None for no decay (linear attention).
+    initial_state: [B, H, K, V], zero when None. scale: K^−½ when None.
+    cu_seqlens: [S + 1] offsets of S sequences packed along T (then B must be 1 and the states are [S, H, K, V]).
+    backend: "auto" takes Triton on CUDA (compute capability 8.0 or newer) and chunks elsewhere.
+
+    Returns o [B, T, H, V], and with `return_state` the last state [B, H, K, V] as well (fp32 or fp64).
+    Raises NulliusError naming the tensor whose shape, type or values do not fit.
+    """
+    _check_shapes(q, k, v)
+    batch, length, heads, width = q.shape
+    gate = _gate(log_decay, q)
+    _check_gate(gate)
+    sequences = _sequences(cu_seqlens, batch, length)
+    state = _state(initial_state, q, v, batch if sequences is None else len(sequences))
+    scale = width**-0.5 if scale is None else scale
+    chosen = _choose(backend, q, v)
+    if chosen == "triton":
+        from nullius.kernels.gated.triton_operator import triton_gated
+
+        offsets = None if sequences is None else [start for start, _ in sequences] + [length]
+        o, end = triton_gated(q, k, v, gate, state, scale, offsets)
+    else:
+        form = chunked if chosen == "chunks" else recurrence
+        wide = [x.to(state.dtype) for x in (q, k, v, gate)]
+        if sequences is None:
+            o, end = form(*wide, state, scale)
+        else:
+            parts = [form(*(x[:, a:b] for x in wide), state[i : i + 1], scale) for i, (a, b) in enumerate(sequences)]
+            o, end = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
+        o = o.to(v.dtype)
+    return (o, end) if return_state else o
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """One token, for decoding. q, k, log_decay: [B, H, K]; v: [B, H, V]; state: [B, H, K, V], updated in place and returned.
+
+    Returns o [B, H, V] and the state.
+    """
+    state.mul_(log_decay.to(state.dtype).exp().unsqueeze(-1)).addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
+    o = torch.einsum("bhk,bhkv->bhv", q.to(state.dtype), state) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return o.to(v.dtype), state
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.ndim != 4 or k.shape != q.shape:
+        raise NulliusError(f"q and k must both be [B, T, H, K]; got q {list(q.shape)} and k {list(k.shape)}")
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise NulliusError(f"v must be [B, T, H, V] with the B, T, H of q, {list(q.shape[:3])}; got {list(v.shape)}")
+    if q.shape[1] == 0:
+        raise NulliusError("q has no tokens (T = 0)")
+    if max(q.shape[-1], v.shape[-1]) > 512:
+        raise NulliusError(f"head dimensions up to 512 are supported; got K = {q.shape[-1]}, V = {v.shape[-1]}")
+    if max(q.numel(), v.numel()) >= 2**31:
+        raise NulliusError(f"q or v has {max(q.numel(), v.numel())} elements, past the kernel's 32-bit index; split the batch")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        raise NulliusError(f"q, k and v must share one floating type; got {q.dtype}, {k.dtype}, {v.dtype}")
+
+
+def _gate(log_decay: Tensor | None, q: Tensor) -> Tensor:
+    """Broadcast any form of the gate to [B, T, H, K]; the gradient sums back by itself."""
+    if log_decay is None:
+        return q.new_zeros(()).expand(q.shape)
+    heads = q.shape[2]
+    if log_decay.shape == q.shape:
+        return log_decay
+    if log_decay.shape == q.shape[:3]:
+        return log_decay.unsqueeze(-1).expand(q.shape)
+    if log_decay.shape == (heads,):
+        return log_decay.view(1, 1, heads, 1).expand(q.shape)
+    raise NulliusError(
+        f"log_decay must be [B, T, H, K] = {list(q.shape)}, [B, T, H] = {list(q.shape[:3])} or [H] = [{heads}]; got {list(log_decay.shape)}"
+    )
+
+
+def _check_gate(gate: Tensor) -> None:
+    """One pass that any NaN and any positive value fails. On CUDA it would force a synchronisation at every layer, so it is asynchronous."""
+    good = (gate.detach() <= 0).all()
+    if gate.is_cuda:
+        torch._assert_async(good)
+    elif not good:
+        what = "NaN" if gate.isnan().any() else f"a positive value, {float(gate.detach().max()):.3g}"
+        raise NulliusError(f"log_decay is the logarithm of a gate and must be ≤ 0; it holds {what}")
+
+
+def _sequences(cu_seqlens: Tensor | None, batch: int, length: int) -> list[tuple[int, int]] | None:
+    if cu_seqlens is None:
+        return None
+    if batch != 1:
+        raise NulliusError(f"packed sequences (cu_seqlens) need a batch of 1, got {batch}")
+    offsets = cu_seqlens.tolist()
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != length or any(a >= b for a, b in pairwise(offsets)):
+        raise NulliusError(f"cu_seqlens must rise from 0 to T = {length}; got {offsets}")
+    return list(pairwise(offsets))
+
+
+def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tensor:
+    shape = (sequences, q.shape[2], q.shape[3], v.shape[3])
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if initial is None:
+        return q.new_zeros(shape, dtype=wide)
+    if initial.shape != shape:
+        raise NulliusError(f"initial_state must be [sequences, H, K, V] = {list(shape)}; got {list(initial.shape)}")
+    return initial.to(wide)
+
+
+def _choose(backend: Backend, q: Tensor, v: Tensor) -> Backend:
+    if backend != "auto":
+        return backend
+    if not q.is_cuda or q.dtype == torch.float64 or torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "chunks"
+    return "triton"
