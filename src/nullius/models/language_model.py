@@ -1,0 +1,184 @@
+"""A subject: the untouched transformers model with its tokenizer, its anatomy and its identity."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nullius.errors import SubjectError
+from nullius.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a subject came from. quantisation: empty for full-precision files."""
+
+    source: str
+    licence: str = ""
+    quantisation: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [B, T], left-padded, with their mask [B, T] (1 where a token is real)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions counted from the first real token [B, T]."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+class LanguageModel:
+    """A causal language model. `hf` is exactly what transformers loaded: logits with and without the wrapper are bit-identical.
+
+    parameters: their number. chat: whether the tokenizer has a chat template. tokens_seen: tokens (padding included) fed so far.
+    Beginning of text: every text gets one leading token, the tokenizer's own when it adds one (Gemma, Llama), else the document separator of
+    pretraining (`<|endoftext|>`: GPT-2, NeoX, Qwen, SmolLM), else its BOS; none where there is none of these. `encode(bos=False)` leaves it out.
+    """
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str, weights_sha256: str, provenance: Provenance) -> None:
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.weights_sha256 = weights_sha256
+        self.provenance = provenance
+        self.anatomy = Anatomy(hf)
+        self.parameters: int = sum(p.numel() for p in hf.parameters())
+        self.chat: bool = bool(getattr(tokenizer, "chat_template", None))
+        self.bos_id = _bos(tokenizer)
+        self.pad_id: int = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.tokens_seen = 0
+        self.anatomy.embed.register_forward_pre_hook(self._count)
+
+    @classmethod
+    def wrap(cls, hf: Any, tokenizer: Any, name: str = "toy") -> LanguageModel:
+        """Make a subject of a model and a tokenizer that are already there; its hash is that of its parameters."""
+        digest = hashlib.sha256()
+        for key, value in sorted(hf.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return cls(hf, tokenizer, name, digest.hexdigest(), Provenance("made in this process"))
+
+    def _count(self, _module: Any, args: Any) -> None:
+        self.tokens_seen += args[0].numel()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.hf.parameters()).dtype
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, without any special token."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def first_token(self, text: str) -> int:
+        """First token id of a continuation (a leading space counts). Raises SubjectError for an empty one."""
+        ids = self.tokens(text)
+        if not ids:
+            raise SubjectError(f"'{text}' has no token in the vocabulary of {self.name}")
+        return ids[0]
+
+    def encode(self, texts: Sequence[str], bos: bool = True) -> Batch:
+        """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates)."""
+        lead = [self.bos_id] if bos and self.bos_id is not None else []
+        return self.pad([lead + self.tokens(text) for text in texts])
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Left-pad rows of token ids into a batch on the model's device. Raises SubjectError for an empty row."""
+        if not rows or not all(len(row) for row in rows):
+            raise SubjectError("a text without tokens cannot be fed to a model; give it at least one word")
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = 1
+        return Batch(ids.to(self.device), mask.to(self.device))
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+            "use_cache": False,
+        }
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Run the decoder body: output of the final norm [B, T, d_model]. No vocabulary projection is made."""
+        return self.hf.base_model(**self._inputs(batch)).last_hidden_state
+
+    def logits(self, batch: Batch, positions: Literal["last", "all"] = "last") -> Tensor:
+        """Logits as transformers makes them (soft-capping and scaling included): [B, V] at the last position, or [B, T, V]."""
+        if positions == "all":
+            return self.hf(**self._inputs(batch)).logits
+        return self.hf(**self._inputs(batch), logits_to_keep=1).logits[:, -1]
+
+    @torch.no_grad()
+    def last_logits(self, texts: Sequence[str], batch_size: int = 32, bos: bool = True) -> Tensor:
+        """Logits after each text [n, V], float32 on the CPU; texts of similar length share a batch."""
+        rows: list[Tensor | None] = [None] * len(texts)
+        for chosen in self.by_length(texts, batch_size):
+            found = self.logits(self.encode([texts[i] for i in chosen], bos)).float().cpu()
+            for i, row in zip(chosen, found, strict=True):
+                rows[i] = row
+        return torch.stack([row for row in rows if row is not None])
+
+    def by_length(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
+        """Cut item numbers into batches of similar length, longest first (an early end when memory does not suffice)."""
+        order = sorted(range(len(texts)), key=lambda i: -len(self.tokens(texts[i])))
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    @torch.no_grad()
+    def generate(self, texts: Sequence[str], max_new_tokens: int, batch_size: int = 16) -> list[str]:
+        """Greedy continuations, without the prompts and special tokens."""
+        answers = [""] * len(texts)
+        for chosen in self.by_length(texts, batch_size):
+            batch = self.encode([texts[i] for i in chosen])
+            out = self.hf.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.pad_id,
+            )
+            new = out[:, batch.input_ids.shape[1] :]
+            for i, text in zip(chosen, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = text
+        return answers
+
+
+def untrained(model: LanguageModel, seed: int) -> LanguageModel:
+    """Return a subject of the same architecture and tokenizer with freshly initialised weights: the control that knows nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = type(model.hf)(copy.deepcopy(model.hf.config)).to(dtype=model.dtype)
+    return LanguageModel.wrap(hf.to(model.device), model.tokenizer, f"{model.name} (untrained)")
+
+
+def _bos(tokenizer: Any) -> int | None:
+    plain = tokenizer("a")["input_ids"]
+    if plain and plain[0] in tokenizer.all_special_ids:
+        return plain[0]
+    separator = tokenizer.get_vocab().get("<|endoftext|>")
+    return separator if separator is not None else tokenizer.bos_token_id

