@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nullius.errors import UsageError
 from nullius.feed.catalogue import paper, papers, search
-from nullius.lab import study
+from nullius.lab import studies
 
 
 def test_fifty_three_papers_with_everything_a_reader_needs():
@@ -28,8 +28,8 @@ def test_newest_first():
 
 
 def test_every_study_has_a_paper_in_its_room():
-    for slug in study.modules():
-        assert paper(slug).question == study.question(slug)
+    for slug in studies.modules():
+        assert paper(slug).question == studies.question(slug)
 
 
 @pytest.mark.parametrize("key", ["factual-recall", "2310.15910", "arXiv:2310.15910v2"])

@@ -88,9 +88,9 @@ def show(
         return
     paper = catalogue.paper(key)
     from nullius.cli import report
-    from nullius.lab import journal, study
+    from nullius.lab import journal, studies
 
-    claims = [study.describe(claim) for claim in study.get(paper.slug).claims] if paper.runs else []
+    claims = [studies.describe(claim) for claim in studies.get(paper.slug).claims] if paper.runs else []
     verdicts = journal.latest_verdicts(slug=paper.slug)
     if as_json:
         print_json({"schema": "nullius.paper/1", **paper.to_dict(), "claims": claims, "verdicts": verdicts})
@@ -122,9 +122,9 @@ def run(
     """Test a paper's claims on a subject: figure and verdict."""
     from nullius.cli import report
     from nullius.feed import catalogue
-    from nullius.lab import study
+    from nullius.lab import studies
 
-    chosen = study.get(catalogue.paper(paper).slug)
+    chosen = studies.get(catalogue.paper(paper).slug)
     options = dict(_pair(text) for text in option or [])
     progress = report.Progress(chosen.slug, minutes=None if full else chosen.minutes)
     with progress:
@@ -211,11 +211,11 @@ def dossier(
     from nullius.lab import dossiers
 
     if run_missing:
-        for study, subject in dossiers.missing(model, full=full):
-            from nullius.lab import runner
+        from nullius.lab import runner
 
+        for study in dossiers.missing(model, full=full):
             with report.Progress(study.slug, minutes=study.minutes) as progress:
-                runner.run(study, subject, seed=seed, full=full, device=device, listener=progress)
+                runner.run(study, model, seed=seed, full=full, device=device, listener=progress)
     result = dossiers.dossier(model)
     if as_json:
         print_json(result)

@@ -14,7 +14,7 @@ from math import log
 from typing import Any
 
 from nullius.errors import UsageError, nearest
-from nullius.lab import study as studies
+from nullius.lab import studies
 
 
 @dataclass(frozen=True)

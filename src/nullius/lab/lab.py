@@ -14,7 +14,7 @@ from nullius.lab.claims import Claim
 from nullius.lab.figures import Figure
 from nullius.lab.findings import Finding, Reported, samples
 from nullius.lab.statistics import mean_interval
-from nullius.lab.study import Study
+from nullius.lab.studies import Study
 
 if TYPE_CHECKING:
     from nullius.models.language_model import LanguageModel

@@ -24,7 +24,7 @@ from nullius.lab.claims import Claim, Expectation
 from nullius.lab.findings import Finding
 from nullius.lab.lab import Gate
 from nullius.lab.statistics import Estimate, Interval, estimate, holm
-from nullius.lab.study import Study
+from nullius.lab.studies import Study
 
 Word = Literal["holds", "fails", "inconclusive", "out of reach"]
 ALPHA = 0.05

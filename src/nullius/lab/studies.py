@@ -91,11 +91,11 @@ def study(
 @cache
 def modules() -> dict[str, str]:
     """Return slug → module name of every study, found by file name (`factual_recall.py` is `factual-recall`), nothing imported."""
-    import nullius.studies
-
+    # by name and not by import: the lab stands below the studies and knows none of them
+    root = importlib.import_module("nullius.studies").__path__
     found = {}
-    for question in pkgutil.iter_modules(nullius.studies.__path__, "nullius.studies."):
-        folder = Path(nullius.studies.__path__[0]) / question.name.rsplit(".", 1)[1]
+    for question in pkgutil.iter_modules(root, "nullius.studies."):
+        folder = Path(root[0]) / question.name.rsplit(".", 1)[1]
         for module in pkgutil.iter_modules([str(folder)], question.name + "."):
             found[module.name.rsplit(".", 1)[1].replace("_", "-")] = module.name
     return found
@@ -127,6 +127,17 @@ def describe(claim: Claim) -> dict[str, Any]:
         "control": claim.control,
         "published": claim.published,
         "unit": claim.unit,
+        "needs": needs(claim),
         "rests_on": list(claim.rests_on),
         "digest": claim.digest,
     }
+
+
+def needs(claim: Claim) -> str:
+    """Return what a claim needs of its subject and run, in words; empty when nothing."""
+    wanted = claim.needs
+    parts = [f"at least {wanted.parameters / 1e9:g} B parameters"] if wanted.parameters else []
+    parts += ["an instruction-tuned subject"] if wanted.chat else []
+    parts += ["a run at full scale"] if wanted.full else []
+    parts += [wanted.also] if wanted.also else []
+    return ", ".join(parts)

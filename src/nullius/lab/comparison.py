@@ -1,0 +1,88 @@
+"""One paper, several subjects: verdicts side by side, and paired differences where both subjects saw the same stimuli."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nullius.errors import UsageError
+from nullius.lab import drawing, journal
+from nullius.lab.artefacts import write_text
+from nullius.lab.figures import Figure, Panel, Series
+from nullius.lab.statistics import mean_interval
+from nullius.paths import data_dir
+
+
+def compare(slug: str, subjects: Sequence[str]) -> dict[str, Any]:
+    """Return the documented shape nullius.compare/1 for the subjects named (all that have verdicts when none is).
+
+    Raises UsageError when fewer than two of them have verdicts. The forest plot is written beside the runs.
+    """
+    verdicts = [v for v in journal.latest_verdicts(slug=slug) if not subjects or v["subject"]["name"] in subjects]
+    names = list(dict.fromkeys(v["subject"]["name"] for v in verdicts))
+    lacking = [name for name in subjects if name not in names]
+    if len(names) < 2 or lacking:
+        wanted = lacking or ["another subject"]
+        raise UsageError(f"comparing needs verdicts on two subjects; run first: nullius run {slug} -m {wanted[0]}")
+    claims = []
+    for claim in dict.fromkeys(v["claim"] for v in verdicts):
+        rows = [v for v in verdicts if v["claim"] == claim]
+        entries = [{**{key: v[key] for key in ("word", "effect", "control", "full", "run")}, "subject": v["subject"]["name"]} for v in rows]
+        pairs = [pair for a, b in combinations(rows, 2) if a["digest"] == b["digest"] and (pair := _paired(a, b))]
+        claims.append({"claim": claim, "wording": rows[-1]["wording"], "subjects": entries, "differences": pairs})
+    figure = _forest(slug, claims)
+    path = None
+    if figure is not None:
+        path = data_dir() / "comparisons" / f"{slug}.svg"
+        write_text(path, drawing.svg(figure))
+        write_text(path.with_suffix(".html"), drawing.html(figure))
+    return {"schema": "nullius.compare/1", "slug": slug, "claims": claims, "figure": str(path) if path else None}
+
+
+def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mean difference of item effects with its interval, where both runs measured the same items: equal seed, clusters and number."""
+    first, second = _items(a), _items(b)
+    if first is None or second is None or not np.array_equal(first[1], second[1]):
+        return None
+    records = [journal.get_run(v["run"]) for v in (a, b)]
+    if records[0]["seed"] != records[1]["seed"] or records[0]["full"] != records[1]["full"]:
+        return None
+    difference = mean_interval(first[0] - second[0], first[1])
+    return {"a": a["subject"]["name"], "b": b["subject"]["name"], "difference": difference.to_dict()}
+
+
+def _items(verdict: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Per-item effects (treated, less the control where it is paired) and cluster codes of a claim; None where items make no mean."""
+    if verdict["kind"] in ("correlation", "trend", "ordering") or not verdict["effect"]:
+        return None
+    path = Path(data_dir()) / "runs" / verdict["run"] / "samples.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path, filters=[("claim", "=", verdict["claim"])])
+    roles = np.array(table["role"].to_pylist())
+    values, clusters = table["value"].to_numpy(), table["cluster"].to_numpy()
+    treated, control = roles == "treated", roles == "control"
+    if verdict["kind"] in ("above_control", "below_control"):
+        if treated.sum() != control.sum():
+            return None
+        return values[treated] - values[control], clusters[treated]
+    return values[treated], clusters[treated]
+
+
+def _forest(slug: str, claims: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Point and interval per subject for each claim, the control beside it in grey."""
+    panels = []
+    for claim in claims:
+        rows = [row for row in claim["subjects"] if row["effect"]]
+        if rows:
+            series = []
+            for key, role in (("effect", "effect"), ("control", "control")):
+                columns = [[row[key][part] for row in rows] for part in ("estimate", "lo", "hi")]
+                series.append(Series(key, [row["subject"] for row in rows], *columns, kind="points", role=role))  # type: ignore[arg-type]
+            panels.append(Panel(claim["claim"], "subject", "statistic, 95% interval", tuple(series)))
+    return Figure("forest", f"{slug}: one claim, several subjects", tuple(panels[:4])) if panels else None
