@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from nullius.errors import UsageError
 from nullius.lab import drawing, journal
 from nullius.lab.artefacts import write_text
-from nullius.lab.figures import Figure, Panel, Series
+from nullius.lab.figures import Figure, forest
 from nullius.lab.statistics import mean_interval
 from nullius.paths import data_dir
 
@@ -34,7 +34,8 @@ def compare(slug: str, subjects: Sequence[str]) -> dict[str, Any]:
         rows = [v for v in verdicts if v["claim"] == claim]
         entries = [{**{key: v[key] for key in ("word", "effect", "control", "full", "run")}, "subject": v["subject"]["name"]} for v in rows]
         pairs = [pair for a, b in combinations(rows, 2) if a["digest"] == b["digest"] and (pair := _paired(a, b))]
-        claims.append({"claim": claim, "wording": rows[-1]["wording"], "subjects": entries, "differences": pairs})
+        about = {key: rows[-1][key] for key in ("claim", "wording", "statistic", "kind", "margin", "unit", "published")}
+        claims.append({**about, "subjects": entries, "differences": pairs})
     figure = _forest(slug, claims)
     path = None
     if figure is not None:
@@ -75,14 +76,10 @@ def _items(verdict: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _forest(slug: str, claims: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Point and interval per subject for each claim, the control beside it in grey."""
+    """Point and interval per subject for each claim that was measured, the control beside it in grey."""
     panels = []
     for claim in claims:
-        rows = [row for row in claim["subjects"] if row["effect"]]
+        rows = [(f"{row['subject']}{' (full)' if row['full'] else ''}", {**claim, **row}) for row in claim["subjects"] if row["effect"]]
         if rows:
-            series = []
-            for key, role in (("effect", "effect"), ("control", "control")):
-                columns = [[row[key][part] for row in rows] for part in ("estimate", "lo", "hi")]
-                series.append(Series(key, [row["subject"] for row in rows], *columns, kind="points", role=role))  # type: ignore[arg-type]
-            panels.append(Panel(claim["claim"], "subject", "statistic, 95% interval", tuple(series)))
-    return Figure("forest", f"{slug}: one claim, several subjects", tuple(panels[:4])) if panels else None
+            panels.append(forest(claim["claim"], rows, of="subject", value=claim["unit"] or claim["statistic"]))
+    return Figure("forest", f"{slug}: one claim, several subjects", tuple(panels), "Bars are 95% intervals.") if panels else None
