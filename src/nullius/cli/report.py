@@ -195,7 +195,7 @@ def _line(out: Console, text: str | Text, indent: int = 0) -> None:
     """Print one paragraph, wrapped at the console's width with a hanging indent; never truncated."""
     from rich.padding import Padding
 
-    out.print(Padding(text if isinstance(text, Text) else Text(text), (0, 0, 0, indent)), highlight=False)
+    out.print(Padding(text if isinstance(text, Text) else Text(text), (0, 0, 0, indent), expand=False), highlight=False)
 
 
 class Progress:
@@ -206,7 +206,7 @@ class Progress:
         self.console = Console(stderr=True)
         self.live = sys.stderr.isatty()
         expected = f" (about {minutes:.1g} min)" if minutes else ""
-        self.console.print(f"{title}{expected}: starting", highlight=False)
+        self.console.print(f"{title}{expected}: starting", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(*columns, console=self.console, transient=True)
         self.tasks: dict[str, TaskID] = {}
@@ -231,8 +231,8 @@ class Progress:
             self.bars.update(self.tasks[label], completed=done, total=total, visible=True)
         elif time.monotonic() - self.last > 5 or done == 0:
             self.last = time.monotonic()
-            self.console.print(f"{self.title}: {label} {done}{f'/{total}' if total else ''}", highlight=False)
+            self.console.print(f"{self.title}: {label} {done}{f'/{total}' if total else ''}", highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Draw a note."""
-        self.console.print(f"{self.title}: {text}", highlight=False, style="dim" if self.live else "")
+        self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True, style="dim" if self.live else "")

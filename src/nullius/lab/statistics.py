@@ -250,24 +250,35 @@ def _bootstrap(samples: Samples, statistic: Callable[[Samples, NDArray], float],
 
 
 def _p_association(samples: Samples, statistic: Callable[[Samples, NDArray], float], sign: int, seed: int) -> float:
-    """Permute whole clusters of values against x (or level); clusters of unequal size are permuted as items."""
+    """Permute what is exchangeable under the null: whole clusters where x (or level) is one per cluster, else values within clusters."""
     everything = np.arange(len(samples))
     observed = sign * statistic(samples, everything)
     if not np.isfinite(observed):
         return 1.0
     members = _members(samples)
-    equal = len({len(m) for m in members}) == 1
+    against = samples.x if samples.x is not None else samples.level
+    assert against is not None
+    between = all(np.ptp(against[own]) == 0 for own in members)
     rng = np.random.default_rng(seed)
     count = 0
     for _ in range(999):
-        values = samples.values.copy()
-        if equal:
-            values[np.concatenate(members)] = samples.values[np.concatenate([members[i] for i in rng.permutation(len(members))])]
-        else:
-            values = rng.permutation(values)
+        values = _shuffle_clusters(samples.values, members, rng) if between else samples.values.copy()
+        if not between:
+            for own in members:
+                values[own] = samples.values[rng.permutation(own)]
         shuffled = Samples(values, samples.clusters, samples.x, samples.level)
         count += bool(sign * statistic(shuffled, everything) >= observed - 1e-12)
     return (1 + count) / 1000
+
+
+def _shuffle_clusters(values: Floats, members: Sequence[NDArray], rng: np.random.Generator) -> Floats:
+    """Hand each cluster the values of another one of its size; sizes that only one cluster has keep theirs."""
+    out = values.copy()
+    for size in {len(own) for own in members}:
+        alike = [own for own in members if len(own) == size]
+        for own, other in zip(alike, rng.permutation(len(alike)), strict=True):
+            out[own] = values[alike[other]]
+    return out
 
 
 def _level(samples: Samples, index: int) -> Samples:
