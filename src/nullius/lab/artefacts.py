@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,48 +28,93 @@ def write_text(path: str | Path, text: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
+        _write(temporary, text.encode())
         os.replace(temporary, target)
+        _settle(target.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise NulliusError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def publish(
-    run_id: str, findings: Mapping[str, Finding], figures: Sequence[Figure], environment: Mapping[str, Any], log: str = ""
+    run_id: str,
+    findings: Mapping[str, Finding],
+    figures: Sequence[Figure],
+    environment: Mapping[str, Any] | None = None,
+    log: str = "",
 ) -> list[dict[str, Any]]:
-    """Write samples.parquet, environment.json and each figure (SVG, HTML, JSON) into runs/ID, which appears only when all are whole.
+    """Write samples.parquet, environment.json, log.txt and each figure (SVG, HTML, JSON) into runs/ID, which appears only when all are whole.
 
-    Returns name, bytes and sha256 of each file. Raises NulliusError when the disk is full or read-only.
+    Returns name, bytes and sha256 of each file. Raises NulliusError when the disk is full or read-only; nothing is left behind then.
     """
     folder = data_dir() / "runs" / run_id
     staging = folder.with_name(f".{run_id}")
+    contents = _contents(findings, figures, environment, log)
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        if findings:
-            pq.write_table(samples_table(findings), staging / "samples.parquet")
-        (staging / "environment.json").write_text(json.dumps(environment, indent=2), "utf-8")
-        if log:
-            (staging / "log.txt").write_text(log, "utf-8")
-        for i, figure in enumerate(figures):
-            stem = "figure" if i == 0 else f"figure-{figure.name}"
-            (staging / f"{stem}.svg").write_text(drawing.svg(figure), "utf-8")
-            (staging / f"{stem}.html").write_text(drawing.html(figure), "utf-8")
-            (staging / f"{stem}.json").write_text(json.dumps(figure.to_dict()), "utf-8")
-        entries = [_entry(path) for path in sorted(staging.iterdir())]
+        for name, content in contents.items():
+            _write(staging / name, content)
+        _settle(staging)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staging, folder)
+        _settle(folder.parent)
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise NulliusError(f"cannot store the run in {folder.parent}: {error.strerror or error}; free some space and run again") from None
-    return entries
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [{"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()]
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+def damaged(record: Mapping[str, Any]) -> list[str]:
+    """Return the names of a record's artefacts that are missing or are no longer what the run wrote."""
+
+    def whole(entry: Mapping[str, Any]) -> bool:
+        path = Path(entry["path"])
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+
+    return [entry["name"] for entry in record["artefacts"] if not whole(entry)]
+
+
+def _contents(
+    findings: Mapping[str, Finding], figures: Sequence[Figure], environment: Mapping[str, Any] | None, log: str
+) -> dict[str, bytes]:
+    """All files of a run, made in memory before the first is written: what cannot be drawn fails before anything is on disk."""
+    contents: dict[str, bytes] = {}
+    if findings:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(samples_table(findings), buffer)
+        contents["samples.parquet"] = buffer.getvalue().to_pybytes()
+    if environment is not None:
+        contents["environment.json"] = json.dumps(environment, indent=2).encode()
+    if log:
+        contents["log.txt"] = log.encode()
+    for i, figure in enumerate(figures):
+        stem = "figure" if i == 0 else f"figure-{re.sub(r'[^a-z0-9]+', '-', figure.name.lower()).strip('-')}"
+        if f"{stem}.svg" in contents:
+            stem = f"{stem}-{i}"
+        contents[f"{stem}.svg"] = drawing.svg(figure).encode()
+        contents[f"{stem}.html"] = drawing.html(figure).encode()
+        contents[f"{stem}.json"] = json.dumps(figure.to_dict()).encode()
+    return contents
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
-    content = path.read_bytes()
-    return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _settle(folder: Path) -> None:
+    """Wait until the disk has a folder's names too (where folders can be opened: not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def samples_table(findings: Mapping[str, Finding]) -> pa.Table:

@@ -1,298 +1,226 @@
-"""The journal of runs: SQLite in WAL mode under the user's data folder (or a database named by NULLIUS_DATABASE).
+"""The journal of runs: what is written while a run goes on, and what can be asked of it afterwards.
 
 A run is a row from the moment it is asked for. It becomes *done* in one transaction, after its artefacts lie on disk; a process that dies
-leaves a row that says *running*, and the next start finds that its process is gone and marks it *aborted*.
+leaves a row that says *running*, and the next start finds that its process is gone, marks it *aborted* and removes what it left on disk.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import psutil
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from nullius.errors import NulliusError, UsageError
+from nullius.lab import records
+from nullius.lab.schema import artefact, finding, reading, run, run_event, verdict, writing
+from nullius.lab.schema import subject as _subject
 from nullius.paths import data_dir
 
-SCHEMA_VERSION = 1
 HEARTBEAT_SECONDS = 5
 SILENT_SECONDS = 60
 
-metadata = sa.MetaData()
-subject = sa.Table(
-    "subject",
-    metadata,
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("parameters", sa.BigInteger, nullable=False),
-    sa.Column("architecture", sa.String, nullable=False),
-    sa.Column("chat", sa.Boolean, nullable=False),
-    sa.Column("provenance", sa.JSON, nullable=False),
-)
-run = sa.Table(
-    "run",
-    metadata,
-    sa.Column("id", sa.String(26), primary_key=True),
-    sa.Column("slug", sa.String, nullable=False, index=True),
-    sa.Column("asked_subject", sa.String, nullable=False),
-    sa.Column("subject_sha256", sa.String(64), sa.ForeignKey("subject.sha256")),
-    sa.Column("full", sa.Boolean, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("options", sa.JSON, nullable=False),
-    sa.Column("state", sa.String, nullable=False, index=True),
-    sa.Column("reason", sa.String, nullable=False, default=""),
-    sa.Column("rerun_of", sa.String(26)),
-    sa.Column("started", sa.String, nullable=False),
-    sa.Column("finished", sa.String),
-    sa.Column("heartbeat", sa.String, nullable=False),
-    sa.Column("host", sa.String, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("pid_started", sa.Float, nullable=False),
-    sa.Column("wall_seconds", sa.Float),
-    sa.Column("cpu_seconds", sa.Float),
-    sa.Column("tokens", sa.BigInteger),
-    sa.Column("peak_bytes", sa.BigInteger),
-    sa.Column("environment", sa.JSON),
-    sa.Column("gates", sa.JSON),
-    sa.Column("notes", sa.JSON),
-)
-verdict = sa.Table(
-    "verdict",
-    metadata,
-    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("claim", sa.String, nullable=False),
-    sa.Column("digest", sa.String(16), nullable=False, index=True),
-    sa.Column("word", sa.String, nullable=False),
-    sa.Column("detail", sa.JSON, nullable=False),
-)
-artefact = sa.Table(
-    "artefact",
-    metadata,
-    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("bytes", sa.BigInteger, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-)
-run_event = sa.Table(
-    "run_event",
-    metadata,
-    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("at", sa.String, nullable=False),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("payload", sa.JSON, nullable=False),
-)
-
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601 with milliseconds: as text it sorts by time."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def url() -> str:
-    """Return the database's URL."""
-    return os.environ.get("NULLIUS_DATABASE") or f"sqlite:///{data_dir() / 'nullius.db'}"
-
-
-@lru_cache(maxsize=4)
-def _engine(address: str) -> sa.Engine:
-    if not address.startswith("sqlite"):
-        engine = sa.create_engine(address, pool_pre_ping=True)
-    else:
-        # Transactions are begun by hand: IMMEDIATE takes the write lock at once, so that two runs wait for each other instead of failing
-        engine = sa.create_engine(address, connect_args={"timeout": 30, "isolation_level": None})
-
-        @sa.event.listens_for(engine, "connect")
-        def prepare(connection: Any, _record: Any) -> None:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
-                connection.execute(f"PRAGMA {pragma}")
-
-        @sa.event.listens_for(engine, "begin")
-        def begin(connection: sa.Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    with engine.begin() as connection:
-        if engine.dialect.name == "sqlite":
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
-            if found not in (0, SCHEMA_VERSION):
-                raise NulliusError(f"the journal {address} has schema {found}; this nullius writes {SCHEMA_VERSION}: upgrade nullius")
-            metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
-        else:
-            metadata.create_all(connection)
-    return engine
-
-
-@contextmanager
-def transaction() -> Iterator[sa.Connection]:
-    """Open the journal in one transaction: all or nothing. Database errors become one clear line."""
-    try:
-        with _engine(url()).begin() as connection:
-            yield connection
-    except DBAPIError as error:
-        text = str(error.orig)
-        hint = {
-            "full": "the disk is full: free some space and run again",
-            "readonly": "it is read-only: set NULLIUS_DATA to a folder you can write to",
-            "not a database": "it is damaged: move it away to start a new one",
-            "malformed": "it is damaged: move it away to start a new one",
-            "unable to open": "it cannot be opened: set NULLIUS_DATA to a folder you can write to",
-        }
-        what = next((advice for sign, advice in hint.items() if sign in text), text)
-        raise NulliusError(f"the journal of runs ({url()}): {what}") from None
 
 
 def begin_run(values: Mapping[str, Any]) -> None:
     """Insert a run that starts now in this process."""
     process = psutil.Process()
     own = {"host": socket.gethostname(), "pid": process.pid, "pid_started": process.create_time()}
-    with transaction() as connection:
+    with writing() as connection:
         connection.execute(run.insert().values(**values, **own, state="running", started=now(), heartbeat=now()))
 
 
-def beat(run_id: str) -> None:
-    """Say that a run is alive."""
-    with transaction() as connection:
+def identify(run_id: str, about: Mapping[str, Any]) -> None:
+    """Say which subject a run turned out to have, once it is loaded. about: the columns of `subject`."""
+    with writing() as connection:
+        if connection.execute(sa.select(_subject.c.sha256).where(_subject.c.sha256 == about["sha256"])).first() is None:
+            connection.execute(_subject.insert().values(**about))
+        connection.execute(run.update().where(run.c.id == run_id).values(subject_sha256=about["sha256"]))
+
+
+def pulse(run_id: str, first: int, events: Sequence[Mapping[str, Any]]) -> None:
+    """Say that a run is alive, and append its events (at, kind, payload), numbered from `first`."""
+    rows = [{"run_id": run_id, "seq": first + i, **entry} for i, entry in enumerate(events)]
+    with writing() as connection:
         connection.execute(run.update().where(run.c.id == run_id).values(heartbeat=now()))
-
-
-def add_events(run_id: str, first: int, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Append progress and notes, numbered from `first`."""
-    rows = [
-        {"run_id": run_id, "seq": first + i, "at": now(), "kind": kind, "payload": dict(payload)}
-        for i, (kind, payload) in enumerate(events)
-    ]
-    with transaction() as connection:
-        connection.execute(run_event.insert(), rows)
+        if rows:
+            connection.execute(run_event.insert(), rows)
 
 
 def finish_run(
     run_id: str,
     values: Mapping[str, Any],
-    about_subject: Mapping[str, Any] | None = None,
-    verdicts: Sequence[Mapping[str, Any]] = (),
-    artefacts: Sequence[Mapping[str, Any]] = (),
+    findings: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+    artefacts: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Close a run: its subject, verdicts, artefacts and final state in one transaction."""
-    with transaction() as connection:
-        if about_subject:
-            known = connection.execute(sa.select(subject.c.sha256).where(subject.c.sha256 == about_subject["sha256"])).first()
-            if known is None:
-                connection.execute(subject.insert().values(**about_subject))
-            values = {**values, "subject_sha256": about_subject["sha256"]}
-        connection.execute(run.update().where(run.c.id == run_id).values(**values, finished=now()))
-        if verdicts:
-            columns = ("claim", "digest", "word")
-            rows = [{"run_id": run_id, "position": i, "detail": v, **{c: v[c] for c in columns}} for i, v in enumerate(verdicts)]
-            connection.execute(verdict.insert(), rows)
-        if artefacts:
+    """Close a run as done, its findings, verdicts and artefacts with it, in one transaction.
+
+    A run that another machine took for dead and marked aborted is done all the same. Raises NulliusError when it was cancelled meanwhile.
+    """
+    change = run.update().where(run.c.id == run_id, run.c.state.in_(("running", "aborted")))
+    with writing() as connection:
+        if not connection.execute(change.values(**values, state="done", reason="", finished=now())).rowcount:
+            state = connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() or "gone from the journal"
+            raise NulliusError(f"run {run_id} is {state}: its results were not kept")
+        if findings:
+            connection.execute(finding.insert(), [{"run_id": run_id, **entry} for entry in findings])
+        rows = [
+            {"run_id": run_id, "position": i, "detail": v, **{c: v[c] for c in ("claim", "digest", "word")}} for i, v in enumerate(verdicts)
+        ]
+        connection.execute(verdict.insert(), rows)
+        connection.execute(artefact.insert(), [{"run_id": run_id, **entry} for entry in artefacts])
+
+
+def end_run(run_id: str, values: Mapping[str, Any], artefacts: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Close a run that did not finish (failed, aborted), keeping the artefacts named and no other file. A run closed before stays as it is."""
+    with writing() as connection:
+        change = run.update().where(run.c.id == run_id, run.c.state == "running").values(**values, finished=now())
+        closed_now = connection.execute(change).rowcount
+        if closed_now and artefacts:
             connection.execute(artefact.insert(), [{"run_id": run_id, **entry} for entry in artefacts])
+        elif closed_now or connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() != "done":
+            _remove_files(run_id)
 
 
 def recover() -> list[str]:
-    """Mark runs whose process is gone as aborted; return their ids. Called at every start of a command that reads or writes runs."""
+    """Mark runs whose process is gone as aborted and remove the files they left; return their ids. Called before runs are read or begun."""
+    with reading() as connection:
+        if all(_alive(dict(row)) for row in connection.execute(sa.select(run).where(run.c.state == "running")).mappings()):
+            return []
     gone = []
-    with transaction() as connection:
-        for row in connection.execute(sa.select(run).where(run.c.state == "running")).mappings():
-            if not _alive(row):
-                gone.append(row["id"])
-                change = {"state": "aborted", "reason": "its process ended without a word", "finished": now()}
-                connection.execute(run.update().where(run.c.id == row["id"]).values(**change))
+    with writing() as connection:  # looked at again with the lock in hand: a run may have finished, and its process ended, in between
+        for row in connection.execute(sa.select(run).where(run.c.state == "running")).mappings().all():
+            if _alive(dict(row)):
+                continue
+            gone.append(row["id"])
+            change = {"state": "aborted", "reason": "its process ended without a word", "finished": now()}
+            connection.execute(run.update().where(run.c.id == row["id"]).values(**change))
+            if row["host"] == socket.gethostname():  # a silent machine may only be asleep, and needs its files when it wakes
+                _remove_files(row["id"])
     return gone
 
 
+def _remove_files(run_id: str) -> None:
+    """Remove what a run has on disk, published or half-written."""
+    for name in (run_id, f".{run_id}"):
+        shutil.rmtree(data_dir() / "runs" / name, ignore_errors=True)
+
+
 def _alive(row: Mapping[str, Any]) -> bool:
-    if row["host"] == socket.gethostname():
-        try:
-            return abs(psutil.Process(row["pid"]).create_time() - row["pid_started"]) < 1.0
-        except psutil.NoSuchProcess:
+    """Whether a running run's process still exists; on another machine: whether its heart has beaten within a minute."""
+    age = (datetime.now(UTC) - datetime.fromisoformat(row["heartbeat"])).total_seconds()
+    if row["host"] != socket.gethostname():
+        return age < SILENT_SECONDS
+    try:
+        process = psutil.Process(row["pid"])
+        if process.status() == psutil.STATUS_ZOMBIE:
             return False
-    silent = datetime.now(UTC) - datetime.fromisoformat(row["heartbeat"])
-    return silent.total_seconds() < SILENT_SECONDS
+        # start times move when the clock is set; a heart that beats says that it is the same process all the same
+        return abs(process.create_time() - row["pid_started"]) < 1.0 or age < SILENT_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return age < SILENT_SECONDS
 
 
-def _records(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Build the documented JSON shape nullius.run/1 (docs/records.md) for rows of `run`."""
-    ids = [row["id"] for row in rows]
-    verdicts: dict[str, list[Any]] = {run_id: [] for run_id in ids}
-    files: dict[str, list[Any]] = {run_id: [] for run_id in ids}
-    for found in connection.execute(sa.select(verdict).where(verdict.c.run_id.in_(ids)).order_by(verdict.c.position)).mappings():
-        verdicts[found["run_id"]].append(found["detail"])
-    for found in connection.execute(sa.select(artefact).where(artefact.c.run_id.in_(ids)).order_by(artefact.c.name)).mappings():
-        path = str(data_dir() / "runs" / found["run_id"] / found["name"])
-        files[found["run_id"]].append({"name": found["name"], "path": path, "bytes": found["bytes"], "sha256": found["sha256"]})
-    hashes = {row["subject_sha256"] for row in rows if row["subject_sha256"]}
-    about = {
-        found["sha256"]: dict(found) for found in connection.execute(sa.select(subject).where(subject.c.sha256.in_(hashes))).mappings()
-    }
-    hidden = ("asked_subject", "subject_sha256", "host", "pid", "pid_started", "heartbeat")
+def _named(name: str) -> sa.ColumnElement[bool]:
+    """Runs on a subject, by the name it was asked by, its own name, or its weights' hash (8 digits suffice); any name finds all its runs."""
+    known = sa.select(run.c.subject_sha256).join(_subject, _subject.c.sha256 == run.c.subject_sha256)
+    by_hash = _subject.c.sha256.startswith(name, autoescape=True) if len(name) >= 8 else sa.false()
+    hashes = known.where(sa.or_(run.c.asked_subject == name, _subject.c.name == name, by_hash))
+    return sa.or_(run.c.asked_subject == name, run.c.subject_sha256.in_(hashes))
+
+
+def _records(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    """Return the records (nullius.run/1) of the runs that a query on `run` selects."""
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    ids = query.with_only_columns(run.c.id).subquery()
+    of: dict[str, dict[str, list[Any]]] = {row["id"]: {"findings": [], "verdicts": [], "artefacts": []} for row in rows}
+    for found in connection.execute(sa.select(finding).join(ids, ids.c.id == finding.c.run_id).order_by(finding.c.claim)).mappings():
+        of[found["run_id"]]["findings"].append((found["claim"], found["samples"]))
+    for found in connection.execute(sa.select(verdict).join(ids, ids.c.id == verdict.c.run_id).order_by(verdict.c.position)).mappings():
+        of[found["run_id"]]["verdicts"].append(found["detail"])
+    for found in connection.execute(sa.select(artefact).join(ids, ids.c.id == artefact.c.run_id).order_by(artefact.c.name)).mappings():
+        of[found["run_id"]]["artefacts"].append({key: found[key] for key in ("name", "bytes", "sha256")})
+    about = {found["sha256"]: dict(found) for found in connection.execute(sa.select(_subject)).mappings()}
     return [
-        {
-            "schema": "nullius.run/1",
-            **{key: value for key, value in row.items() if key not in hidden},
-            "subject": about.get(row["subject_sha256"]) or {"name": row["asked_subject"]},
-            "gates": row["gates"] or [],
-            "notes": row["notes"] or [],
-            "verdicts": verdicts[row["id"]],
-            "artefacts": files[row["id"]],
-            "rerun": f"nullius rerun {row['id']}",
-        }
+        records.shape(
+            row, about.get(row["subject_sha256"]), dict(of[row["id"]]["findings"]), of[row["id"]]["verdicts"], of[row["id"]]["artefacts"]
+        )
         for row in rows
     ]
 
 
 def list_runs(slug: str | None = None, subject: str | None = None, limit: int = 20, state: str | None = None) -> list[dict[str, Any]]:
-    """Return records, newest first. subject: the name it was asked by."""
+    """Return records, newest first. subject: any of its names, or its hash."""
     recover()
     query = sa.select(run).order_by(run.c.started.desc(), run.c.id.desc()).limit(limit)
-    for column, value in ((run.c.slug, slug), (run.c.asked_subject, subject), (run.c.state, state)):
-        if value is not None:
-            query = query.where(column == value)
-    with transaction() as connection:
-        return _records(connection, [dict(row) for row in connection.execute(query).mappings()])
+    query = query if slug is None else query.where(run.c.slug == slug)
+    query = query if subject is None else query.where(_named(subject))
+    query = query if state is None else query.where(run.c.state == state)
+    with reading() as connection:
+        return _records(connection, query)
 
 
 def get_run(key: str) -> dict[str, Any]:
-    """Return the record of a run by id or by the beginning of one. Raises UsageError when none or several match."""
+    """Return the record of a run by its id or the beginning of one. Raises UsageError when none or several match."""
     recover()
-    with transaction() as connection:
-        found = connection.execute(sa.select(run).where(run.c.id.startswith(key.upper(), autoescape=True)).limit(3)).mappings().all()
-        if not found:
-            raise UsageError(f"no run '{key}'; `nullius runs` lists them")
-        if len(found) > 1:
-            raise UsageError(f"'{key}' is the beginning of several runs: {', '.join(row['id'] for row in found)}")
-        return _records(connection, [dict(found[0])])[0]
+    query = sa.select(run).where(run.c.id.startswith(key.upper(), autoescape=True)).order_by(run.c.id)
+    with reading() as connection:
+        found = _records(connection, query.limit(3))
+    if not found:
+        raise UsageError(f"no run '{key}'; `nullius runs` lists them")
+    if len(found) > 1:
+        raise UsageError(f"'{key}' is the beginning of several runs: {', '.join(record['id'] for record in found)}")
+    return found[0]
 
 
 def events(run_id: str, after: int = -1) -> list[dict[str, Any]]:
-    """Return a run's events with seq > after."""
+    """Return a run's events (seq, at, kind, payload) with seq > after, in order."""
     query = sa.select(run_event).where(run_event.c.run_id == run_id, run_event.c.seq > after).order_by(run_event.c.seq)
-    with transaction() as connection:
+    with reading() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def latest_verdicts(slug: str | None = None, subject: str | None = None) -> list[dict[str, Any]]:
-    """Return one entry per (claim digest, subject): the newest full run's verdict, else the newest quick one's.
+    """Return one entry per (claim digest, subject's weights): the newest full run's verdict, else the newest quick one's.
 
-    Each: the verdict, plus slug, run, subject (its row), full, finished, `runs` (how many decided) and `agreeing` (how many said the same).
+    Each: the verdict, plus slug, run, subject (as in a record), full, finished, wall_seconds, `runs` (how many gave a verdict on it) and
+    `agreeing` (how many of them said the same word).
     """
-    entries: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for record in reversed(list_runs(slug=slug, subject=subject, limit=100_000, state="done")):
-        for found in record["verdicts"]:
-            context = {"slug": record["slug"], "run": record["id"], "subject": record["subject"], "full": record["full"]}
-            key = (record["slug"], found["digest"], record["subject"]["sha256"])
-            entries.setdefault(key, []).append({**found, **context, "finished": record["finished"], "wall_seconds": record["wall_seconds"]})
+    recover()
+    from_run = ("id", "slug", "full", "finished", "wall_seconds", "subject_sha256")
+    query = sa.select(verdict.c.detail, *(run.c[name] for name in from_run)).join(run, run.c.id == verdict.c.run_id)
+    query = query.where(run.c.state == "done").order_by(run.c.started, run.c.id, verdict.c.position)
+    query = query if slug is None else query.where(run.c.slug == slug)
+    query = query if subject is None else query.where(_named(subject))
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    with reading() as connection:
+        about = {found["sha256"]: dict(found) for found in connection.execute(sa.select(_subject)).mappings()}
+        for row in connection.execute(query).mappings():
+            own = {name: row[name] for name in ("slug", "full", "finished", "wall_seconds")}
+            entry = {**row["detail"], **own, "run": row["id"], "subject": about[row["subject_sha256"]]}
+            groups.setdefault((row["slug"], entry["digest"], row["subject_sha256"]), []).append(entry)
     chosen = []
-    for group in entries.values():
+    for group in groups.values():
         newest = max(group, key=lambda entry: (entry["full"], entry["finished"]))
-        same = sum(entry["word"] == newest["word"] for entry in group)
-        chosen.append({**newest, "runs": len(group), "agreeing": same})
+        chosen.append({**newest, "runs": len(group), "agreeing": sum(entry["word"] == newest["word"] for entry in group)})
     return chosen
+
+
+def subjects() -> list[dict[str, Any]]:
+    """Return every subject that was ever loaded for a run (the columns of `subject`, and `runs`: how many were done), by name."""
+    done = sa.func.count(run.c.id).filter(run.c.state == "done")
+    query = sa.select(_subject, done.label("runs")).outerjoin(run, run.c.subject_sha256 == _subject.c.sha256)
+    with reading() as connection:
+        rows = connection.execute(query.group_by(_subject.c.sha256).order_by(_subject.c.name, _subject.c.sha256)).mappings()
+        return [dict(row) for row in rows]

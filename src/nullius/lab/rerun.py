@@ -4,58 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nullius.errors import UsageError
 from nullius.lab import studies
 from nullius.lab.lab import Listener
 from nullius.lab.runner import run
+from nullius.lab.studies import Study
+
+if TYPE_CHECKING:
+    from nullius.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side. same: whether every sample agrees to the last bit. differences: input → (before, now)."""
+    """Two runs side by side.
+
+    same: whether every sample agrees to the last bit. changed: claims whose samples do not. differences: input → (before, now).
+    """
 
     original: dict[str, Any]
     again: dict[str, Any]
     same: bool
+    changed: tuple[str, ...]
     differences: dict[str, tuple[Any, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the documented shape nullius.rerun/1."""
-        differences = {name: list(pair) for name, pair in self.differences.items()}
-        return {"schema": "nullius.rerun/1", "same": self.same, "differences": differences, "original": self.original, "again": self.again}
+        return {
+            "schema": "nullius.rerun/1",
+            "same": self.same,
+            "changed": list(self.changed),
+            "differences": {name: list(pair) for name, pair in self.differences.items()},
+            "original": self.original,
+            "again": self.again,
+        }
 
 
-def rerun(original: Mapping[str, Any], listener: Listener | None = None) -> Comparison:
-    """Repeat a finished run with its subject, seed, scale, options and number of threads."""
+def rerun(
+    original: Mapping[str, Any], listener: Listener | None = None, *, study: Study | None = None, subject: LanguageModel | None = None
+) -> Comparison:
+    """Repeat a finished run (a record) with its subject, seed, scale, options, device and number of threads.
+
+    study, subject: those of the record when they cannot be found by name. Raises UsageError for a run that did not finish.
+    """
     if original["state"] != "done":
         raise UsageError(
-            f"run {original['id']} is {original['state']}: only finished runs can be repeated; start it anew with `nullius run`"
+            f"run {original['id']} is {original['state']}: only finished runs can be repeated; start it anew with `nullius run {original['slug']}`"
         )
     about = original["environment"]
     again = run(
-        studies.get(original["slug"]),
-        original["subject"]["name"],
+        study or studies.get(original["slug"]),
+        subject or original["asked_subject"],
         seed=original["seed"],
         full=original["full"],
         options=original["options"],
-        device=about["device"] if about["device"] == "cpu" else None,
+        device=about["device"] if about["device"] == "cpu" else None,  # another GPU is a difference to report, not a reason to refuse
         listener=listener,
         rerun_of=original["id"],
         threads=about["threads"],
-    ).to_dict()
-    same = again["environment"]["samples"] == about["samples"]
-    return Comparison(dict(original), again, same, differences(original, again))
+    )
+    return compare(original, again.to_dict())
+
+
+def compare(original: Mapping[str, Any], again: Mapping[str, Any]) -> Comparison:
+    """Compare the records of two finished runs."""
+    before, now = original["samples"], again["samples"]
+    same = original["environment"]["samples"] == again["environment"]["samples"]
+    changed = tuple(claim for claim in {**before, **now} if before.get(claim) != now.get(claim)) if not same else ()
+    return Comparison(dict(original), dict(again), same, changed, differences(original, again))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the inputs in which two records differ: subject, seed, scale, options, source, versions, device, threads."""
-    pairs = {name: (a[name], b[name]) for name in ("seed", "full", "options")}
+    """Return the inputs in which two records differ: paper, subject, seed, scale, options, source files, versions, device, threads."""
+    pairs = {name: (a[name], b[name]) for name in ("slug", "seed", "full", "options")}
     pairs["subject"] = (a["subject"].get("sha256", "")[:12], b["subject"].get("sha256", "")[:12])
     before, now = a["environment"] or {}, b["environment"] or {}
-    for name in ("study_source", "nullius_source", "python", "platform", "device", "threads"):
+    for name in ("nullius", "python", "platform", "machine", "device", "device_name", "threads"):
         pairs[name] = (before.get(name), now.get(name))
-    for name in before.get("packages", {}):
-        pairs[name] = (before["packages"][name], now.get("packages", {}).get(name))
+    for kind in ("packages", "files"):
+        old, new = before.get(kind, {}), now.get(kind, {})
+        pairs |= {name: (old.get(name), new.get(name)) for name in sorted({**old, **new})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -2,91 +2,115 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ulid import ULID
 
 from nullius.errors import NulliusError, StudyError
 from nullius.lab import artefacts, environment, journal
 from nullius.lab.figures import verdict_figure
 from nullius.lab.lab import Lab, Listener, OutOfReach, Silent
+from nullius.lab.records import Record
 from nullius.lab.studies import Study
 from nullius.lab.verdicts import Verdict, conclude
 
 if TYPE_CHECKING:
     from nullius.models.language_model import LanguageModel
 
-
-@dataclass(frozen=True)
-class Record:
-    """A finished run: `data` is the documented shape nullius.run/1 (docs/records.md), as the journal holds it."""
-
-    data: dict[str, Any]
-    verdicts: tuple[Verdict, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain JSON data."""
-        return self.data
-
-    def verdict(self, claim: str) -> Verdict:
-        """Return the verdict of one claim."""
-        return next(verdict for verdict in self.verdicts if verdict.claim.id == claim)
+WRITE_SECONDS = 0.25
 
 
 class _Journalling:
-    """Passes progress on to a listener and writes it to the journal, at most four times a second; beats the run's heart meanwhile."""
+    """Passes progress on to a listener, and writes it to the journal from a thread of its own, which also beats the run's heart.
+
+    The study never waits for the disk. A journal that cannot be written now is tried again later: hours of computing are not thrown away
+    for a line of progress, and the run's last transaction will say so if it still cannot be written then.
+    """
 
     def __init__(self, run_id: str, listener: Listener) -> None:
         self.run_id, self.listener = run_id, listener
-        self.waiting: list[tuple[str, dict[str, Any]]] = []
-        self.seq = 0
-        self.last = 0.0
+        self.waiting: list[dict[str, Any]] = []
+        self.written = 0
+        self.trouble = ""
         self.lock = threading.Lock()
         self.stopped = threading.Event()
-        self.heart = threading.Thread(target=self._beat, daemon=True)
+        self.thread = threading.Thread(target=self._beat, name=f"journal of {run_id}", daemon=True)
 
     def __enter__(self) -> _Journalling:
-        self.heart.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.stopped.set()
-        self.heart.join()
-
-    def _beat(self) -> None:
-        while not self.stopped.wait(journal.HEARTBEAT_SECONDS):
-            try:
-                journal.beat(self.run_id)
-            except NulliusError:  # a full disk: the run itself will say so when it writes
-                return
+        self.thread.join()
+        self._write()
 
     def step(self, label: str, done: int, total: int | None) -> None:
         """Report progress; a newer step of the same label replaces one that was not written yet."""
         self.listener.step(label, done, total)
-        if self.waiting and self.waiting[-1][0] == "step" and self.waiting[-1][1]["label"] == label:
-            self.waiting.pop()
-        self.waiting.append(("step", {"label": label, "done": done, "total": total}))
-        self.flush(0.25)
+        event = {"at": journal.now(), "kind": "step", "payload": {"label": label, "done": done, "total": total}}
+        with self.lock:
+            if self.waiting and self.waiting[-1]["kind"] == "step" and self.waiting[-1]["payload"]["label"] == label:
+                self.waiting.pop()
+            self.waiting.append(event)
+            trouble, self.trouble = self.trouble, ""
+        if trouble:
+            self.listener.note(f"{trouble} (the run goes on)")
 
     def note(self, text: str) -> None:
         """Report a note."""
         self.listener.note(text)
-        self.waiting.append(("note", {"text": text}))
+        with self.lock:
+            self.waiting.append({"at": journal.now(), "kind": "note", "payload": {"text": text}})
 
-    def flush(self, at_most_every: float = 0.0) -> None:
-        """Write what waits."""
-        if self.waiting and time.monotonic() - self.last >= at_most_every:
-            journal.add_events(self.run_id, self.seq, self.waiting)
-            self.seq += len(self.waiting)
-            self.waiting = []
-            self.last = time.monotonic()
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while not self.stopped.wait(WRITE_SECONDS):
+            if self.waiting or time.monotonic() - last >= journal.HEARTBEAT_SECONDS:
+                self._write()
+                last = time.monotonic()
+
+    def _write(self) -> None:
+        with self.lock:
+            events, self.waiting = self.waiting, []
+        try:
+            journal.pulse(self.run_id, self.written, events)
+            self.written += len(events)
+        except NulliusError as error:
+            with self.lock:
+                self.waiting = events + self.waiting
+                self.trouble = str(error)
+
+
+@dataclass
+class _Execution:
+    """What is known of a run while it goes on."""
+
+    run_id: str
+    asked: str
+    lab: Lab | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    tokens_before: int = 0
+    started: float = field(default_factory=time.monotonic)
+    cpu_started: float = field(default_factory=time.process_time)
+
+    def costs(self) -> dict[str, Any]:
+        """What the run has taken so far, and what its study has said: columns of the journal."""
+        costs: dict[str, Any] = {
+            "wall_seconds": time.monotonic() - self.started,
+            "cpu_seconds": time.process_time() - self.cpu_started,
+            "environment": self.environment or None,
+        }
+        if self.lab is not None:
+            subject = self.lab.subject
+            costs |= {"tokens": subject.tokens_seen - self.tokens_before, "peak_bytes": environment.peak_bytes(str(subject.device))}
+            costs |= {"gates": [asdict(gate) for gate in self.lab.gates], "notes": self.lab.notes}
+        return costs
 
 
 def run(
@@ -103,53 +127,47 @@ def run(
 ) -> Record:
     """Test a study's claims on a subject and journal it.
 
-    subject: a name for `nullius.load`, or a loaded LanguageModel. threads: of torch; None takes 1 on a crowded machine, else torch's own.
-    Ctrl-C marks the run aborted and is raised again. Raises NulliusError when the subject cannot be loaded or the study breaks its contract
-    (the run is then marked failed, with its traceback in log.txt).
+    subject: a name for `nullius.load`, or a loaded LanguageModel. threads: see `environment.conditions`. rerun_of: the run this one repeats.
+    Ctrl-C marks the run aborted, with its notes, and is raised again. Raises NulliusError when the subject cannot be loaded, the study breaks
+    its contract or breaks down (the run is then marked failed, with its traceback in log.txt), or the results cannot be stored.
     """
+    environment.check_seed(seed)
     options = dict(options or {})
     Lab(study, None, options=options)  # type: ignore[arg-type]  # a wrong option is refused before anything is journalled
     journal.recover()
-    run_id = str(ULID())
-    asked = subject if isinstance(subject, str) else subject.name
-    values = {
-        "id": run_id,
-        "slug": study.slug,
-        "asked_subject": asked,
-        "full": full,
-        "seed": seed,
-        "options": options,
-        "rerun_of": rerun_of,
-    }
-    journal.begin_run(values)
-    lab: Lab | None = None
-    with _Journalling(run_id, listener or Silent()) as progress:
-        try:
-            started, cpu = time.monotonic(), time.process_time()
+    execution = _Execution(str(ULID()), subject if isinstance(subject, str) else subject.name)
+    values = {"id": execution.run_id, "slug": study.slug, "asked_subject": execution.asked, "rerun_of": rerun_of}
+    journal.begin_run({**values, "full": full, "seed": seed, "options": options})
+    try:
+        with _Journalling(execution.run_id, listener or Silent()) as progress, environment.conditions(threads) as used:
             progress.step("loading the subject", 0, None)
             model = _load(subject, device)
-            used_threads = _prepare(seed, threads, str(model.device))
-            lab = Lab(study, model, seed, full, options, progress)
-            tokens_before = model.tokens_seen
+            journal.identify(execution.run_id, _identity(model))
+            execution.environment = environment.describe(study, str(model.device), used)  # now: sources may be edited during a long run
+            loaded = time.monotonic()
+            environment.seed_all(seed)
+            execution.tokens_before = model.tokens_seen
+            lab = execution.lab = Lab(study, model, seed, full, options, progress)
             try:
                 study(lab)
-            except OutOfReach:
-                progress.note("the subject did not pass a gate: out of reach")
+            except OutOfReach as gate:
+                progress.note(f"out of reach: the subject did not pass the gate '{gate}'")
+            measured = time.monotonic()
             facts = {"parameters": model.parameters, "chat": model.chat, "full": full}
             verdicts = conclude(study, lab.findings, lab.gates, **facts)  # type: ignore[arg-type]
-            record = _finish(run_id, lab, verdicts, started, cpu, tokens_before, used_threads, progress)
-        except KeyboardInterrupt:
-            journal.finish_run(run_id, {"state": "aborted", "reason": "interrupted", "notes": lab.notes if lab else []})
+            seconds = {"loading": loaded - execution.started, "study": measured - loaded, "statistics": time.monotonic() - measured}
+            execution.environment |= {"samples": artefacts.samples_digest(lab.findings), "seconds": seconds}
+            files = _publish(execution, verdicts)
+        return _finish(execution, verdicts, files)
+    except (KeyboardInterrupt, SystemExit):
+        journal.end_run(execution.run_id, {**execution.costs(), "state": "aborted", "reason": "interrupted"})
+        raise
+    except Exception as error:
+        trace = _fail(execution, error)
+        if isinstance(error, NulliusError) and not isinstance(error, StudyError):
             raise
-        except Exception as error:
-            _fail(run_id, lab, error)
-            if isinstance(error, StudyError) or not isinstance(error, NulliusError):
-                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise NulliusError(
-                    f"study '{study.slug}' failed on {asked}: {line} (traceback: `nullius show {run_id}`, log.txt)"
-                ) from error
-            raise
-    return record
+        doing = f"study '{study.slug}' failed on {execution.asked}" if execution.lab else f"{execution.asked} could not be loaded"
+        raise NulliusError(f"{doing}: {_line(error)}{trace}") from error
 
 
 def _load(subject: str | LanguageModel, device: str | None) -> LanguageModel:
@@ -160,48 +178,9 @@ def _load(subject: str | LanguageModel, device: str | None) -> LanguageModel:
     return load(subject, device)
 
 
-def _prepare(seed: int, threads: int | None, device: str) -> int:
-    """Seed every generator, fix the number of threads, ask for deterministic algorithms. Returns the number of threads."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries below us (scikit-learn) may draw from the global generator
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if threads is None and environment.crowded():
-        threads = 1
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    return torch.get_num_threads()
-
-
-def _finish(
-    run_id: str, lab: Lab, verdicts: list[Verdict], started: float, cpu: float, tokens: int, threads: int, progress: _Journalling
-) -> Record:
-    """Write the artefacts, then close the run in one transaction."""
-    subject = lab.subject
-    plain = [verdict.to_dict() for verdict in verdicts]
-    figures = list(lab.figures)
-    summary = verdict_figure(f"{lab.study.slug} on {subject.name}", plain)
-    if summary is not None:
-        figures.append(summary)
-    about = environment.describe(lab.study, str(subject.device), threads)
-    about["samples"] = artefacts.samples_digest(lab.findings)
-    files = artefacts.publish(run_id, lab.findings, figures, about)
-    progress.flush()
-    values = {
-        "state": "done",
-        "wall_seconds": time.monotonic() - started,
-        "cpu_seconds": time.process_time() - cpu,
-        "tokens": subject.tokens_seen - tokens,
-        "peak_bytes": environment.peak_bytes(str(subject.device)),
-        "environment": about,
-        "gates": [asdict(gate) for gate in lab.gates],
-        "notes": lab.notes,
-    }
-    identity = {
+def _identity(subject: LanguageModel) -> dict[str, Any]:
+    """The subject's row in the journal."""
+    return {
         "sha256": subject.weights_sha256,
         "name": subject.name,
         "parameters": subject.parameters,
@@ -209,14 +188,59 @@ def _finish(
         "chat": subject.chat,
         "provenance": subject.provenance.to_dict(),
     }
-    journal.finish_run(run_id, values, identity, plain, files)
-    return Record(journal.get_run(run_id), tuple(verdicts))
 
 
-def _fail(run_id: str, lab: Lab | None, error: Exception) -> None:
-    """Mark a run failed. The traceback is kept when there is room for it."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    files = []
-    if not isinstance(error, NulliusError) or isinstance(error, StudyError):
-        files = artefacts.publish(run_id, {}, [], {}, log=traceback.format_exc())
-    journal.finish_run(run_id, {"state": "failed", "reason": reason, "notes": lab.notes if lab else []}, artefacts=files)
+def _publish(execution: _Execution, verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    """Draw the figures and write all artefacts."""
+    lab = execution.lab
+    assert lab is not None
+    figures = list(lab.figures)
+    summary = verdict_figure(f"{lab.study.slug} on {lab.subject.name}", [verdict.to_dict() for verdict in verdicts])
+    if summary is not None:
+        figures.append(summary)
+    return artefacts.publish(execution.run_id, lab.findings, figures, execution.environment)
+
+
+def _finish(execution: _Execution, verdicts: list[Verdict], files: list[dict[str, Any]]) -> Record:
+    """Close the run in one transaction, and look once more at what it left on disk."""
+    lab = execution.lab
+    assert lab is not None
+    findings = []
+    for verdict in verdicts:
+        if verdict.effect is not None and verdict.control is not None:
+            effect, control = verdict.effect, verdict.control
+            own = artefacts.samples_digest({verdict.claim.id: lab.findings[verdict.claim.id]})
+            row = {
+                "claim": verdict.claim.id,
+                "digest": verdict.claim.digest,
+                "n": effect.n,
+                "n_clusters": effect.n_clusters,
+                "samples": own,
+            }
+            row |= {"effect": effect.estimate, "lo": effect.lo, "hi": effect.hi}
+            findings.append(row | {"control": control.estimate, "control_lo": control.lo, "control_hi": control.hi})
+    journal.finish_run(execution.run_id, execution.costs(), findings, [verdict.to_dict() for verdict in verdicts], files)
+    record = Record(journal.get_run(execution.run_id), tuple(verdicts))
+    broken = artefacts.damaged(record.data)
+    if broken:
+        raise NulliusError(
+            f"run {execution.run_id} is done, but its files changed while it was stored: {', '.join(broken)}; look at the disk"
+        )
+    return record
+
+
+def _fail(execution: _Execution, error: Exception) -> str:
+    """Mark a run failed, keeping the traceback of whatever is not a plain message for the user. Returns where that is, in words."""
+    plain = isinstance(error, NulliusError) and not isinstance(error, StudyError)
+    try:
+        files = [] if plain else artefacts.publish(execution.run_id, {}, [], log="".join(traceback.format_exception(error)))
+        journal.end_run(execution.run_id, {**execution.costs(), "state": "failed", "reason": _line(error)}, files)
+    except NulliusError:  # the disk is full, say: the row goes on saying "running", and the next start marks it aborted
+        return ""
+    return f" (traceback: `nullius show {execution.run_id}`, log.txt)" if files else ""
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, with its kind unless it was written for the user."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return text if isinstance(error, NulliusError) else f"{type(error).__name__}: {text}".rstrip(": ")

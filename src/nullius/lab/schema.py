@@ -1,0 +1,212 @@
+"""The journal's tables and its database: SQLite in WAL mode under the user's data folder, or the one that NULLIUS_DATABASE names.
+
+Reading never waits for a writer. Writers take turns: a transaction that writes begins with the write lock in hand (BEGIN IMMEDIATE), so
+that two runs at once wait for each other instead of failing halfway.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from nullius.errors import NulliusError
+from nullius.paths import data_dir
+
+SCHEMA_VERSION = 1
+STATES = ("queued", "running", "done", "failed", "cancelled", "aborted")
+PATIENCE_SECONDS = 30
+
+metadata = sa.MetaData()
+subject = sa.Table(
+    "subject",
+    metadata,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("parameters", sa.BigInteger, nullable=False),
+    sa.Column("architecture", sa.String, nullable=False),
+    sa.Column("chat", sa.Boolean, nullable=False),
+    sa.Column("provenance", sa.JSON, nullable=False),
+)
+run = sa.Table(
+    "run",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),  # a ULID: sorts by time
+    sa.Column("slug", sa.String, nullable=False, index=True),
+    sa.Column("asked_subject", sa.String, nullable=False),
+    sa.Column("subject_sha256", sa.String(64), sa.ForeignKey("subject.sha256")),
+    sa.Column("full", sa.Boolean, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("state", sa.String, sa.CheckConstraint(f"state IN {STATES}"), nullable=False, index=True),
+    sa.Column("reason", sa.String, nullable=False, default=""),
+    sa.Column("rerun_of", sa.String(26)),
+    sa.Column("started", sa.String, nullable=False),
+    sa.Column("finished", sa.String),
+    sa.Column("heartbeat", sa.String, nullable=False),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("pid_started", sa.Float, nullable=False),  # a process number is used again, its start time is not
+    sa.Column("wall_seconds", sa.Float),
+    sa.Column("cpu_seconds", sa.Float),
+    sa.Column("tokens", sa.BigInteger),
+    sa.Column("peak_bytes", sa.BigInteger),
+    sa.Column("environment", sa.JSON),
+    sa.Column("gates", sa.JSON),
+    sa.Column("notes", sa.JSON),
+)
+finding = sa.Table(
+    "finding",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("claim", sa.String, primary_key=True),
+    sa.Column("digest", sa.String(16), nullable=False, index=True),
+    sa.Column("n", sa.Integer, nullable=False),
+    sa.Column("n_clusters", sa.Integer, nullable=False),
+    sa.Column("effect", sa.Float, nullable=False),
+    sa.Column("lo", sa.Float, nullable=False),
+    sa.Column("hi", sa.Float, nullable=False),
+    sa.Column("control", sa.Float, nullable=False),
+    sa.Column("control_lo", sa.Float, nullable=False),
+    sa.Column("control_hi", sa.Float, nullable=False),
+    sa.Column("samples", sa.String(16), nullable=False),  # digest of the samples themselves
+)
+verdict = sa.Table(
+    "verdict",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("claim", sa.String, nullable=False),
+    sa.Column("digest", sa.String(16), nullable=False, index=True),
+    sa.Column("word", sa.String, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.UniqueConstraint("run_id", "claim"),
+)
+artefact = sa.Table(
+    "artefact",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+)
+run_event = sa.Table(
+    "run_event",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),  # step or note
+    sa.Column("payload", sa.JSON, nullable=False),
+)
+
+# What SQLite and drivers say → what a person can do
+_ADVICE = {
+    "disk is full": "the disk is full: free some space and run again",
+    "disk I/O error": "it cannot be written: the disk is full, over quota or failing",
+    "readonly": "it is read-only: set NULLIUS_DATA to a folder you can write to",
+    "unable to open": "it cannot be opened: set NULLIUS_DATA to a folder you can write to",
+    "not a database": "it is damaged: move it away to start a new one",
+    "malformed": "it is damaged: move it away to start a new one",
+    "locked": f"another process has held it for {PATIENCE_SECONDS} seconds: look for one that is stopped or stuck",
+}
+
+
+def url() -> sa.URL:
+    """Return the database's address. Raises NulliusError when NULLIUS_DATABASE is not one."""
+    named = os.environ.get("NULLIUS_DATABASE")
+    try:
+        return sa.make_url(named) if named else sa.URL.create("sqlite", database=str(data_dir() / "nullius.db"))
+    except ArgumentError:
+        raise NulliusError(f"NULLIUS_DATABASE is '{named}', which is no address of a database such as sqlite:////path/nullius.db") from None
+
+
+@contextmanager
+def writing() -> Iterator[sa.Connection]:
+    """Open the journal in one transaction, all or nothing. Raises NulliusError with one line for whatever the database says."""
+    with _one_line(), _engine(url()).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading() -> Iterator[sa.Connection]:
+    """Open the journal at one consistent moment; waits for nobody. Raises NulliusError as `writing` does."""
+    with _one_line(), _engine(url()).execution_options(reading=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        said = str(getattr(error, "orig", error)).strip() or type(error).__name__
+        advice = next((advice for sign, advice in _ADVICE.items() if sign in said), said.splitlines()[0])
+        raise NulliusError(f"the journal of runs ({_shown(url())}): {advice}") from None
+
+
+def _shown(address: sa.URL) -> str:
+    """A file by its path, any other database by its address without the password."""
+    return str(address.database) if address.get_backend_name() == "sqlite" else address.render_as_string(hide_password=True)
+
+
+@lru_cache(maxsize=4)
+def _engine(address: sa.URL) -> sa.Engine:
+    try:
+        local = address.get_backend_name() == "sqlite"
+        # isolation_level None: transactions are begun by hand, in _begin
+        how: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_SECONDS, "isolation_level": None}} if local else {"pool_pre_ping": True}
+        engine = sa.create_engine(address, **how)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise NulliusError(f"the database {_shown(address)} cannot be used here: {str(error).splitlines()[0]}") from None
+    if not local:
+        metadata.create_all(engine)
+        return engine
+    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "begin", _begin)
+    with engine.execution_options(reading=True).begin() as connection:
+        complete = _is_complete(connection, address)
+    if not complete:
+        with engine.begin() as connection:
+            if not _is_complete(connection, address):  # another process may have been first
+                metadata.create_all(connection)
+                connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
+    return engine
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    """Set up a connection. Turning a new file to WAL needs it alone for a moment, and SQLite does not wait for that by itself."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
+
+
+def _is_complete(connection: sa.Connection, address: sa.URL) -> bool:
+    """Whether every table is there; a database that is not this version's is refused."""
+    found = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
+    tables = set(sa.inspect(connection).get_table_names())
+    if found == 0 and tables:
+        raise NulliusError(f"{_shown(address)} is some other program's database; set NULLIUS_DATA to another folder")
+    if found not in (0, SCHEMA_VERSION):
+        advice = "upgrade nullius" if found > SCHEMA_VERSION else "move it away to start a new one"
+        raise NulliusError(f"the journal of runs ({_shown(address)}) has schema {found}, this nullius writes {SCHEMA_VERSION}: {advice}")
+    return metadata.tables.keys() <= tables
