@@ -28,7 +28,7 @@ class Series:
     """
 
     name: str
-    x: Sequence[float] | Sequence[str]
+    x: Sequence[float | str]
     y: Sequence[float | None]
     lo: Sequence[float | None] | None = None
     hi: Sequence[float | None] | None = None

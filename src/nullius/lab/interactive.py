@@ -1,0 +1,142 @@
+"""Drawing figures to explore: one HTML file that needs nothing else, with plotly inside it."""
+
+from __future__ import annotations
+
+import html as escape
+from typing import Any
+
+from nullius.lab.figures import Figure, Heatmap, Panel, Series
+from nullius.lab.looks import INK, PALE, SIGNED_SCALE, UNSIGNED_SCALE, Look, grid, looks
+from nullius.lab.wording import describe, table
+
+SYMBOL = {"o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond-tall", "P": "cross"}
+SYMBOL |= {"X": "x", "h": "hexagon", "x": "x-thin", "+": "cross-thin"}
+PATTERN = {"": "", "///": "/", "\\\\\\": "\\", "...": ".", "xxx": "x", "---": "-", "ooo": ".", "|||": "|", "++": "+", "**": "."}
+STYLE = """
+body { margin: 1.5rem auto; padding: 0 1rem; max-width: 76rem; color: #1a1a1a; background: #fff; font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.25rem } figure { margin: 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
+th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #dcdcdc } caption { text-align: left; font-weight: 600 }
+details { overflow-x: auto } summary { cursor: pointer }
+"""
+
+
+def html(figure: Figure) -> str:
+    """Draw a figure as one HTML file: hover for values, click the legend to hide; caption and all values as tables stand below."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    rows, columns, _ = grid(figure)
+    heights = [0.9 + 0.4 * len(p.categories()) if isinstance(p, Panel) and p.sideways else 4.2 for p in figure.panels[::columns]]
+    gaps = {"horizontal_spacing": 0.24 / columns, "vertical_spacing": 0.3 / rows}
+    titles = [escape.escape(panel.title) for panel in figure.panels]
+    drawn = make_subplots(rows, columns, subplot_titles=titles, row_heights=heights, **gaps)
+    named: set[str] = set()
+    for i, panel in enumerate(figure.panels):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        if isinstance(panel, Heatmap):
+            drawn.add_trace(_heatmap(go, panel, i, columns, rows, gaps), **place)
+            _ticks(drawn, panel, place)
+        else:
+            for series, look in zip(panel.series, looks(panel.series), strict=True):
+                trace = _trace(go, panel, series, look)
+                trace.update(legendgroup=series.name, showlegend=series.name not in named)
+                named.add(series.name)
+                drawn.add_trace(trace, **place)
+            _axes(drawn, panel, place)
+        sideways = isinstance(panel, Panel) and panel.sideways
+        x_label, y_label = (panel.y_label, panel.x_label) if sideways else (panel.x_label, panel.y_label)
+        drawn.update_xaxes(title_text=escape.escape(x_label), **place)
+        drawn.update_yaxes(title_text=escape.escape(y_label), **place)
+    drawn.update_xaxes(gridcolor=PALE, zerolinecolor=INK, zerolinewidth=1, automargin=True)
+    drawn.update_yaxes(gridcolor=PALE, zerolinecolor=INK, zerolinewidth=1, automargin=True)
+    legend = {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"}
+    font = {"family": "system-ui, sans-serif", "size": 14, "color": INK}
+    height = int(95 * sum(heights)) + 130
+    drawn.update_layout(template="plotly_white", height=height, barmode="group", legend=legend, font=font, margin={"t": 90, "r": 20})
+    config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": figure.name}}
+    plot = drawn.to_html(include_plotlyjs=True, full_html=False, div_id="figure", config=config)
+    return _page(figure, plot)
+
+
+def _page(figure: Figure, plot: str) -> str:
+    title = escape.escape(figure.title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n'
+        f'<figure aria-label="{escape.escape(describe(figure))}">{plot}<figcaption>{escape.escape(figure.caption)}</figcaption></figure>\n'
+        f"<details><summary>All values</summary>{''.join(_table(panel) for panel in figure.panels)}</details>\n</body></html>\n"
+    )
+
+
+def _table(panel: Panel | Heatmap) -> str:
+    heads, rows = table(panel)
+    top = "".join(f'<th scope="col">{escape.escape(head)}</th>' for head in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><caption>{escape.escape(panel.title)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>\n"
+
+
+def _axes(drawn: Any, panel: Panel, place: dict[str, int]) -> None:
+    categories = panel.categories()
+    if categories:
+        kind = {"type": "category", "categoryorder": "array", "categoryarray": categories}
+        if panel.sideways:
+            drawn.update_yaxes(autorange="reversed", **kind, **place)
+        else:
+            drawn.update_xaxes(**kind, **place)
+    if panel.y_range:
+        (drawn.update_xaxes if panel.sideways else drawn.update_yaxes)(range=list(panel.y_range), **place)
+    if panel.log_x:
+        drawn.update_xaxes(type="log", **place)
+
+
+def _ticks(drawn: Any, panel: Heatmap, place: dict[str, int]) -> None:
+    for update, ticks in ((drawn.update_xaxes, panel.x_ticks), (drawn.update_yaxes, panel.y_ticks)):
+        if ticks:
+            update(tickvals=list(range(len(ticks))), ticktext=[escape.escape(tick) for tick in ticks], **place)
+
+
+def _heatmap(go: Any, panel: Heatmap, i: int, columns: int, rows: int, gaps: dict[str, float]) -> Any:
+    """A heatmap with its colour bar at its own right edge; marked cells are named in the hover text."""
+    colours = SIGNED_SCALE if panel.signed else UNSIGNED_SCALE
+    width = (1 - gaps["horizontal_spacing"] * (columns - 1)) / columns
+    height = (1 - gaps["vertical_spacing"] * (rows - 1)) / rows
+    right = (i % columns + 1) * width + (i % columns) * gaps["horizontal_spacing"]
+    middle = 1 - (i // columns) * (height + gaps["vertical_spacing"]) - height / 2
+    bar = {"title": {"text": escape.escape(panel.value_label), "side": "right"}, "x": right, "y": middle, "len": height, "thickness": 12}
+    notes = [["marked" if (r, c) in panel.mark else "" for c in range(len(row))] for r, row in enumerate(panel.values)]
+    x_label, y_label = escape.escape(panel.x_label), escape.escape(panel.y_label)
+    return go.Heatmap(
+        z=panel.values,
+        text=notes,
+        colorscale=[[k / (len(colours) - 1), colour] for k, colour in enumerate(colours)],
+        zmin=-panel.reach if panel.signed else 0,
+        zmax=panel.reach,
+        colorbar=bar,
+        xgap=1,
+        ygap=1,
+        hovertemplate=f"{x_label} %{{x}}, {y_label} %{{y}}: %{{z:.4g}} %{{text}}<extra></extra>",
+    )
+
+
+def _trace(go: Any, panel: Panel, series: Series, look: Look) -> Any:
+    errors = None
+    if series.intervals():
+        above = [hi - y if y is not None and hi is not None else None for _, y, hi in series.intervals()]
+        below = [y - lo if y is not None and lo is not None else None for lo, y, _ in series.intervals()]
+        colour = INK if series.kind == "bars" else look.colour
+        errors = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": colour, "thickness": 1.3, "width": 3}
+    sideways = panel.sideways
+    across, along = (list(series.y), list(series.x)) if sideways else (list(series.x), list(series.y))
+    common = {"x": across, "y": along, "name": escape.escape(series.name), ("error_x" if sideways else "error_y"): errors}
+    if series.kind == "bars":
+        pattern = {"shape": PATTERN[look.hatch], "fgcolor": "white", "fillmode": "overlay"}
+        return go.Bar(**common, orientation="h" if sideways else "v", marker={"color": look.colour, "pattern": pattern})
+    tick = series.kind == "points" and series.labelled and series.role in ("published", "reference")
+    symbol = SYMBOL[look.marker] + ("" if look.filled else "-open")
+    size = 8
+    if tick:
+        symbol, size = "line-ns" if sideways else "line-ew", 12
+    marker = {"symbol": symbol, "size": size, "color": look.colour, "line": {"color": look.colour, "width": 2}}
+    mode = "markers" if series.kind == "points" else "lines" if series.role in ("published", "reference") else "lines+markers"
+    dash = ",".join(f"{part:g}px" for part in look.dash) or "solid"
+    return go.Scatter(**common, mode=mode, line={"color": look.colour, "dash": dash, "width": look.width + 0.4}, marker=marker)
