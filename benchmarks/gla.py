@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import platform
+from collections.abc import Callable
 from datetime import date
 
 import torch
@@ -31,7 +32,7 @@ def inputs(batch: int, length: int, heads: int, key: int, value: int, dtype: tor
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative error in the Frobenius norm."""
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
 
 
 def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -43,7 +44,6 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def check() -> None:
     """Compare with the recurrence in float64 over types, gate strengths and odd lengths; print relative errors."""
-    peer = _peer()
     print("relative errors against the recurrence in float64: o, dq, dk, dv, dgate")
     for dtype in (torch.float32, torch.bfloat16):
         for batch, length, heads, key, value, normaliser in (
@@ -55,9 +55,6 @@ def check() -> None:
             ours = gradients(lambda *t: gated_linear_attention(*t, backend="triton"), x)
             line = " ".join(f"{error(a, b):.1e}" for a, b in zip(ours, exact, strict=True))
             print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
-            if peer and length > 1:
-                theirs = gradients(peer, x)
-                print(f"{'':43} fla  {' '.join(f'{error(a, b):.1e}' for a, b in zip(theirs, exact, strict=True))}", flush=True)
 
 
 def _peer():
@@ -68,32 +65,40 @@ def _peer():
     return lambda q, k, v, g: chunk_gla(q, k, v, g)[0]
 
 
-def times(tokens: int) -> None:
+def times(tokens: int, peer: bool) -> None:
     """Print forward and forward + backward, with peak memory, over sequence lengths at a fixed number of tokens."""
-    peer = _peer()
-    print(f"{tokens} tokens, bf16; forward / forward + backward in ms; peak memory above the inputs in MB")
+    functions = {"nullius": lambda *t: gated_linear_attention(*t, backend="triton")}
+    if peer and (theirs := _peer()):
+        functions["fla"] = theirs
+    print(f"{tokens} tokens, bf16; forward / forward + backward in ms; peak memory above the inputs")
     for name, (heads, key, value) in HEADS.items():
         for length in (2048, 8192, 32768):
             x = inputs(tokens // length, length, heads, key, value, torch.bfloat16)
-            row = [f"{name}  T={length:6}"]
-            for label, function in (("nullius", lambda *t: gated_linear_attention(*t, backend="triton")), ("fla", peer)):
-                if function is None:
-                    continue
-                leaves = [t.detach().clone().requires_grad_() for t in x[:4]]
+            for label, function in functions.items():
+                forward, whole, memory = measure(function, x)
+                print(f"{name}  T={length:6}  {label:8} {forward:6.3f} / {whole:6.3f}  {memory:5.0f} MB", flush=True)
 
-                def both(function=function, leaves=leaves, x=x):
-                    return torch.autograd.grad(function(*leaves), leaves, x[4])
 
-                both()
-                with torch.no_grad():
-                    forward = do_bench(lambda function=function, leaves=leaves: function(*leaves), warmup=50, rep=200, return_mode="median")
-                whole = do_bench(both, warmup=50, rep=300, return_mode="median")
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                both()
-                torch.cuda.synchronize()
-                row.append(f"{label} {forward:.2f} / {whole:.2f}  {(torch.cuda.max_memory_allocated() - before) / 2**20:.0f} MB")
-            print("   ".join(row), flush=True)
+def measure(function: Callable[..., torch.Tensor], x: list[torch.Tensor]) -> tuple[float, float, float]:
+    """Return median ms forward, median ms forward + backward, peak MB above the inputs."""
+    leaves = [t.detach().clone().requires_grad_() for t in x[:4]]
+
+    def both() -> None:
+        torch.autograd.grad(function(*leaves), leaves, x[4])
+
+    both()
+    with torch.no_grad():
+        forward = do_bench(lambda: function(*leaves), warmup=25, rep=100, return_mode="median")
+    whole = do_bench(both, warmup=25, rep=150, return_mode="median")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    both()
+    torch.cuda.synchronize()
+    return forward, whole, (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def softmax(tokens: int) -> None:
+    """Time PyTorch's softmax attention, 16 heads of 128."""
     for length in (2048, 8192, 32768):
         q, k, v, upstream = (torch.randn(tokens // length, 16, length, 128, device="cuda", dtype=torch.bfloat16) for _ in range(4))
         leaves = [t.requires_grad_() for t in (q, k, v)]
@@ -114,6 +119,7 @@ def times(tokens: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the recurrence in float64 before timing")
+    parser.add_argument("--peer", action="store_true", help="also time flash-linear-attention (its autotuning takes minutes)")
     parser.add_argument("--tokens", type=int, default=32768)
     arguments = parser.parse_args()
     print(
@@ -121,4 +127,5 @@ if __name__ == "__main__":
     )
     if arguments.check:
         check()
-    times(arguments.tokens)
+    times(arguments.tokens, arguments.peer)
+    softmax(arguments.tokens)

@@ -26,9 +26,9 @@ class Tiles:
 
 CHUNK = 64
 STATES = Tiles(64, 128, 4, 3)
-OUTPUTS = Tiles(64, 128, 4, 2)
-VALUES = Tiles(64, 128, 4, 2)
-KEYS = Tiles(64, 64, 4, 2)
+OUTPUTS = Tiles(64, 256, 8, 2)
+VALUES = Tiles(64, 256, 8, 2)
+KEYS = Tiles(64, 64, 4, 3)
 # A segment is a run of chunks that one program walks. Sequences are cut into segments until this many programs fill the machine.
 PROGRAMS = 512
 
@@ -66,8 +66,8 @@ def plan(offsets: tuple[int, ...], per_chunk_programs: int, device: torch.device
 def triton_gated(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor, scale: float, offsets: list[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as `recurrence`, for tensors on CUDA (or any device under Triton's interpreter); offsets of packed sequences, if any."""
-    batch, length, heads, _ = q.shape
+    """Same contract as `recurrence`, for tensors on CUDA (anywhere under Triton's interpreter); offsets: of packed sequences, if any."""
+    batch, length = q.shape[:2]
     bounds = tuple(offsets or range(0, batch * length + 1, length))
     if gate.stride(0) != length * gate.stride(1):
         gate = gate.contiguous()
