@@ -1,0 +1,309 @@
+"""Linear probes on every layer at once: can a label be read off the hidden state, and where?
+
+A probe is one weight vector and one bias per layer. All layers and all labellings (the real labels, shuffled ones, a control task)
+are fitted together, so that one pass over the data gives the whole curve of accuracy against depth.
+
+References: Alain and Bengio 2016 (arXiv 1610.01644), linear probes of each layer; Hewitt and Liang 2019 (arXiv 1909.03368), control
+tasks and selectivity; Marks and Tegmark 2023 (arXiv 2310.06824), the mass-mean probe; Böhning 1992, the bound on the Hessian of the
+logistic likelihood that the solver rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nullius.errors import NulliusError
+
+Ints = NDArray[np.int64]
+CHUNK = 2**27  # float64 numbers (1 GB) that a standardised copy of a few layers may hold at a time
+
+
+@dataclass(frozen=True)
+class Probes:
+    """One linear probe per layer and labelling, in the units of the features it was fitted on.
+
+    weights: [layers, labellings, d]. bias: [layers, labellings]. A positive score means label 1; of a logistic probe it is the log odds.
+    """
+
+    weights: Tensor
+    bias: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return scores [labellings, layers, items] of features [layers, items, d]."""
+        raw = torch.einsum("lnd,lrd->rln", features.to(self.weights), self.weights)
+        return raw + self.bias.T[:, :, None]
+
+
+Fit = Callable[[Tensor, Tensor], Probes]  # (features [layers, n, d], labels [labellings, n])
+
+
+def logistic(features: Tensor, labels: Tensor, penalty: float | None = None, tolerance: float = 1e-6) -> Probes:
+    """Fit L2-penalised logistic probes on standardised features, for all layers and labellings at once.
+
+    features: [layers, n, d]. labels: [labellings, n] of 0 and 1. penalty: scikit-learn's `C`, the inverse strength; the objective is
+    |w|²/2 + C Σ log(1 + exp(−y(w·x + b))), the bias free, x standardised by the mean and deviation of these n items. The default 1/d
+    is the prior under which w·x has unit variance, whatever the width. tolerance: largest gradient left, in preconditioned units.
+
+    Solved in float64 in at most min(n, d) dimensions. The Hessian never exceeds XᵀX/4 + I/C (Böhning); whitened by this bound, every
+    problem has curvature in (0, 1] and one L-BFGS serves them all. Raises NulliusError for a labelling with one class only.
+    """
+    x, mean, deviation = _standardise(features)
+    y = _both_classes(labels).to(x.device, torch.float64).T  # [n, R]
+    c = penalty if penalty is not None else 1 / x.shape[2]
+    coordinates, back = _shrink(x)
+    bound = coordinates.mT @ coordinates / 4 + torch.eye(coordinates.shape[2], dtype=x.dtype, device=x.device) / c
+    factor = torch.linalg.cholesky(bound)
+    white = torch.linalg.solve_triangular(factor, coordinates.mT, upper=False).mT  # [L, n, r]
+    solution, bias = _maximise(white, y, tolerance)
+    weights = torch.linalg.solve_triangular(factor.mT, solution, upper=True)
+    if back is not None:
+        weights = back @ weights
+    weights = weights / deviation.mT  # [L, d, R]
+    return Probes(weights.mT.contiguous(), bias - (mean @ weights).squeeze(1))
+
+
+def mass_mean(features: Tensor, labels: Tensor) -> Probes:
+    """Fit mass-mean probes: the direction between the two class means, the boundary half way between them.
+
+    features: [layers, n, d]. labels: [labellings, n] of 0 and 1. No parameter is searched, so it cannot overfit as a logistic probe can.
+    """
+    x = features.to(dtype=torch.float64)
+    y = _both_classes(labels).to(x.device, torch.float64)
+    ones = (y / y.sum(1, keepdim=True)) @ x  # [L, R, d]
+    zeros = ((1 - y) / (1 - y).sum(1, keepdim=True)) @ x
+    weights = ones - zeros
+    return Probes(weights, -(weights * (ones + zeros)).sum(2) / 2)
+
+
+def grouped_folds(labels: ArrayLike, groups: ArrayLike, k: int = 5, seed: int = 0) -> Ints:
+    """Return the fold [n] of each item: whole groups (an entity, a template) stay together, classes as balanced as that allows.
+
+    Raises NulliusError when there are fewer groups than folds, or a fold's training items lack a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # scikit-learn takes a second to import
+
+    y, g = np.asarray(labels), np.asarray(groups)
+    if len(np.unique(g)) < k:
+        raise NulliusError(f"{k}-fold cross-validation needs at least {k} groups, got {len(np.unique(g))}")
+    folds = np.empty(len(y), dtype=np.int64)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), y, g)):
+        folds[held_out] = fold
+    for fold in range(k):
+        if len(np.unique(y[folds != fold])) < 2:
+            raise NulliusError(f"all items outside fold {fold} have one label; groups and labels coincide too closely for {k} folds")
+    return folds
+
+
+def shuffled_labels(labels: ArrayLike, folds: ArrayLike, rng: np.random.Generator) -> Ints:
+    """Return the labels permuted within each fold.
+
+    Within folds, so that each keeps its class counts: a free permutation makes training and held-out counts lean opposite ways, and
+    the null accuracy then lies below one half.
+    """
+    shuffled = np.array(labels, dtype=np.int64)
+    for fold in np.unique(np.asarray(folds)):
+        where = np.flatnonzero(np.asarray(folds) == fold)
+        shuffled[where] = shuffled[rng.permutation(where)]
+    return shuffled
+
+
+def control_task(groups: ArrayLike, rng: np.random.Generator) -> Ints:
+    """Return one random label per entity, shared by its items, half of the entities each (Hewitt and Liang 2019).
+
+    Scored on folds that do *not* keep entities together, it can be solved by recognising the entity and in no other way. Accuracy on
+    the real labels minus accuracy here is the probe's selectivity.
+    """
+    entities, of_item = np.unique(np.asarray(groups), return_inverse=True)
+    return rng.permutation(np.arange(len(entities)) % 2)[of_item]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Items in the order in which they are used: those of stage s are read by probes fitted on all earlier stages.
+
+    stages: [n], 0 … S. inner: [n], folds of stage 0, within which it is cross-validated so that a layer can be chosen before anything
+    is tested; −1 elsewhere. groups: [n], never in two stages or two inner folds.
+
+    Why not plain cross-validation: there each of two items in different folds trains the probe that reads the other. Near chance their
+    outcomes are then correlated, and the variance of the accuracy is about 1 + 2/π times the binomial one: intervals over items are
+    too narrow, and shuffled labels look significant too often. When training only ever precedes testing, outcomes of unlearnable labels
+    are uncorrelated (prequential validation, Dawid 1984), and intervals over tested items are right.
+    """
+
+    stages: Ints
+    inner: Ints
+    groups: NDArray
+
+    @property
+    def tested(self) -> NDArray[np.bool_]:
+        """The items [n] whose outcomes count: all but those of stage 0."""
+        return self.stages > 0
+
+    def parts(self) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Return (training items, items read) masks [n] that cover every item once."""
+        first = self.stages == 0
+        inner = [(first & (self.inner != fold), self.inner == fold) for fold in range(self.inner.max() + 1)]
+        return inner + [(self.stages < stage, self.stages == stage) for stage in range(1, self.stages.max() + 1)]
+
+
+def forward_split(labels: ArrayLike, groups: ArrayLike, seed: int = 0) -> Split:
+    """Return a split with two fifths of the groups in stage 0 and a fifth in each of three further stages, classes balanced.
+
+    Raises NulliusError when there are too few groups (ten are enough).
+    """
+    y, g = np.asarray(labels), np.asarray(groups)
+    stages = np.maximum(grouped_folds(y, g, 5, seed) - 1, 0)
+    first = np.flatnonzero(stages == 0)
+    inner = np.full(len(y), -1)
+    inner[first] = grouped_folds(y[first], g[first], min(5, len(np.unique(g[first]))), seed)
+    return Split(stages, inner, g)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which items were read correctly at which layer by probes that never saw their group.
+
+    correct: [layers, n], with the real labels. null: [layers, n], with labels shuffled within the parts of the split.
+    """
+
+    split: Split
+    correct: NDArray[np.float64]
+    null: NDArray[np.float64]
+
+
+def held_out(features: Tensor, labels: ArrayLike, groups: ArrayLike, rng: np.random.Generator, seed: int = 0) -> HeldOut:
+    """Fit logistic probes on earlier stages and read later ones, with the real labels and with shuffled ones. features: [layers, n, d]."""
+    split = forward_split(labels, groups, seed)
+    rows = np.stack([np.asarray(labels), shuffled_labels(labels, split.stages * 100 + split.inner, rng)])
+    right = validate(features, rows, split)
+    return HeldOut(split, right[0], right[1])
+
+
+def validate(features: Tensor, labels: ArrayLike, split: Split, fit: Fit = logistic) -> NDArray[np.float64]:
+    """Return which items were read correctly: features [layers, n, d], labels [..., n] -> [..., layers, n]."""
+    return correct(_fit_and_score(features, labels, split.parts(), fit), labels)
+
+
+def selectivity(features: Tensor, labels: ArrayLike, groups: ArrayLike, rng: np.random.Generator, *, k: int = 5) -> NDArray[np.float64]:
+    """Return accuracy on the labels minus accuracy on a control task, per layer [layers] (Hewitt and Liang 2019).
+
+    Both cross-validated on folds of single items, where a probe may know the entity of a held-out item from other items of it.
+    """
+    rows = np.stack([np.asarray(labels), control_task(groups, rng)])
+    folds = rng.permutation(np.arange(rows.shape[1]) % k)
+    right = correct(cross_validate(features, rows, folds), rows).mean(2)
+    return right[0] - right[1]
+
+
+def cross_validate(features: Tensor, labels: ArrayLike, folds: ArrayLike, fit: Fit = logistic) -> NDArray[np.float64]:
+    """Return held-out scores: each item's score from the probe fitted on the other folds.
+
+    features: [layers, n, d]. labels: [n] -> scores [layers, n]; or [labellings, n] -> [labellings, layers, n]. folds: [n].
+    Raises NulliusError for features that are not finite, naming the layer. For intervals over items see `Split`.
+    """
+    fold_of = np.asarray(folds)
+    return _fit_and_score(features, labels, [(fold_of != fold, fold_of == fold) for fold in np.unique(fold_of)], fit)
+
+
+def _fit_and_score(features: Tensor, labels: ArrayLike, parts: list[tuple[NDArray, NDArray]], fit: Fit) -> NDArray[np.float64]:
+    y = np.asarray(labels)
+    if features.ndim != 3 or y.shape[-1] != features.shape[1] or len(parts[0][0]) != features.shape[1]:
+        raise NulliusError(
+            f"features {tuple(features.shape)} should be [layers, items, d] with the items of labels {y.shape} and of the folds"
+        )
+    rows = torch.as_tensor(np.atleast_2d(y), device=features.device)
+    scores = np.empty((len(rows), *features.shape[:2]))
+    for layers in _chunks(features):
+        some = features[layers]
+        if not torch.isfinite(some).all():
+            bad = [layers.start + i for i in range(len(some)) if not torch.isfinite(some[i]).all()]
+            raise NulliusError(f"the features of layers {bad} are not finite; load the subject in float32")
+        for training, read in parts:
+            inside, outside = (torch.as_tensor(np.flatnonzero(mask), device=features.device) for mask in (training, read))
+            probes = fit(some[:, inside], rows[:, inside])
+            scores[:, layers, read] = probes.scores(some[:, outside]).cpu().numpy()
+    return scores if y.ndim == 2 else scores[0]
+
+
+def correct(scores: NDArray, labels: ArrayLike) -> NDArray[np.float64]:
+    """Return 1 where the held-out score is on its label's side, 0 where it is on the other, one half on the boundary.
+
+    scores: [..., layers, n]. labels: [..., n]. Returns [..., layers, n].
+    """
+    side = np.sign(scores) * np.where(np.asarray(labels) == 1, 1.0, -1.0)[..., None, :]
+    return (side + 1) / 2
+
+
+def _chunks(features: Tensor) -> Iterator[slice]:
+    layers, n, d = features.shape
+    step = max(1, CHUNK // (n * d))
+    for start in range(0, layers, step):
+        yield slice(start, min(start + step, layers))
+
+
+def _both_classes(labels: Tensor) -> Tensor:
+    ones = labels.sum(1)
+    if ((ones == 0) | (ones == labels.shape[1])).any():
+        raise NulliusError(f"a probe needs items of both labels; of {labels.shape[1]} items {ones.tolist()} have label 1")
+    return labels
+
+
+def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = features.to(dtype=torch.float64)
+    mean = x.mean(1, keepdim=True)
+    deviation = x.std(1, correction=0, keepdim=True)
+    deviation = torch.where(deviation > 1e-12 * (1 + mean.abs()), deviation, 1.0)  # a constant feature stays 0, not noise
+    return (x - mean) / deviation, mean, deviation
+
+
+def _shrink(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return coordinates [L, n, r] with the same Gram matrix as x [L, n, d], and the map [L, d, r] from their weights to those of x.
+
+    The penalised optimum lies in the span of the items, so with fewer items than features r = n dimensions suffice.
+    """
+    n, d = x.shape[1:]
+    if n >= d:
+        return x, None
+    values, vectors = torch.linalg.eigh(x @ x.mT)
+    root = values.clamp(min=0).sqrt()
+    present = values > 1e-12 * values[:, -1:]
+    inverse = torch.where(present, 1 / root.clamp(min=1e-300), 0.0)
+    return vectors * torch.where(present, root, 0.0)[:, None], x.mT @ (vectors * inverse[:, None])
+
+
+def _maximise(white: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Minimise the logistic objective over u [L, r, R] and the bias [L, R], given whitened coordinates [L, n, r].
+
+    With w = F⁻ᵀu and FFᵀ = XᵀX/4 + I/C, the penalty |w|²/2C equals (|u|² − |f|²/4)/2, where f = Xw are the logits before the bias.
+    """
+    layers, n, r = white.shape
+    labellings = y.shape[1]
+    scale = (n / 4) ** -0.5  # the same bound for the bias, whose column of ones is orthogonal to centred features
+    theta = torch.zeros(layers, r + 1, labellings, dtype=white.dtype, device=white.device)
+    theta[:, r] = torch.logit(y.mean(0)) / scale
+    theta.requires_grad_()
+
+    def closure() -> Tensor:
+        with torch.no_grad():
+            u, bias = theta[:, :r], theta[:, r:] * scale
+            f = white @ u
+            logits = f + bias
+            residual = torch.sigmoid(logits) - y
+            gradient = white.mT @ (residual - f / 4) + u
+            theta.grad = torch.cat([gradient, residual.sum(1, keepdim=True) * scale], 1)
+            likelihood = (torch.nn.functional.softplus(logits) - y * logits).sum()
+            return likelihood + (u.square().sum() - f.square().sum() / 4) / 2
+
+    optimiser = torch.optim.LBFGS(
+        [theta], max_iter=2000, history_size=20, tolerance_grad=tolerance, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+    optimiser.step(closure)
+    found = theta.detach()
+    return found[:, :r], found[:, r] * scale
