@@ -1,238 +1,281 @@
-"""What a person reads in the terminal: verdicts as small tables, progress, dossiers. Works without colour, at 80 columns, and piped.
+"""What a person reads in the terminal: verdicts as small tables, runs, papers, comparisons, dossiers.
 
 Takes the documented JSON shapes (docs/records.md), so that the same code renders a run that has just ended and one from last year.
 """
 
 from __future__ import annotations
 
-import sys
-import time
+import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
-GLYPH = {"holds": "●", "fails": "✕", "inconclusive": "◐", "out of reach": "○", "not run": "·"}
+from nullius.cli.layout import columns, facts, paragraph, show, verbatim
+from nullius.cli.progress import Progress
+from nullius.lab.figures import GLYPH
+
+__all__ = ["Progress", "render_compare", "render_dossier", "render_paper", "render_rerun", "render_run", "render_runs"]
+
 COLOUR = {"holds": "green", "fails": "red", "inconclusive": "yellow", "out of reach": "blue", "not run": "dim"}
+FILES = {"figure.svg": "figure", "figure.html": "explore", "samples.parquet": "samples", "log.txt": "log"}
+ROOM = 11  # columns for the labels of a run's facts
 
 
-def interval(found: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """Format an interval as `0.41 [0.30, 0.52]`, an empty one as `–`."""
+def decimals(effect: Mapping[str, Any] | None, control: Mapping[str, Any] | None = None) -> int:
+    """Return how many decimals an effect and its control are shown with.
+
+    Two digits of the effect's half width, one of the control's, two decimals at least for small numbers; and as many more (two at most) as
+    it takes that no end of an interval is rounded to zero, which would hide on which side of it the interval lies.
+    """
+    found = [(entry, digits) for entry, digits in ((effect, 2), (control, 1)) if entry]
+    places = 0
+    for entry, digits in found:
+        lo, hi = _ends(entry)
+        half = (hi - lo) / 2
+        wanted = digits - 1 - math.floor(math.log10(half)) if 0 < half < math.inf else 2
+        places = max(places, wanted, 0 if 1 <= half < math.inf else 2)
+    ends = [end for entry, _ in found for end in _ends(entry) if math.isfinite(end) and end != 0]
+    more = next((extra for extra in range(2) if all(round(end, places + extra) != 0 for end in ends)), 2)
+    return min(places + more, 12)
+
+
+def interval(found: Mapping[str, Any] | None, digits: int | None = None) -> str:
+    """Format an interval as `0.41 [0.30, 0.52]`, one open on a side as `0.41 [0.30, inf]`, none as `–`."""
     if not found:
         return "–"
-    numbers = [_number(found[key], digits) for key in ("estimate", "lo", "hi")]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+    places = decimals(found) if digits is None else digits
+    lo, hi = _ends(found)
+    return f"{_number(found['estimate'], places)} [{_number(lo, places)}, {_number(hi, places)}]"
 
 
-def _number(value: float, digits: int) -> str:
-    if abs(value) == float("inf"):
-        return "∞" if value > 0 else "−∞"
-    digits = digits + 1 if 0 < abs(value) < 0.1 else digits
-    return f"{value:.{digits}f}".replace("-", "−")
+def _ends(found: Mapping[str, Any]) -> tuple[float, float]:
+    """JSON has no infinity: an open end comes as null."""
+    lo, hi = found["lo"], found["hi"]
+    return -math.inf if lo is None else lo, math.inf if hi is None else hi
+
+
+def _number(value: float, places: int) -> str:
+    text = f"{value:.{places}f}"
+    return text.lstrip("-") if text.startswith("-") and not text.strip("-0.") else text  # -0.00 is 0.00
 
 
 def verdict_word(word: str) -> Text:
-    """Glyph and word, in colour where there is colour."""
+    """Return glyph and word, in colour where there is colour."""
     return Text(f"{GLYPH[word]} {word}", style=f"bold {COLOUR[word]}")
 
 
+def duration(seconds: float | None) -> str:
+    """Format a duration: 47 s, 1 min 57 s, 2 h 10 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _counts(verdicts: Sequence[Mapping[str, Any]]) -> Text:
+    words = [verdict["word"] for verdict in verdicts]
+    parts = [Text(f"{GLYPH[word]} {words.count(word)} {word}", style=COLOUR[word]) for word in GLYPH if word in words]
+    return Text("  ").join(parts)
+
+
+def _scale(record: Mapping[str, Any]) -> str:
+    return "full" if record["full"] else "quick"
+
+
 def render_run(record: Mapping[str, Any], out: Console) -> None:
-    """Print one run: its verdicts, gates, notes, where its files are, and how to repeat it."""
-    subject = record["subject"]
-    scale = "full" if record["full"] else "quick"
-    _line(out, Text(f"{record['slug']} on {subject['name']} · {scale} · seed {record['seed']} · {record['state']}", style="bold"))
-    if record["reason"]:
-        _line(out, f"  {record['reason']}")
-    quantisation = (subject.get("provenance") or {}).get("quantisation")
-    if quantisation:
-        _line(out, f"  subject: {quantisation}; not to be compared with full-precision files")
+    """Print one run (nullius.run/1): its verdicts, gates, notes, what it took, where its files are, and how to repeat it."""
+    title = Text(f"{record['slug']} on {record['subject']['name']}", style="bold")
+    paragraph(out, title)
+    about = [f"run {record['id']}", _scale(record), f"seed {record['seed']}"]
+    about += [f"{name} {value}" for name, value in (record.get("options") or {}).items()]
+    paragraph(out, " · ".join([*about, record["state"] + (f": {record['reason']}" if record["reason"] else "")]))
+    if len(record["verdicts"]) > 1:
+        paragraph(out, _counts(record["verdicts"]))
     for verdict in record["verdicts"]:
-        out.print()
-        _line(out, verdict_word(verdict["word"]) + Text(f"  {verdict['claim']}", style="bold"))
-        _line(out, verdict["wording"], indent=4)
-        if verdict["effect"]:
-            unit = f" {verdict['unit']}" if verdict["unit"] else ""
-            _line(
-                out, f"ours       {interval(verdict['effect'])}{unit}   n = {verdict['effect']['n']}   ({verdict['statistic']})", indent=4
-            )
-            _line(out, f"control    {interval(verdict['control'])}   ({verdict['control_wording']})", indent=4)
+        show(out, "")
+        _verdict(verdict, out)
+    show(out, "")
+    _conditions(record, out)
+    _files(record, out)
+
+
+def _verdict(verdict: Mapping[str, Any], out: Console) -> None:
+    """Print one verdict as a small table."""
+    paragraph(out, verdict_word(verdict["word"]) + Text("  ") + Text(verdict["claim"], style="bold"))
+    paragraph(out, verdict["wording"], indent=2)
+    effect, control = verdict["effect"], verdict["control"]
+    rows = []
+    if verdict["published"] is not None:
         published = verdict["published"]
-        if published is not None:
-            _line(out, f"published  {published}", indent=4)
-        p = f"; p(Holm) = {verdict['p_holm']:.3f}" if verdict["p_holm"] is not None else ""
-        _line(out, f"because    {verdict['reason']}{p}", indent=4)
-        if verdict["note"]:
-            _line(out, f"note       {verdict['note']}", indent=4)
-    _footer(record, out)
+        rows.append(("published", f"{published:g}", "") if isinstance(published, (int, float)) else ("published", "", published))
+    if effect:
+        places = decimals(effect, control)
+        clusters = f" in {effect['n_clusters']} clusters" if effect.get("n_clusters", effect["n"]) != effect["n"] else ""
+        measured = f"{verdict['statistic']}, in {verdict['unit']}" if verdict["unit"] else verdict["statistic"]
+        rows.append(("ours", interval(effect, places), f"n = {effect['n']}{clusters}; {measured}"))
+        rows.append(("control", interval(control, places), verdict["control_wording"]))
+    rows.append(("because", "", verdict["reason"] + _p(verdict["p_holm"])))
+    if verdict["note"]:
+        rows.append(("note", "", verdict["note"]))
+    if verdict.get("rests_on"):
+        rows.append(("rests on", "", ", ".join(verdict["rests_on"])))
+    facts(out, [(label.ljust(ROOM - 2), number, text) for label, number, text in rows], indent=2)
 
 
-def _footer(record: Mapping[str, Any], out: Console) -> None:
-    out.print()
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "; p(Holm) < 0.001" if value < 0.001 else f"; p(Holm) = {value:.3f}"
+
+
+def _conditions(record: Mapping[str, Any], out: Console) -> None:
+    """Print the gates, the notes, the subject and what the run took."""
+    rows = []
     for gate in record["gates"]:
         state = "passed" if gate["passed"] else "not passed"
-        _line(
-            out, f"gate {state}: {gate['what']}: {gate['mean']:.2f} [{gate['lo']:.2f}, {gate['hi']:.2f}], needed above {gate['above']:.2f}"
-        )
-    for note in record["notes"]:
-        _line(out, f"note: {note}")
+        reach = f", for {', '.join(gate['claims'])}" if gate.get("claims") else ""
+        found = interval({**gate, "estimate": gate["mean"]}, 2)
+        rows.append(("gate", "", f"{state}: {gate['what']}: {found}, needed above {gate['above']:g}{reach}"))
+    rows += [("note", "", note) for note in record["notes"]]
+    subject = record["subject"]
+    if "sha256" in subject:
+        quantised = (subject.get("provenance") or {}).get("quantisation")
+        described = f"{subject['parameters'] / 1e6:.0f} M parameters, {subject['architecture']}, weights sha256 {subject['sha256'][:12]}"
+        rows.append(("subject", "", described + (f"; {quantised}, not to be compared with full-precision files" if quantised else "")))
     if record["wall_seconds"] is not None:
-        tokens, peak = record["tokens"] or 0, (record["peak_bytes"] or 0) / 2**30
-        _line(out, f"took {record['wall_seconds']:.0f} s · {tokens:,} tokens through the model · peak {peak:.1f} GB".replace(",", " "))
-    for artefact in record["artefacts"]:
-        if artefact["name"] in ("figure.svg", "figure.html", "log.txt"):
-            _line(out, f"{artefact['name'].split('.')[0]}: {artefact['path']}")
+        tokens, peak = record["tokens"] or 0, (record["peak_bytes"] or 0) / 1e9
+        device = (record.get("environment") or {}).get("device")
+        text = f"{duration(record['wall_seconds'])}{f' on {device}' if device else ''}, {tokens:,} tokens through the model, peak {peak:.1f} GB"
+        rows.append(("took", "", text))
+    facts(out, [(label.ljust(ROOM - 2), number, text) for label, number, text in rows])
+
+
+def _files(record: Mapping[str, Any], out: Console) -> None:
+    """Print where the files are and the command that repeats the run; never broken over lines."""
+    paths = {entry["name"]: entry["path"] for entry in record["artefacts"]}
+    rows = [(label, paths[name]) for name, label in FILES.items() if name in paths]
+    rows += [("also", path) for name, path in sorted(paths.items()) if name.startswith("figure-") and name.endswith(".svg")]
     if record["state"] == "done":
-        _line(out, f"rerun: {record['rerun']}")
+        rows.append(("rerun", record["rerun"]))
+    elif record["state"] in ("running", "queued"):
+        rows.append(("follow", f"nullius show {record['id']}"))
+    verbatim(out, rows, labels=ROOM)
 
 
 def render_runs(records: Sequence[Mapping[str, Any]], out: Console) -> None:
-    """Print runs, one line each."""
+    """Print runs: two lines each on a terminal, one elsewhere."""
     if not records:
-        _line(out, "no runs yet: nullius run factual-recall")
+        paragraph(out, "no runs yet: nullius run factual-recall")
+    rows = []
     for record in records:
-        counts = _counts(record["verdicts"])
-        took = f"{record['wall_seconds']:.0f} s" if record["wall_seconds"] is not None else "–"
-        scale = "full" if record["full"] else "quick"
-        state = counts if record["state"] == "done" else f"{record['state']} {record['reason']}".strip()
-        _line(
-            out,
-            f"{record['id']}  {record['started'][:16].replace('T', ' ')}  {record['slug']} on {record['subject']['name']} · {scale} · {took}",
+        when = record["started"][:16].replace("T", " ")
+        what = f"{record['slug']} on {record['subject']['name']}"
+        state = (
+            _counts(record["verdicts"])
+            if record["state"] == "done"
+            else Text(record["state"] + (f": {record['reason']}" if record["reason"] else ""))
         )
-        _line(out, state, indent=4)
-
-
-def _counts(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    words = [verdict["word"] for verdict in verdicts]
-    return "  ".join(f"{GLYPH[word]} {words.count(word)} {word}" for word in GLYPH if word in words)
+        rows.append([record["id"], when, Text(what, style="bold"), _scale(record), duration(record["wall_seconds"]), state])
+    if not out.is_terminal:
+        columns(out, rows)
+        return
+    for run_id, when, what, scale, took, state in rows:
+        paragraph(out, Text("  ").join(Text.assemble(cell) for cell in (what, scale, took)))
+        paragraph(out, Text("  ").join(Text.assemble(cell) for cell in (run_id, when)) + Text("  ") + state, indent=2)
 
 
 def render_paper(
     paper: Mapping[str, Any], claims: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]], out: Console
 ) -> None:
     """Print a paper: its claims with what is expected, and the verdicts so far on each subject."""
-    _line(out, Text(paper["title"], style="bold"))
+    paragraph(out, Text(paper["title"], style="bold"))
     authors = f"{paper['authors']} author{'s' if paper['authors'] > 1 else ''}"
-    _line(
-        out,
-        f"{paper['slug']} · arXiv {paper['arxiv']} · {paper['date']} · {authors}" + (f" · code {paper['code']}" if paper["code"] else ""),
-    )
-    _line(out, paper["summary"])
+    paragraph(out, " · ".join([paper["slug"], f"arXiv {paper['arxiv']}", str(paper["date"]), authors]))
+    if paper["code"]:
+        verbatim(out, [("code", paper["code"])])
+    paragraph(out, paper["summary"])
     if not claims:
-        _line(out, "not runnable yet: CONTRIBUTING.md shows how to add its study")
+        paragraph(out, "not runnable yet: CONTRIBUTING.md shows how to add its study")
     for claim in claims:
-        out.print()
-        _line(out, Text(claim["id"], style="bold") + Text(f"  {claim['wording']}"))
-        published = f" · published {claim['published']}" if claim["published"] is not None else ""
-        _line(out, f"{claim['statistic']}, {claim['kind'].replace('_', ' ')}, margin {claim['margin']:g}{published}", indent=4)
-        _line(out, f"control: {claim['control']}", indent=4)
+        show(out, "")
+        paragraph(out, Text(claim["id"], style="bold"))
+        paragraph(out, claim["wording"], indent=2)
+        rows = [("expected", "", f"{claim['statistic']}, {claim['kind'].replace('_', ' ')}, margin {claim['margin']:g}")]
+        rows.append(("control", "", claim["control"]))
+        if claim["published"] is not None:
+            rows.append(("published", "", f"{claim['published']}"))
         if claim["needs"]:
-            _line(out, f"needs: {claim['needs']}", indent=4)
-        for verdict in verdicts:
-            if verdict["digest"] == claim["digest"]:
-                where = f"on {verdict['subject']['name']}{' (full)' if verdict['full'] else ''}: "
-                agree = f"  {verdict['agreeing']} of {verdict['runs']} runs agree" if verdict["runs"] > 1 else ""
-                text = Text(where) + verdict_word(verdict["word"]) + Text(f" {interval(verdict['effect'])}{agree}  run {verdict['run']}")
-                _line(out, text, indent=4)
+            rows.append(("needs", "", claim["needs"]))
+        facts(out, rows, indent=2)
+        columns(out, [_standing(verdict) for verdict in verdicts if verdict["digest"] == claim["digest"]], indent=2)
     if claims:
-        out.print()
-        _line(out, f"run it: nullius run {paper['slug']}")
+        show(out, "")
+        verbatim(out, [("run it", f"nullius run {paper['slug']}")])
+
+
+def _standing(verdict: Mapping[str, Any]) -> list[str | Text]:
+    """A verdict so far as cells: glyph and word, subject, numbers, agreement of runs, run."""
+    agree = f"{verdict['agreeing']} of {verdict['runs']} runs agree" if verdict["runs"] > 1 else ""
+    name = f"{verdict['subject']['name']}{' (full)' if verdict['full'] else ''}"
+    numbers = interval(verdict["effect"])
+    return [verdict_word(verdict["word"]), name, numbers, *([agree] if agree else []), f"run {verdict['run']}"]
 
 
 def render_rerun(comparison: Mapping[str, Any], out: Console) -> None:
     """Print whether a repeated run gave the same numbers, and which inputs differ."""
     render_run(comparison["again"], out)
-    out.print()
+    show(out, "")
+    original = comparison["original"]["id"]
     if comparison["same"]:
-        _line(out, Text(f"same numbers as {comparison['original']['id']}, to the last bit", style="bold green"))
+        paragraph(out, Text(f"same numbers as {original}, to the last bit", style="bold green"))
     else:
-        _line(out, Text(f"the numbers differ from {comparison['original']['id']}", style="bold red"))
+        paragraph(out, Text(f"the numbers differ from {original}", style="bold red"))
     for name, (before, now) in comparison["differences"].items():
-        _line(out, f"  {name}: was {before}, is {now}")
+        paragraph(out, f"{name}: was {before}, is {now}", indent=2, hanging=2)
     if not comparison["same"] and not comparison["differences"]:
-        _line(out, "  no input differs: the study or the hardware is not deterministic")
+        paragraph(out, "no input differs: the study or the hardware is not deterministic", indent=2)
 
 
 def render_compare(comparison: Mapping[str, Any], out: Console) -> None:
     """Print one paper's claims over several subjects."""
     for claim in comparison["claims"]:
-        _line(out, Text(claim["claim"], style="bold") + Text(f"  {claim['wording']}"))
+        paragraph(out, Text(claim["claim"], style="bold"))
+        paragraph(out, claim["wording"], indent=2)
+        rows: list[list[str | Text]] = []
         for row in claim["subjects"]:
-            text = Text(f"{row['subject']}{' (full)' if row['full'] else ''}: ") + verdict_word(row["word"])
-            text += Text(f" {interval(row['effect'])}  control {interval(row['control'])}")
-            _line(out, text, indent=4)
+            places = decimals(row["effect"], row["control"])
+            name = f"{row['subject']}{' (full)' if row['full'] else ''}"
+            numbers = [interval(row["effect"], places), f"control {interval(row['control'], places)}"] if row["effect"] else []
+            rows.append([verdict_word(row["word"]), name, *numbers])
+        columns(out, rows, indent=2)
         for pair in claim["differences"]:
-            _line(out, f"{pair['a']} − {pair['b']}: {interval(pair['difference'])} (shared stimuli, paired)", indent=4)
-        out.print()
+            text = f"{pair['a']} less {pair['b']}: {interval(pair['difference'])}, paired over the stimuli they share"
+            paragraph(out, text, indent=2, hanging=2)
+        show(out, "")
     if comparison["figure"]:
-        _line(out, f"figure: {comparison['figure']}")
+        verbatim(out, [("figure", comparison["figure"])])
 
 
 def render_dossier(dossier: Mapping[str, Any], out: Console) -> None:
     """Print every verdict about one subject, grouped by question."""
     subject = dossier["subject"]
-    _line(out, Text(f"dossier of {subject['name']}", style="bold"))
+    paragraph(out, Text(f"dossier of {subject['name']}", style="bold"))
     if "sha256" in subject:
-        quantisation = subject["provenance"].get("quantisation")
-        facts = f"{subject['parameters'] / 1e6:.0f} M parameters · {subject['architecture']} · weights {subject['sha256'][:12]}"
-        _line(out, facts + (f" · {quantisation}" if quantisation else ""))
+        quantised = (subject.get("provenance") or {}).get("quantisation")
+        about = [f"{subject['parameters'] / 1e6:.0f} M parameters", subject["architecture"], f"weights sha256 {subject['sha256'][:12]}"]
+        paragraph(out, " · ".join([*about, *([quantised] if quantised else [])]))
+    paragraph(out, _counts([verdict for papers in dossier["questions"].values() for paper in papers for verdict in paper["verdicts"]]))
     for question, papers in dossier["questions"].items():
-        out.print()
-        _line(out, Text(question, style="bold"))
+        show(out, "")
+        paragraph(out, Text(question, style="bold"))
         for paper in papers:
-            _line(out, f"{paper['slug']}   {_counts(paper['verdicts'])}", indent=2)
-            for verdict in paper["verdicts"]:
-                _line(out, verdict_word(verdict["word"]) + Text(f"  {verdict['claim']}  {interval(verdict['effect'])}"), indent=6)
+            paragraph(out, Text(f"{paper['slug']}  ") + _counts(paper["verdicts"]), indent=2, hanging=2)
+            columns(out, [[verdict_word(v["word"]), v["claim"], interval(v["effect"])] for v in paper["verdicts"]], indent=4)
     if dossier["missing"]:
-        out.print()
-        _line(out, f"not run yet: {', '.join(dossier['missing'])}   (nullius dossier {subject['name']} --run)")
-
-
-def _line(out: Console, text: str | Text, indent: int = 0) -> None:
-    """Print one paragraph, wrapped at the console's width with a hanging indent; never truncated."""
-    from rich.padding import Padding
-
-    out.print(Padding(text if isinstance(text, Text) else Text(text), (0, 0, 0, indent), expand=False), highlight=False)
-
-
-class Progress:
-    """A listener of the lab that draws a bar on a terminal, and at most one line in five seconds elsewhere. All on stderr."""
-
-    def __init__(self, title: str, minutes: float | None = None) -> None:
-        self.title = title
-        self.console = Console(stderr=True)
-        self.live = sys.stderr.isatty()
-        expected = f" (about {minutes:.1g} min)" if minutes else ""
-        self.console.print(f"{title}{expected}: starting", highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bars = Bars(*columns, console=self.console, transient=True)
-        self.tasks: dict[str, TaskID] = {}
-        self.last = 0.0
-
-    def __enter__(self) -> Progress:
-        if self.live:
-            self.bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.live:
-            self.bars.stop()
-
-    def step(self, label: str, done: int, total: int | None) -> None:
-        """Draw progress of one part of the run."""
-        if self.live:
-            if label not in self.tasks:
-                for task in self.tasks.values():
-                    self.bars.update(task, visible=False)
-                self.tasks[label] = self.bars.add_task(label, total=total)
-            self.bars.update(self.tasks[label], completed=done, total=total, visible=True)
-        elif time.monotonic() - self.last > 5 or done == 0:
-            self.last = time.monotonic()
-            self.console.print(f"{self.title}: {label} {done}{f'/{total}' if total else ''}", highlight=False, soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        """Draw a note."""
-        self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True, style="dim" if self.live else "")
+        show(out, "")
+        paragraph(out, f"not run yet: {', '.join(dossier['missing'])}")
+        verbatim(out, [("run them", f"nullius dossier {subject['name']} --run")])
