@@ -1,56 +1,57 @@
-"""The lab's statistics: intervals by bootstrap over clusters, p-values by permutation, Holm over a study's claims.
+"""The lab's statistics: for each kind of expectation the statistic, its 95 % interval, its control's, and a one-sided p-value.
 
-Methods, in the words of the field:
+| samples                                       | interval                                                        |
+| --------------------------------------------- | --------------------------------------------------------------- |
+| mean of independent 0/1 items                 | Clopper-Pearson, exact (scipy)                                  |
+| difference of independent 0/1 items, unpaired | Newcombe's hybrid score interval (statsmodels)                  |
+| difference of independent 0/1 items, paired   | Newcombe's hybrid score interval for paired rates               |
+| anything else                                 | BCa bootstrap over clusters (`nullius.lab.resampling`)          |
+| no cluster differs from another               | rule of three (`nullius.lab.resampling`)                        |
 
-- Intervals are BCa bootstrap intervals (Efron 1987), 95%, resampling clusters; where treated and control share clusters these are resampled
-  together. Percentiles are widened for few clusters (Hesterberg 2015, section 4.2: the level α is replaced by Φ(√(n/(n−1)) · t_α,n−1)), since
-  the plain bootstrap undercovers below some 30 clusters.
-- A rate of 0/1 items without clusters gets the exact Clopper-Pearson interval.
-- Where no resample differs (all samples equal) the bootstrap would give zero width: the interval is then that of zero events in n
-  (the rule of three, 1 − 0.025^(1/n)) times the smallest step the samples could take (1, or their own magnitude if larger).
-- p-values are one-sided, against the boundary of the claim: sign flips of whole clusters for means (two-sample: permuted labels of whole
-  clusters), permuted clusters for correlations and trends. An ordering's is the largest of its pairs, an equivalence's that of two one-sided tests.
+p-values are against the boundary of the claim, in its direction. Mean of independent 0/1 items: exact binomial. Other means and paired
+differences: sign flips of whole clusters. Unpaired differences: permutation of Welch's t over clusters, or sign flips of the clusters'
+pseudo-values where the two sides share clusters. Correlation and trend against zero with independent items: permutation; else sign flips
+of the clusters' pseudo-values. Equivalence: two one-sided tests, the larger p. Ordering: intersection-union, the largest p of its pairs.
 
 Resampling is seeded by the caller, so that the same samples give the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from nullius.lab import association
 from nullius.lab.claims import Expectation
 from nullius.lab.findings import Samples
+from nullius.lab.resampling import (
+    MOST_CLUSTERS,
+    RESAMPLES,
+    TAILS,
+    Floats,
+    Interval,
+    Statistic,
+    influence,
+    interval,
+    pairings_p,
+    sign_flip_p,
+    spread,
+    welch_p,
+)
 
-Floats = NDArray[np.float64]
-LEVEL = 0.95
-RESAMPLES = 4999
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95% interval, the number of items and of clusters it rests on."""
-
-    estimate: float
-    lo: float
-    hi: float
-    n: int
-    n_clusters: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the interval as plain data."""
-        return asdict(self)
+__all__ = ["Estimate", "Interval", "difference_interval", "estimate", "holm", "mean_interval"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A claim's statistic on the treated samples (against the control where the statistic says so) and on the control alone."""
+    """A claim's statistic on the treated samples (against the control where the statistic says so), the control's own, and p."""
 
     effect: Interval
     control: Interval
@@ -62,241 +63,272 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(x) for x in multipletests(p, method="holm")[1]] if len(p) else []
 
 
-def mean_interval(values: Floats, clusters: Sequence | NDArray | None = None, *, seed: int = 0) -> Interval:
-    """Mean of per-item values [n] with its 95% interval; clusters: one label per item, None for independent items."""
+def mean_interval(values: Floats, clusters: Sequence | NDArray | None = None, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Mean of per-item values [n] with its 95 % interval; clusters: one label per item, None for independent items."""
     values = np.asarray(values, dtype=np.float64)
     codes = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    return _mean_interval(Samples(values, codes), seed)
+    return _mean(Samples(values, codes), seed, resamples)
 
 
-def estimate(expect: Expectation, treated: Samples, control: Samples, paired: bool, *, seed: int = 0) -> Estimate:
-    """Compute the statistic of an expectation, its control's, and the p-value of the expectation."""
-    kind = expect.kind
+def estimate(
+    expect: Expectation, treated: Samples, control: Samples, paired: bool, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Compute the statistic of an expectation, the control's own, and the p-value of the expectation."""
+    kind, sign, margin = expect.kind, expect.sign, expect.margin
     if kind in ("above_control", "below_control"):
-        effect = difference_interval(treated, control, paired, seed)
-        p = _p_difference(treated, control, paired, expect.sign * expect.margin, expect.sign, seed)
-        return Estimate(effect, _mean_interval(control, seed + 1), p)
+        effect = difference_interval(treated, control, paired, seed=seed, resamples=resamples)
+        p = _p_difference(treated, control, paired, sign * margin, sign, seed, resamples)
+        return Estimate(effect, _mean(control, seed + 1, resamples), p)
     if kind in ("at_least", "at_most"):
-        p = _p_mean(treated, expect.margin, expect.sign, seed)
-        return Estimate(_mean_interval(treated, seed), _mean_interval(control, seed + 1), p)
+        p = _p_mean(treated, margin, sign, seed, resamples)
+        return Estimate(_mean(treated, seed, resamples), _mean(control, seed + 1, resamples), p)
     if kind == "equivalent":
-        centred = Samples(treated.values - expect.null, treated.clusters)
-        p = max(_p_mean(centred, -expect.margin, 1, seed), _p_mean(centred, expect.margin, -1, seed))
-        other = Samples(control.values - expect.null, control.clusters)
-        return Estimate(_mean_interval(centred, seed), _mean_interval(other, seed + 1), p)
-    statistic = _association(expect)
-    if kind in ("correlation", "trend"):
-        effect = _bootstrap(treated, statistic, seed)
-        p = _p_association(treated, statistic, expect.sign, seed)
-        return Estimate(effect, _bootstrap(control, statistic, seed + 1), p)
-    return _ordering(expect, treated, control, seed)
+        p = max(_p_mean(treated, expect.null - margin, 1, seed, resamples), _p_mean(treated, expect.null + margin, -1, seed, resamples))
+        effect, other = (_mean(samples, seed + i, resamples).shifted(-expect.null) for i, samples in enumerate((treated, control)))
+        return Estimate(effect, other, p)
+    if kind == "ordering":
+        effect, other = (_smallest(expect, samples, seed + i, resamples) for i, samples in enumerate((treated, control)))
+        pairs = _adjacent(expect, treated)
+        return Estimate(effect, other, max(_p_difference(a, b, False, margin, 1, seed + i, resamples) for i, (a, b) in enumerate(pairs)))
+    effect, other = (_association(expect, samples, seed + i, resamples) for i, samples in enumerate((treated, control)))
+    return Estimate(effect, other, _p_association(expect, treated, seed, resamples))
 
 
-def difference_interval(a: Samples, b: Samples, paired: bool, seed: int) -> Interval:
-    """Mean of a minus mean of b. Paired: the mean of item differences. Else clusters are resampled, shared ones together."""
+# means
+
+
+def _zero_one(samples: Samples) -> bool:
+    return bool(np.isin(samples.values, (0.0, 1.0)).all())
+
+
+def _rate(samples: Samples) -> bool:
+    """Whether these are independent 0/1 items."""
+    return samples.n_clusters == len(samples) and _zero_one(samples)
+
+
+def _groups(*parts: Samples, seed: int) -> tuple[list[NDArray[np.int64]], int]:
+    """Number the clusters of one or more samples from 0, shared ones alike; more than `MOST_CLUSTERS` are merged at random."""
+    codes = np.unique(np.concatenate([part.clusters for part in parts]), return_inverse=True)[1]
+    clusters = int(codes.max()) + 1
+    if clusters > MOST_CLUSTERS:
+        codes = (np.random.default_rng(seed).permutation(clusters) % MOST_CLUSTERS)[codes]
+        clusters = MOST_CLUSTERS
+    return np.split(codes, np.cumsum([len(part) for part in parts])[:-1]), clusters
+
+
+def _sums(samples: Samples, seed: int) -> Floats:
+    """Sum and count of the items of each cluster: [clusters, 2]."""
+    (codes,), clusters = _groups(samples, seed=seed)
+    return _table(samples.values, codes, clusters)
+
+
+def _table(values: Floats, codes: NDArray[np.int64], clusters: int) -> Floats:
+    return np.stack([np.bincount(codes, values, clusters), np.bincount(codes, minlength=clusters)], 1).astype(np.float64)
+
+
+def _ratio(sums: Floats) -> Statistic:
+    """Mean as a function of multiplicities. A draw without any item of this side has no mean: the sample's own stands in."""
+    whole = sums[:, 0].sum() / sums[:, 1].sum()
+    centred = sums[:, 0] - whole * sums[:, 1]
+
+    def mean(counts: Floats) -> Floats:
+        items = counts @ sums[:, 1]
+        return whole + counts @ centred / np.maximum(items, 1.0)
+
+    return mean
+
+
+def _mean(samples: Samples, seed: int, resamples: int, tails: tuple[float, float] = TAILS) -> Interval:
+    n = len(samples)
+    if _rate(samples):
+        hits = int(samples.values.sum())
+        lo, hi = (stats.binomtest(hits, n).proportion_ci(1 - 2 * tail, "exact")[side] for side, tail in enumerate(tails))
+        return Interval(hits / n, float(lo), float(hi), n, n, "Clopper-Pearson")
+    if _zero_one(samples):
+        return _clustered_rate(samples, seed, resamples, tails)
+    return _any_mean(samples, (-np.inf, np.inf), seed, resamples, tails)
+
+
+def _any_mean(samples: Samples, bounds: tuple[float, float], seed: int, resamples: int, tails: tuple[float, float]) -> Interval:
+    sums = _sums(samples, seed)
+    found = interval(_ratio(sums), [sums[:, 1]], seed=seed, resamples=resamples, tails=tails, bounds=bounds)
+    return replace(found, n_clusters=samples.n_clusters)
+
+
+def _clustered_rate(samples: Samples, seed: int, resamples: int, tails: tuple[float, float]) -> Interval:
+    """Korn and Graubard's interval (1998, Survey Methodology 24:193): Clopper-Pearson with the items that clustering leaves worth counting.
+
+    For rare events in clusters, where the bootstrap misses the truth far too often.
+    """
+    sums = _sums(samples, seed)
+    known = spread(_ratio(sums), [sums[:, 1]])
+    if len(sums) < 2 or not known.variance:
+        return _any_mean(samples, (0.0, 1.0), seed, resamples, tails)
+    n, rate = len(samples), float(samples.values.mean())
+    limits = []
+    for side, tail in enumerate(tails):
+        worth = rate * (1 - rate) / known.variance * (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, known.freedom)) ** 2
+        hits, misses = rate * min(worth, n), (1 - rate) * min(worth, n)
+        limits.append(stats.beta.ppf(tail, hits, misses + 1) if side == 0 else stats.beta.ppf(1 - tail, hits + 1, misses))
+    return Interval(rate, float(limits[0]), float(limits[1]), n, samples.n_clusters, "Korn-Graubard")
+
+
+def _p_mean(samples: Samples, boundary: float, sign: int, seed: int, resamples: int) -> float:
+    if _rate(samples):
+        if not 0 <= boundary <= 1:  # a rate cannot be there
+            return float(sign * (samples.values.mean() - boundary) <= 0)
+        return float(stats.binomtest(int(samples.values.sum()), len(samples), boundary, "greater" if sign > 0 else "less").pvalue)
+    return _p_any_mean(samples, boundary, sign, seed, resamples)
+
+
+def _p_any_mean(samples: Samples, boundary: float, sign: int, seed: int, resamples: int) -> float:
+    sums = _sums(samples, seed)
+    return sign_flip_p(sign * (sums[:, 0] - boundary * sums[:, 1]), seed=seed, resamples=resamples)
+
+
+# differences of means
+
+
+def difference_interval(
+    a: Samples, b: Samples, paired: bool, *, seed: int = 0, resamples: int = RESAMPLES, tails: tuple[float, float] = TAILS
+) -> Interval:
+    """Mean of a minus mean of b. Paired: the mean of the items' differences. Else clusters are drawn, those that both sides share together."""
+    bounds = (-1.0, 1.0) if _zero_one(a) and _zero_one(b) else (-np.inf, np.inf)
     if paired:
-        return _mean_interval(Samples(a.values - b.values, a.clusters), seed)
-    if np.intersect1d(a.clusters, b.clusters).size and (a.n_clusters < len(a) or b.n_clusters < len(b)):
-        sums = _by_cluster([a, b])
-        return _interval(sums, lambda s: _ratio(s[..., 0], s[..., 1]) - _ratio(s[..., 2], s[..., 3]), len(a) + len(b), seed)
-    return _two_samples(a, b, seed)
+        if _rate(a) and _rate(b):
+            return _paired_rates(a.values, b.values, tails)
+        return _any_mean(Samples(a.values - b.values, a.clusters), bounds, seed, resamples, tails)
+    if _share(a, b):
+        statistic, sizes = _joint(a, b, seed)
+        found = interval(statistic, [sizes], seed=seed, resamples=resamples, tails=tails, bounds=bounds)
+        return replace(found, n_clusters=len(np.union1d(a.clusters, b.clusters)))
+    fewest = min(a.n_clusters, b.n_clusters)
+    if _rate(a) and _rate(b):
+        counts = a.values.sum(), len(a), b.values.sum(), len(b)
+        lo, hi = (confint_proportions_2indep(*counts, method="newcomb", alpha=2 * tail)[side] for side, tail in enumerate(tails))
+        return Interval(float(a.values.mean() - b.values.mean()), float(lo), float(hi), len(a) + len(b), fewest, "Newcombe")
+    sums = [_sums(side, seed) for side in (a, b)]
+    first, second = (_ratio(side) for side in sums)
+    sizes_of_both = [side[:, 1] for side in sums]
+    found = interval(lambda i, j: first(i) - second(j), sizes_of_both, seed=seed, resamples=resamples, tails=tails, bounds=bounds)
+    return replace(found, n_clusters=fewest)
 
 
-def _ratio(total: Floats, count: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / count
+def _share(a: Samples, b: Samples) -> bool:
+    return bool(np.intersect1d(a.clusters, b.clusters).size)
 
 
-def _by_cluster(groups: Sequence[Samples]) -> Floats:
-    """Sum and count of each group's values in each cluster: [clusters, 2 · groups]."""
-    labels = np.unique(np.concatenate([group.clusters for group in groups]), return_inverse=True)[1]
-    n = labels.max() + 1
-    parts, start = [], 0
-    for group in groups:
-        own = labels[start : start + len(group)]
-        parts += [np.bincount(own, group.values, n), np.bincount(own, minlength=n)]
-        start += len(group)
-    return np.stack(parts, 1).astype(np.float64)
+def _joint(a: Samples, b: Samples, seed: int) -> tuple[Statistic, Floats]:
+    """The difference of means as a function of the multiplicities of the clusters of both sides together, and the clusters' sizes."""
+    codes, clusters = _groups(a, b, seed=seed)
+    of_a, of_b = (_table(side.values, own, clusters) for side, own in zip((a, b), codes, strict=True))
+    first, second = _ratio(of_a), _ratio(of_b)
+    return lambda counts: first(counts) - second(counts), of_a[:, 1] + of_b[:, 1]
 
 
-def _mean_interval(samples: Samples, seed: int) -> Interval:
-    values = samples.values
-    independent = samples.n_clusters == len(values)
-    if independent and np.isin(values, (0.0, 1.0)).all():
-        exact = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, "exact")
-        return Interval(float(values.mean()), float(exact.low), float(exact.high), len(values), len(values))
-    return _interval(_by_cluster([samples]), lambda s: _ratio(s[..., 0], s[..., 1]), len(values), seed)
+def _paired_rates(a: Floats, b: Floats, tails: tuple[float, float]) -> Interval:
+    """Newcombe's hybrid score interval for a difference of paired rates (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."""
+    n = len(a)
+    both, first, second, neither = (int(((a == i) & (b == j)).sum()) for i, j in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    product = both * neither - first * second
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    phi = (max(product - n / 2, 0.0) if product > 0 else product) / np.sqrt(margins) if margins else 0.0
+    limits = []
+    for side, tail in enumerate(tails):
+        reach = []
+        for hits, end in ((a.sum(), side), (b.sum(), 1 - side)):
+            reach.append(abs(hits / n - proportion_confint(hits, n, 2 * tail, "wilson")[end]))
+        limits.append(np.sqrt(max(0.0, reach[0] ** 2 - 2 * phi * reach[0] * reach[1] + reach[1] ** 2)))
+    point = float(a.mean() - b.mean())
+    return Interval(point, float(point - limits[0]), float(point + limits[1]), n, n, "Newcombe, paired")
 
 
-def _interval(sums: Floats, statistic: Callable[[Floats], Floats], n: int, seed: int) -> Interval:
-    """BCa interval of a function of summed rows: sums [clusters, columns]; statistic maps [..., columns] to [...]."""
-    clusters = len(sums)
-    point = float(statistic(sums.sum(0)))
-    if clusters < 2:
-        return Interval(point, -np.inf, np.inf, n, clusters)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES) @ sums
-    jackknife = statistic(sums.sum(0) - sums)
-    return _bca(point, statistic(draws), jackknife, n, clusters)
-
-
-def _two_samples(a: Samples, b: Samples, seed: int) -> Interval:
-    rng = np.random.default_rng(seed)
-    means, jackknives = [], []
-    for group in (a, b):
-        sums = _by_cluster([group])
-        clusters = len(sums)
-        draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES) @ sums
-        means.append(_ratio(draws[:, 0], draws[:, 1]))
-        rest = sums.sum(0) - sums
-        jackknives.append(_ratio(rest[:, 0], rest[:, 1]))
-    point = a.values.mean() - b.values.mean()
-    jackknife = np.concatenate([jackknives[0] - b.values.mean(), a.values.mean() - jackknives[1]])
-    return _bca(float(point), means[0] - means[1], jackknife, len(a) + len(b), min(a.n_clusters, b.n_clusters))
-
-
-def _bca(point: float, draws: Floats, jackknife: Floats, n: int, clusters: int) -> Interval:
-    """Bias-corrected and accelerated percentiles, at levels widened for few clusters."""
-    draws = draws[np.isfinite(draws)]
-    jackknife = jackknife[np.isfinite(jackknife)]
-    if not len(draws) or np.ptp(draws) < 1e-12 * max(1.0, abs(point)):
-        reach = (1 - 0.025 ** (1 / clusters)) * max(1.0, abs(point))
-        return Interval(point, point - reach, point + reach, n, clusters)
-    alpha = np.array([0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    z = stats.norm.ppf(stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(alpha, clusters - 1)))
-    below = np.clip(((draws < point).sum() + 0.5 * (draws == point).sum()) / len(draws), 1e-6, 1 - 1e-6)
-    bias = stats.norm.ppf(below)
-    spread = jackknife.mean() - jackknife if len(jackknife) else np.zeros(1)
-    scale = (spread**2).sum() ** 1.5
-    acceleration = (spread**3).sum() / (6 * scale) if scale > 0 else 0.0
-    levels = stats.norm.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
-    lo, hi = np.quantile(draws, levels)
-    return Interval(point, float(lo), float(hi), n, clusters)
-
-
-def _p_mean(samples: Samples, boundary: float, sign: int, seed: int) -> float:
-    """One-sided p for a mean beyond the boundary: exact binomial for independent 0/1 items, else sign flips of clusters."""
-    values = samples.values
-    if samples.n_clusters == len(values) and np.isin(values, (0.0, 1.0)).all():
-        if not 0 < boundary < 1:
-            return 1.0 if sign * (values.mean() - boundary) <= 0 else float(0.5 ** len(values))
-        side = "greater" if sign > 0 else "less"
-        return float(stats.binomtest(int(values.sum()), len(values), boundary, side).pvalue)
-    sums = _by_cluster([Samples(sign * (values - boundary), samples.clusters)])[:, 0]
-    rng = np.random.default_rng(seed)
-    flips = rng.integers(0, 2, (RESAMPLES, len(sums))) * 2 - 1
-    return float((1 + (flips @ sums >= sums.sum() - 1e-12).sum()) / (RESAMPLES + 1))
-
-
-def _p_difference(a: Samples, b: Samples, paired: bool, boundary: float, sign: int, seed: int) -> float:
+def _p_difference(a: Samples, b: Samples, paired: bool, boundary: float, sign: int, seed: int, resamples: int) -> float:
     if paired:
-        return (
-            _p_mean(Samples(a.values - b.values, a.clusters), boundary, sign, seed)
-            if np.ptp(a.values - b.values)
-            else _p_equal(a, b, boundary, sign)
-        )
-    rng = np.random.default_rng(seed)
-    cells = np.concatenate(
-        [_by_cluster([Samples(sign * (a.values - boundary), a.clusters)]), _by_cluster([Samples(sign * b.values, b.clusters)])]
-    )
-    first = a.n_clusters
-    observed = _ratio(*cells[:first].sum(0)) - _ratio(*cells[first:].sum(0))
-    count = 0
-    for _ in range(RESAMPLES):
-        order = rng.permutation(len(cells))
-        drawn, rest = cells[order[:first]].sum(0), cells[order[first:]].sum(0)
-        count += bool(drawn[0] / drawn[1] - rest[0] / rest[1] >= observed - 1e-12)
-    return (1 + count) / (RESAMPLES + 1)
+        return _p_any_mean(Samples(a.values - b.values, a.clusters), boundary, sign, seed, resamples)
+    if _share(a, b):
+        statistic, sizes = _joint(a, b, seed)
+        return sign_flip_p(sign * (influence(statistic, len(sizes)) - boundary), seed=seed, resamples=resamples)
+    sides = []
+    for side in (a, b):
+        sums, mean = _sums(side, seed), side.values.mean()
+        sides.append(mean + (sums[:, 0] - mean * sums[:, 1]) * len(sums) / len(side))  # the clusters' pseudo-values
+    return welch_p(sign * (sides[0] - boundary), sign * sides[1], seed=seed, resamples=resamples)
 
 
-def _p_equal(a: Samples, b: Samples, boundary: float, sign: int) -> float:
-    """All paired differences equal: the sign test on clusters."""
-    beyond = sign * (float(a.values[0] - b.values[0]) - boundary) > 0
-    return float(0.5**a.n_clusters) if beyond else 1.0
+# ordering
 
 
-def _association(expect: Expectation) -> Callable[[Samples, NDArray], float]:
-    """Return the statistic of a correlation or a trend on a choice of items."""
-    if expect.kind == "trend":
-        return lambda s, items: float(stats.kendalltau(s.level[items], s.values[items]).statistic)  # type: ignore[index]
-    measure = stats.spearmanr if expect.method == "spearman" else stats.pearsonr
-
-    def correlate(s: Samples, items: NDArray) -> float:
-        assert s.x is not None
-        x, y = s.x[items], s.values[items]
-        return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(measure(x, y).statistic)
-
-    return correlate
-
-
-def _members(samples: Samples) -> list[NDArray]:
-    order = np.argsort(samples.clusters, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(samples.clusters[order])) + 1)
-
-
-def _bootstrap(samples: Samples, statistic: Callable[[Samples, NDArray], float], seed: int) -> Interval:
-    """BCa over clusters for a statistic that does not reduce to sums (999 resamples)."""
-    members = _members(samples)
-    clusters = len(members)
-    everything = np.arange(len(samples))
-    point = statistic(samples, everything)
-    if not np.isfinite(point):  # a constant variable: no association can be seen, and none excluded
-        return Interval(0.0, -1.0, 1.0, len(samples), clusters)
-    rng = np.random.default_rng(seed)
-    draws = np.array([statistic(samples, np.concatenate([members[i] for i in rng.integers(0, clusters, clusters)])) for _ in range(999)])
-    out = range(clusters) if clusters <= 200 else rng.choice(clusters, 200, replace=False)
-    jackknife = np.array([statistic(samples, np.setdiff1d(everything, members[i], assume_unique=True)) for i in out])
-    return _bca(point, draws, jackknife, len(samples), clusters)
-
-
-def _p_association(samples: Samples, statistic: Callable[[Samples, NDArray], float], sign: int, seed: int) -> float:
-    """Permute what is exchangeable under the null: whole clusters where x (or level) is one per cluster, else values within clusters."""
-    everything = np.arange(len(samples))
-    observed = sign * statistic(samples, everything)
-    if not np.isfinite(observed):
-        return 1.0
-    members = _members(samples)
-    against = samples.x if samples.x is not None else samples.level
-    assert against is not None
-    between = all(np.ptp(against[own]) == 0 for own in members)
-    rng = np.random.default_rng(seed)
-    count = 0
-    for _ in range(999):
-        values = _shuffle_clusters(samples.values, members, rng) if between else samples.values.copy()
-        if not between:
-            for own in members:
-                values[own] = samples.values[rng.permutation(own)]
-        shuffled = Samples(values, samples.clusters, samples.x, samples.level)
-        count += bool(sign * statistic(shuffled, everything) >= observed - 1e-12)
-    return (1 + count) / 1000
-
-
-def _shuffle_clusters(values: Floats, members: Sequence[NDArray], rng: np.random.Generator) -> Floats:
-    """Hand each cluster the values of another one of its size; sizes that only one cluster has keep theirs."""
-    out = values.copy()
-    for size in {len(own) for own in members}:
-        alike = [own for own in members if len(own) == size]
-        for own, other in zip(alike, rng.permutation(len(alike)), strict=True):
-            out[own] = values[alike[other]]
-    return out
-
-
-def _level(samples: Samples, index: int) -> Samples:
+def _adjacent(expect: Expectation, samples: Samples) -> list[tuple[Samples, Samples]]:
     assert samples.level is not None
-    chosen = samples.level == index
-    return Samples(samples.values[chosen], samples.clusters[chosen])
+    of = [Samples(samples.values[samples.level == i], samples.clusters[samples.level == i]) for i in range(len(expect.levels))]
+    return list(pairwise(of))
 
 
-def _ordering(expect: Expectation, treated: Samples, control: Samples, seed: int) -> Estimate:
-    """Intersection-union: the adjacent difference with the lowest lower bound speaks for all of them; its p is the largest."""
+def _smallest(expect: Expectation, samples: Samples, seed: int, resamples: int) -> Interval:
+    """The smallest adjacent difference of means.
 
-    def adjacent(samples: Samples) -> list[Interval]:
-        pairs = range(len(expect.levels) - 1)
-        return [difference_interval(_level(samples, i), _level(samples, i + 1), False, seed + i) for i in pairs]
+    Below, each pair has its full tail: the lowest limit is a limit for the smallest difference, whichever it is (intersection-union). Above,
+    the tail is divided among the pairs, since the smallest of many upper limits is too small by chance.
+    """
+    pairs = _adjacent(expect, samples)
+    tails = (TAILS[0], TAILS[1] / len(pairs))
+    found = [difference_interval(a, b, False, seed=seed + i, resamples=resamples, tails=tails) for i, (a, b) in enumerate(pairs)]
+    return Interval(
+        min(pair.estimate for pair in found),
+        min(pair.lo for pair in found),
+        min(pair.hi for pair in found),
+        len(samples),
+        min(pair.n_clusters for pair in found),
+        f"{found[0].method}, intersection-union",
+    )
 
-    smallest = min(adjacent(treated), key=lambda interval: interval.lo)
-    pairs = range(len(expect.levels) - 1)
-    p = max(_p_difference(_level(treated, i), _level(treated, i + 1), False, expect.margin, 1, seed + i) for i in pairs)
-    # a control is null when no adjacent difference is beyond the margin: the one farthest from 0 speaks
-    largest = max(adjacent(control), key=lambda interval: abs(interval.estimate))
-    return Estimate(smallest, largest, p)
+
+# correlation and trend
+
+
+def _weighted(expect: Expectation, samples: Samples) -> association.Weighted:
+    if expect.kind == "trend":
+        assert samples.level is not None
+        return association.kendall(samples.level, samples.values)
+    assert samples.x is not None
+    return (association.spearman if expect.method == "spearman" else association.pearson)(samples.x, samples.values)
+
+
+def _statistic(expect: Expectation, samples: Samples, seed: int) -> tuple[Statistic, Floats, int]:
+    """The association as a function of multiplicities, the clusters' sizes, and the numbers touched for one resample."""
+    (codes,), clusters = _groups(samples, seed=seed)
+    weighted = _weighted(expect, samples)
+    width = 4 * len(samples) if samples.level is None else len(expect.levels) * len(np.unique(samples.values))
+    return lambda counts: weighted(counts[..., codes]), np.bincount(codes, minlength=clusters).astype(np.float64), max(width, len(samples))
+
+
+def _undefined(samples: Samples) -> bool:
+    """Whether a variable is constant: no association can be seen, and none excluded."""
+    return not np.ptp(samples.values) or (samples.x is not None and not np.ptp(samples.x))
+
+
+def _association(expect: Expectation, samples: Samples, seed: int, resamples: int) -> Interval:
+    if _undefined(samples):
+        return Interval(0.0, -1.0, 1.0, len(samples), samples.n_clusters, "none: a constant variable")
+    statistic, sizes, width = _statistic(expect, samples, seed)
+    found = interval(statistic, [sizes], seed=seed, resamples=resamples, bounds=(-1.0, 1.0), width=width)
+    return replace(found, n_clusters=samples.n_clusters)
+
+
+def _p_association(expect: Expectation, samples: Samples, seed: int, resamples: int) -> float:
+    if _undefined(samples):
+        return 1.0
+    boundary = expect.sign * expect.margin
+    statistic, sizes, width = _statistic(expect, samples, seed)
+    if boundary or samples.n_clusters < len(samples):
+        return sign_flip_p(expect.sign * (influence(statistic, len(sizes), width) - boundary), seed=seed, resamples=resamples)
+    if samples.level is not None:
+        level, y = samples.level, np.unique(samples.values, return_inverse=True)[1]
+        return pairings_p(
+            lambda rows: expect.sign * association.rearranged_kendall(level, rows), y, seed=seed, resamples=resamples, width=width
+        )
+    assert samples.x is not None
+    first, second = (stats.rankdata(v) if expect.method == "spearman" else v for v in (samples.x, samples.values))
+    first = expect.sign * (first - first.mean())
+    return pairings_p(lambda rows: rows @ first, second - second.mean(), seed=seed, resamples=resamples)
