@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from nullius import __version__
+from nullius.cli import models
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+app.add_typer(models.app, name="models")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name from `nullius models`, a hub id, a directory or a GGUF file.")]
@@ -240,9 +243,6 @@ def results(out: Annotated[str, typer.Option("--out", help="Write there instead 
 
 def main() -> None:
     """Entry point: errors for people are one line on stderr and a non-zero exit; Ctrl-C exits with 130."""
-    from nullius.cli import models
-
-    app.add_typer(models.app, name="models")
     try:
         app()
     except SystemExit as stop:
@@ -261,3 +261,6 @@ def _say(line: str, exit_code: int) -> NoReturn:
 
 
 __all__ = ["app", "main"]
+
+if __name__ == "__main__":
+    main()
