@@ -42,7 +42,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=2000, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     root = Path(__file__).parents[1]
-    texts = [path.read_text("utf-8") for path in sorted(root.glob("src/nullius/stimuli/data/*.csv")) + [root / "CONTRIBUTING.md"]]
+    texts = [path.read_text("utf-8") for path in [*sorted(root.glob("src/nullius/stimuli/data/*.csv")), root / "CONTRIBUTING.md"]]
     tokens.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 

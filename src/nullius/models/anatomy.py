@@ -57,9 +57,10 @@ class Anatomy:
         lists = [module for module in lists if any(_is_attention(part) for part in module[0].modules())]
         if not lists:
             raise SubjectError(f"cannot map {self.family}: no list of equal layers that hold an attention")
-        self.layers: list[nn.Module] = list(max(lists, key=len))
+        longest = max(lists, key=lambda module: len(module))
+        self.layers: list[nn.Module] = list(longest)
         self.n_layers = len(self.layers)
-        decoder = next(module for module in hf.modules() if any(child is max(lists, key=len) for child in module.children()))
+        decoder = next(module for module in hf.modules() if any(child is longest for child in module.children()))
         norms = [child for child in decoder.children() if _is_norm(child)]
         if not norms:
             raise SubjectError(f"cannot map {self.family}: no final norm beside the layers")
@@ -126,7 +127,7 @@ class Anatomy:
     def o_weight(self, layer: int) -> Tensor:
         """Return W_O by head: [n_heads, d_head, d_model]."""
         module = self.o_proj(layer)
-        weight = module.weight if isinstance(module, Conv1D) else module.weight.T  # type: ignore[union-attr]
+        weight = module.weight if isinstance(module, Conv1D) else module.weight.T
         return weight.view(self.n_heads, self.d_head, self.d_model)  # type: ignore[operator]
 
     def unembedding(self) -> Tensor:
@@ -203,7 +204,7 @@ def _linears(module: nn.Module) -> list[nn.Module]:
 
 def _width(linear: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a Linear or a GPT-2 Conv1D."""
-    rows, columns = linear.weight.shape  # type: ignore[union-attr,misc]
+    rows, columns = linear.weight.shape  # type: ignore[misc]
     return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
 
 

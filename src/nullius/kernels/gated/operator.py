@@ -42,7 +42,7 @@ def gated_linear_attention(
     Raises NulliusError naming the tensor whose shape, type or values do not fit.
     """
     _check_shapes(q, k, v)
-    batch, length, heads, width = q.shape
+    batch, length, _, width = q.shape
     gate = _gate(log_decay, q)
     _check_gate(gate)
     sequences = _sequences(cu_seqlens, batch, length)
@@ -56,11 +56,12 @@ def gated_linear_attention(
         o, end = triton_gated(q, k, v, gate, state, scale, offsets)
     else:
         form = chunked if chosen == "chunks" else recurrence
-        wide = [x.to(state.dtype) for x in (q, k, v, gate)]
+        wq, wk, wv, wg = (x.to(state.dtype) for x in (q, k, v, gate))
         if sequences is None:
-            o, end = form(*wide, state, scale)
+            o, end = form(wq, wk, wv, wg, state, scale)
         else:
-            parts = [form(*(x[:, a:b] for x in wide), state[i : i + 1], scale) for i, (a, b) in enumerate(sequences)]
+            cuts = [slice(a, b) for a, b in sequences]
+            parts = [form(wq[:, c], wk[:, c], wv[:, c], wg[:, c], state[i : i + 1], scale) for i, c in enumerate(cuts)]
             o, end = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
         o = o.to(v.dtype)
     return (o, end) if return_state else o
