@@ -73,21 +73,31 @@ WORDS = {
     "VS": "said thought knew claimed hoped feared suspected admitted noticed realised",
     "ADV": """quickly slowly quietly often suddenly carefully always secretly finally gladly rarely happily angrily politely proudly sadly
         rudely bravely patiently again soon everywhere yesterday together""",
-    "DEGREE": "very quite rather extremely too",
+    "DEGREE": "very rather extremely unusually",
     "DET": "the a this every another some each no",
     "PRON": "he she they we you i it everyone somebody nobody",
     "OBJECT": "him them us me it you everyone somebody",
     "WHO": "who",
     "AUX": "will would could should must may can might",
     "COP": "was",
-    "ADP": "near with behind for from without against beside after under of to",
+    "ADP": "near with behind for from without against beside under of",
     "CCONJ": "and but or",
     "SCONJ": "because although when while if unless since",
     "THAT": "that",
     ".": BOUNDARY,
 }
-CLASS_OF = {"VT": "VERB", "VT_BASE": "VERB", "VI": "VERB", "VI_BASE": "VERB", "VS": "VERB", "DEGREE": "ADV", "OBJECT": "PRON", "WHO": "PRON"}
+CLASS_OF = {
+    "VT": "VERB",
+    "VT_BASE": "VERB",
+    "VI": "VERB",
+    "VI_BASE": "VERB",
+    "VS": "VERB",
+    "DEGREE": "ADV",
+    "OBJECT": "PRON",
+    "WHO": "PRON",
+}
 CLASS_OF |= {"COP": "AUX", "THAT": "SCONJ", ".": "PUNCT"}
+OPEN = ("NOUN", "VERB", "ADJ", "ADV", "PROPN")  # content words
 
 # symbol -> (weight, expansion). Expected sizes are finite: every recursion (PP, RC, CLAUSE) multiplies by less than one.
 RULES: dict[str, tuple[tuple[float, str], ...]] = {
@@ -119,14 +129,16 @@ RULES: dict[str, tuple[tuple[float, str], ...]] = {
 def english_text(length: int, rng: np.random.Generator) -> TaggedText:
     """Return at least `length` words (whole sentences) of the grammar, lower-case, with universal word classes.
 
-    Within a class the word of rank r is drawn with probability proportional to 1 / √(r + 1): some words are frequent, none makes up its class.
+    Within a class the word of rank r = 1, 2, … is drawn with probability proportional to 1 / (r + 1), in open classes to 1 / √(r + 1): a few
+    function words are frequent, as in English, and no content word makes up its class.
     """
     choosers: dict[str, Callable[[], str]] = {}
     for symbol, rules in RULES.items():
         choosers[symbol] = _chooser([expansion for _, expansion in rules], np.array([weight for weight, _ in rules]), rng)
     for symbol, listed in WORDS.items():
         words = listed.split()
-        choosers[symbol] = _chooser(words, 1 / np.sqrt(np.arange(len(words)) + 2.0), rng)
+        steepness = 0.5 if CLASS_OF.get(symbol, symbol) in OPEN else 1.0
+        choosers[symbol] = _chooser(words, (np.arange(len(words)) + 2.0) ** -steepness, rng)
     pairs: list[tuple[str, str]] = []
     while len(pairs) < length:
         stack = ["S"]
@@ -143,7 +155,7 @@ def english_text(length: int, rng: np.random.Generator) -> TaggedText:
     return tagged(pairs)
 
 
-def _chooser(options: list[str], weights: Floats, rng: np.random.Generator) -> Callable[[], str]:
+def _chooser(options: list[str], weights: NDArray, rng: np.random.Generator) -> Callable[[], str]:
     """Return a function that draws options by weight; numbers are drawn by the thousand, since single draws are slow."""
     cumulative = np.cumsum(weights) / np.sum(weights)
     waiting: list[int] = []

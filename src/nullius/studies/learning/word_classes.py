@@ -1,221 +1,274 @@
 """Word class representations spontaneously emerge in a deep neural network trained on next word prediction (arXiv 2302.07588).
 
-A small network learns to predict the tenth word from nine and is never told a word class. Do its states cluster by the class of the word to
-come, more with depth, and not at the input?
+A small network learns to predict the tenth word from nine and is never told a word class. Do its activations cluster by the class of the word
+to come, more so with depth, though not at the input? And do those of a pretrained model that reads the same nine words?
 
-The text is made by a phrase grammar of English, so that every class is known exactly. Clustering is the general discrimination value (GDV, 0
-none, −1 perfect), computed in contiguous blocks of held-out text with equally many points of each class; a block of a network is one item, since
-overlapping windows are not independent. The confound that the paper does not control: the class of word ten can be guessed from word nine
-alone. It is removed by subtracting, from each state, the mean state of its ninth word.
-
-The same is measured in the subject: the last position's hidden states of a pretrained model that reads the nine words.
+The text is made by a phrase grammar of English, so that every class is known exactly, or read from a CoNLL-U file (option `text`). Networks are
+trained on its first 80%, stopped early on the next 5% and measured on the last 15%. The measure is the general discrimination value (GDV: 0 no
+separation, −1 the most that two classes can reach), of equally many windows of each class, spread evenly over word types. One item is one
+contiguous block of held-out text, since overlapping windows are dependent; so intervals speak about text, given the networks trained (whose
+own values stand in the notes). What the paper does not ask, whether the word just read explains it all, is asked among windows whose contexts
+end in the same word: there one item is one such word. Boundaries are never the word read or the word to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nullius.instruments import separation, taps
-from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, below_control, equivalent, study, trend
-from nullius.stimuli import grammar
+from nullius.errors import UsageError
+from nullius.instruments import next_class, separation
+from nullius.instruments.next_class import Drawn, Reading
+from nullius.instruments.residual_stream import last_position
+from nullius.lab import Claim, Figure, Lab, Needs, Option, Panel, Series, above_control, below_control, equivalent, study
+from nullius.lab.claims import Expectation
+from nullius.lab.figures import Role
+from nullius.lab.statistics import mean_interval
+from nullius.models.language_model import untrained
+from nullius.stimuli import conllu, grammar
+from nullius.stimuli.windows import TaggedText, Vocabulary, Windows, windows
 from nullius.training import next_word
+from nullius.training.next_word import NextWord, Size
 
-PERMUTED = "the same states with the classes permuted"
+MARGIN = 0.05  # of GDV: as much as when 7% of the variance lies between two classes
+AT_INPUT = 0.02  # smaller: in nine words side by side one word has a ninth of the dimensions, and its class can reach about −0.045
+PERMUTED = "the same activations, with runs of the class labels permuted"
+RANDOM = "the subject with random weights"
+UNTRAINED = "the same network before training"
+FILE = "NULLIUS_CONLLU"
+
+
+def _claim(name: str, wording: str, control: str, unit: str = "GDV", expect: Expectation | None = None, also: str = "") -> Claim:
+    return Claim(name, wording, expect or below_control(MARGIN), control, unit=unit, needs=Needs(also=also), rests_on=("separation",))
+
+
 CLAIMS = (
-    Claim(
-        "next-class-clusters",
-        "States of the last hidden layer cluster by the class of the word to come",
-        below_control(margin=0.02),
-        control=PERMUTED,
-        unit="GDV",
-        rests_on=("GDV",),
-    ),
-    Claim(
-        "learned",
-        "The clustering is learned: a network that was never trained has none",
-        below_control(margin=0.02),
-        control="the same network before training",
-        unit="GDV",
-        rests_on=("GDV",),
-    ),
-    Claim(
-        "learned-from-order",
-        "The clustering comes from predicting: a network trained on the same words in random order has none",
-        below_control(margin=0.02),
-        control="a network trained on the same words in random order",
-        unit="GDV",
-        rests_on=("GDV",),
-    ),
-    Claim(
-        "grows-with-depth",
-        "The clustering grows from the input over both recurrent layers to the dense layer",
-        trend("decreasing", *next_word.STAGES, margin=0.3),
-        control="the same stages with the classes permuted",
-        unit="tau of GDV with stage",
-        rests_on=("GDV",),
-    ),
-    Claim(
+    _claim("next-class-clusters", "Activations of the last hidden layer cluster by the class of the word to come", PERMUTED),
+    _claim("learned", "The clustering by the class to come is learned", UNTRAINED),
+    _claim("learned-from-order", "It is learned from the order of words", "a network trained on the same words in random order"),
+    _claim("open-classes", "It is there among content words alone, the 50 most frequent words left out", UNTRAINED),
+    _claim("grows-with-depth", "It grows with depth, from the input to the last hidden layer", UNTRAINED, "GDV over the whole depth"),
+    _claim(
         "absent-at-input",
-        "At the input there is no clustering by the class of the word to come",
-        equivalent(0.02),
-        control="the last hidden layer of the same network, which must differ from 0",
-        unit="GDV",
-        rests_on=("GDV",),
+        "At the input activations do not cluster by the class of the word to come",
+        "the same input, by the class of the word just read",
+        expect=equivalent(AT_INPUT),
     ),
-    Claim(
-        "beyond-the-last-word",
-        "The clustering is not explained by the identity of the ninth word",
-        below_control(margin=0.005),
-        control="classes permuted among windows with the same ninth word",
-        unit="GDV after removing the mean state of the ninth word",
-        rests_on=("GDV",),
+    _claim(
+        "read-gives-way",
+        "From the first hidden layer to the last, the class of the word just read gives way to that of the word to come",
+        UNTRAINED,
+        "GDV of the class to come − GDV of the class read, over the whole depth",
     ),
-    Claim(
-        "in-the-subject",
-        "In a pretrained model, clustering by the class of the word to come grows with depth",
-        trend("decreasing", "first third", "middle third", "last third", margin=0.2),
-        control=PERMUTED,
-        unit="tau of GDV with depth",
-        rests_on=("GDV",),
+    _claim("beyond-the-last-word", "It is there among contexts that end in the same word", UNTRAINED),
+    _claim(
+        "decodable-beyond-the-last-word",
+        "A probe of the last hidden layer tells the class to come better than when only the last word is its own, the others from elsewhere",
+        "the same gain between two readings in which the other words come from elsewhere",
+        "accuracy",
+        above_control(MARGIN),
     ),
-    Claim(
-        "in-a-novel",
-        "The same holds for a network trained on a novel",
-        below_control(margin=0.02),
-        control=PERMUTED,
-        unit="GDV",
-        needs=Needs(also="a novel with part-of-speech tags"),
+    _claim("subject-clusters", "In a pretrained model too, the last layer clusters by the class of the word to come", PERMUTED),
+    _claim("subject-depth", "In a pretrained model too, it grows with depth", RANDOM, "GDV over the whole depth"),
+    _claim("subject-beyond-the-last-word", "In a pretrained model too, it is there among contexts that end in the same word", RANDOM),
+    _claim("in-a-novel", "A network trained on a novel does so", PERMUTED, also=f"a tagged novel (-o text=conllu, {FILE}=its file)"),
+    _claim(
+        "acquisition",
+        "Children may acquire word classes by predicting the next word",
+        PERMUTED,
+        also="data on children; the paper has networks",
     ),
 )
-Scores = dict[str, list[float]]
+OPTIONS = (
+    Option("network", ("lstm", "transformer", "bag"), "what is trained: LSTMs (the paper's), a causal Transformer, a bag of words"),
+    Option("text", ("generated", "conllu"), f"text of the grammar, or a CoNLL-U file that {FILE} names"),
+)
 
 
-@study("word-classes", claims=CLAIMS, minutes=1.5, trains_its_own=True)
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained and measured. network, subject: blocks, windows per class in each, windows per class after one word, such words."""
+
+    words: int
+    seeds: int
+    size: Size
+    steps: int
+    snapshots: tuple[int, ...]
+    network: tuple[int, int, int, int]
+    subject: tuple[int, int, int, int]
+
+
+QUICK = Plan(160_000, 2, Size(64, (128, 64), 64), 1000, (0, 30, 100, 300), (12, 20, 12, 40), (12, 4, 8, 12))
+FULL = Plan(1_500_000, 5, Size(100, (256, 128), 128), 20_000, (0, 100, 300, 1000, 3000), (24, 50, 30, 100), (24, 20, 20, 40))
+Snapshot = Callable[[int, NextWord], None]
+Readings = dict[str, list[Reading]]  # trained, untrained, shuffled -> one reading for each network
+
+
+@study("word-classes", claims=CLAIMS, minutes=2.0, trains_its_own=True, options=OPTIONS)
 def word_classes(lab: Lab) -> None:
-    """Train, record held-out states stage by stage, score them block by block."""
-    text = grammar.english(lab.scale(quick=26_000, full=400_000), lab.rng)
-    vocabulary = grammar.vocabulary(text)
-    cut = int(0.75 * len(text.words))
-    learn, test = (grammar.Tagged(text.words[a:b], text.tags[a:b], text.classes) for a, b in ((0, cut), (cut, len(text.words))))
-    data, held_out = grammar.windows(learn, vocabulary), grammar.windows(test, vocabulary, n_blocks=lab.scale(quick=8, full=24))
-    random = grammar.windows(grammar.shuffled(learn, lab.rng), vocabulary)
+    plan = lab.scale(quick=QUICK, full=FULL)
+    text = _text(lab, plan)
+    train, stop, test = text.part(0, 0.8), text.part(0.8, 0.85), text.part(0.85, 1)
+    vocabulary = Vocabulary(train, 5000)
+    held_out = windows(test)
+    drawn = _draw(lab, held_out, vocabulary, plan.network)
+    encoded = vocabulary.encode(drawn.windows.words)
+    contexts, by_frequency = encoded[:, :-1], vocabulary.log_frequency[encoded[:, -1]]
+    found: Readings = {"trained": [], "untrained": [], "shuffled": []}
+    emergence: dict[int, float] = {}
+    exchanged = [vocabulary.encode(next_class.exchanged(drawn.windows, held_out, lab.rng)) for _ in range(2)]
+    gains, probed = [], []
 
-    scores: dict[str, Scores] = {}
-    clusters: list[str] = []
-    for seed in range(lab.scale(quick=2, full=5)):
-        own = lab.seed * 100 + seed
-        networks = {
-            "trained": _train(lab, data.words, held_out.words, len(vocabulary), own, f"network {seed + 1}"),
-            "untrained": next_word.untrained(len(vocabulary), own),
-            "words shuffled": _train(lab, random.words, held_out.words, len(vocabulary), own, f"network {seed + 1}, words shuffled"),
-        }
-        _score(lab, networks, held_out, scores)
-        clusters += [f"block {block}" for block in np.unique(held_out.blocks)]
-    _report(lab, scores, clusters)
-    in_subject = _in_the_subject(lab, test)
-    _draw(lab, scores, in_subject)
+    def at_step(step: int, network: NextWord) -> None:
+        last = {"dense": next_word.record(network, contexts)["dense"]}
+        emergence[step] = float(separation.by_sets(last, drawn.windows.next_class, drawn.blocks)["dense"].mean())
 
-
-def _train(lab: Lab, words: np.ndarray, held_out: np.ndarray, size: int, seed: int, label: str) -> next_word.NextWord:
-    epochs = lab.scale(quick=5, full=20)
-    trained = next_word.train(words, held_out, size, seed, epochs, lambda done: lab.listener.step(f"training {label}", done, epochs))
-    lab.note(f"{label}: held-out loss {trained.losses[0]:.2f} → {min(trained.losses):.2f} nats a word (seed {seed})")
-    return trained.network
-
-
-def _by_block(lab: Lab, points: np.ndarray, labels: np.ndarray, blocks: np.ndarray, per_class: int) -> list[float]:
-    """GDV in each block, on `per_class` points of every class that has as many there."""
-    values = []
-    for block in np.unique(blocks):
-        inside = np.flatnonzero(blocks == block)
-        chosen = inside[separation.balanced(labels[inside], per_class, lab.rng)]
-        values.append(separation.gdv(points[chosen], labels[chosen]))
-    return values
+    for number in range(1, plan.seeds + 1):
+        seed, name = lab.seed * 1000 + number, f"network {number}"
+        fresh = _network(lab, plan, vocabulary, seed)
+        network = _train(lab, plan, vocabulary, (train, stop), seed, name, at_step if number == 1 else None)
+        disordered = (train.shuffled(lab.rng), stop.shuffled(lab.rng))
+        shuffled = _train(lab, plan, vocabulary, disordered, seed, f"{name}, words shuffled")
+        for condition, each in zip(found, (network, fresh, shuffled), strict=True):
+            found[condition].append(drawn.measure(next_word.record(each, contexts)))
+        states = next_word.record(network, contexts)
+        lab.note(f"{name}, last hidden layer: " + ", ".join(f"{k} {v:.3f}" for k, v in drawn.describe(states["dense"], lab.rng).items()))
+        own, *others = (drawn.probe(next_word.record(network, c)["dense"]) for c in (contexts, *exchanged))
+        probed.append(np.stack([own - others[0], others[0] - others[1]]))
+        gains.append(next_word.log_probability(network, encoded) - by_frequency)
+    _network_findings(lab, drawn, found, np.concatenate(gains))
+    own_context, elsewhere = np.concatenate(probed, 1)
+    tested = drawn.halves()[1].tolist() * plan.seeds
+    lab.finding("decodable-beyond-the-last-word", treated=own_context, control=elsewhere, clusters=tested)
+    subject = _subject_findings(lab, _draw(lab, held_out, vocabulary, plan.subject))
+    _figures(lab, found, subject, emergence)
+    _projection(lab, drawn, states)
 
 
-def _score(lab: Lab, networks: dict[str, next_word.NextWord], held_out: grammar.Windows, scores: dict[str, Scores]) -> None:
-    per_class = lab.scale(quick=18, full=40)
-    permuted = separation.permute_within(held_out.next_class, held_out.blocks, lab.rng)
-    ninth = held_out.words[:, -2]
-    same_word = separation.permute_within(held_out.next_class, ninth, lab.rng)
-
-    def add(name: str, stage: str, points: np.ndarray, labels: np.ndarray) -> None:
-        scores.setdefault(name, {}).setdefault(stage, []).extend(_by_block(lab, points, labels, held_out.blocks, per_class))
-
-    for name, network in networks.items():
-        for stage, points in next_word.activations(network, held_out.words).items():
-            add(name, stage, points, held_out.next_class)
-            if name == "trained":
-                add("classes permuted", stage, points, permuted)
-                add("class of the ninth word", stage, points, held_out.last_class)
-                rest = separation.without(points, ninth)
-                add("ninth word removed", stage, rest, held_out.next_class)
-                add("ninth word removed, permuted", stage, rest, same_word)
+def _text(lab: Lab, plan: Plan) -> TaggedText:
+    if lab.option("text") == "generated":
+        return grammar.english_text(plan.words, lab.rng)
+    path = os.environ.get(FILE)
+    if not path:
+        raise UsageError(f"text=conllu needs a text: set {FILE} to a CoNLL-U file (plain, .gz or .xz)")
+    text = conllu.read(path)
+    lab.note(f"text: {os.path.basename(path)}, {len(text)} words, classes as tagged there")
+    return text
 
 
-def _report(lab: Lab, scores: dict[str, Scores], clusters: list[str]) -> None:
-    last, first = next_word.STAGES[-1], next_word.STAGES[0]
-    trained = scores["trained"]
-
-    def versus(claim: str, control: str) -> None:
-        lab.finding(claim, treated=trained[last], control=scores[control][last], clusters=clusters)
-
-    versus("next-class-clusters", "classes permuted")
-    versus("learned", "untrained")
-    versus("learned-from-order", "words shuffled")
-    by_stage = dict.fromkeys(next_word.STAGES, clusters)
-    lab.finding("grows-with-depth", treated=trained, control=scores["classes permuted"], clusters=by_stage)
-    lab.finding("absent-at-input", treated=trained[first], control=trained[last], clusters=clusters)
-    rest, null = scores["ninth word removed"][last], scores["ninth word removed, permuted"][last]
-    lab.finding("beyond-the-last-word", treated=rest, control=null, clusters=clusters)
-
-
-def _in_the_subject(lab: Lab, text: grammar.Tagged) -> dict[str, np.ndarray]:
-    """GDV by layer [blocks, layers] of the subject's states after nine words, by the class of the tenth, true and permuted."""
-    n = lab.scale(quick=560, full=4000)
-    starts = np.linspace(0, len(text.words) - 10, n).astype(int)
-    prompts = [" ".join(text.words[i : i + 9]).replace(" .", ".") for i in starts]
-    labels = text.tags[starts + 9]
-    blocks = np.arange(n) * 5 // n
-    states = []
-    for i in lab.progress(range(0, n, 56), "reading with the subject"):
-        batch = lab.subject.encode(prompts[i : i + 56])
-        states.append(taps.read(lab.subject, batch, ["resid_post"])["resid_post"].float().cpu().numpy())
-    layers = np.concatenate(states, 1).astype(np.float64)
-    permuted = separation.permute_within(labels, blocks, lab.rng)
-
-    def table(names: np.ndarray) -> np.ndarray:
-        return np.array([_by_block(lab, layer, names, blocks, 5) for layer in layers]).T
-
-    found = {"true classes": table(labels), "classes permuted": table(permuted)}
-    thirds = np.array_split(np.arange(len(layers)), 3)
-    names = ("first third", "middle third", "last third")
-    levels: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda values: {  # noqa: E731
-        name: values[:, third].mean(1) for name, third in zip(names, thirds, strict=True)
-    }
-    own = {name: [f"block {b}" for b in range(5)] for name in names}
-    lab.finding("in-the-subject", treated=levels(found["true classes"]), control=levels(found["classes permuted"]), clusters=own)
-    return found
-
-
-def _draw(lab: Lab, scores: dict[str, Scores], in_subject: dict[str, np.ndarray]) -> None:
-    roles = {"trained": "effect", "class of the ninth word": "second", "ninth word removed": "third", "untrained": "control"}
-
-    def series(name: str, role: str) -> Series:
-        values = [np.array(scores[name][stage]) for stage in next_word.STAGES]
-        mean = [v.mean() for v in values]
-        reach = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) for v in values]
-        lo, hi = ([m + sign * r for m, r in zip(mean, reach, strict=True)] for sign in (-1, 1))
-        return Series(name, next_word.STAGES, mean, lo, hi, "line", role)  # type: ignore[arg-type]
-
-    ours = Panel("Network trained here", "stage", "GDV by class of the next word", tuple(series(*item) for item in roles.items()))
-    depth = np.arange(in_subject["true classes"].shape[1])
-    curves = tuple(
-        Series(name, depth.tolist(), values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist(), "line", role)  # type: ignore[arg-type]
-        for (name, values), role in zip(in_subject.items(), ("effect", "control"), strict=True)
+def _draw(lab: Lab, held_out: Windows, vocabulary: Vocabulary, sizes: tuple[int, int, int, int]) -> Drawn:
+    n_blocks, per_class, same_word, words = sizes
+    rank = vocabulary.encode(held_out.next_word)  # numbers are ranks
+    drawn = next_class.draw(held_out, rank, lab.rng, n_blocks=n_blocks, per_class=per_class, same_word=same_word, words=words)
+    lab.note(
+        f"{n_blocks} blocks with {per_class} windows of each of {', '.join(drawn.classes)}; last words shared: {', '.join(drawn.same_word)}"
     )
-    theirs = Panel(f"{lab.subject.name} (band: range of blocks)", "layer", "GDV by class of the next word", curves)
-    caption = "GDV is 0 without separation and −1 at perfect separation. Bars: 95% intervals over blocks of held-out text."
-    lab.figure(Figure("gdv", "Word classes emerge with depth", (ours, theirs), caption))
+    return drawn
+
+
+def _network(lab: Lab, plan: Plan, vocabulary: Vocabulary, seed: int) -> NextWord:
+    return next_word.build(cast(next_word.Kind, lab.option("network")), len(vocabulary), plan.size, seed).to(lab.subject.device)
+
+
+def _train(
+    lab: Lab, plan: Plan, vocabulary: Vocabulary, texts: Sequence[TaggedText], seed: int, label: str, at_step: Snapshot | None = None
+) -> NextWord:
+    network = _network(lab, plan, vocabulary, seed)
+    train, stop = (vocabulary.encode(text.words) for text in texts)
+    how = next_word.Schedule(seed, plan.steps, lab.scale(quick=100, full=500))
+    show: Callable[[int, int], None] = lambda done, total: lab.listener.step(f"training {label}", done, total)  # noqa: E731
+    fitted = next_word.fit(network, train, stop, how, on_step=show, snapshots=plan.snapshots, on_snapshot=at_step)
+    if at_step is not None:
+        at_step(fitted.kept, network)
+    lab.note(f"{label}: held-out loss {fitted.losses[0]:.3f} → {fitted.best:.3f} nats per word, weights of step {fitted.kept}")
+    return network
+
+
+def _network_findings(lab: Lab, drawn: Drawn, found: Readings, gains: NDArray[np.float64]) -> None:
+    about = [claim.id for claim in CLAIMS if not claim.id.startswith("subject") and not claim.needs.also]
+    neighbours = (np.arange(len(gains)) // 50).tolist()
+    lab.require(gains, above=0.0, what="predicting the next word better than its frequency does", claims=about, clusters=neighbours)
+    blocks, words = list(range(len(drawn.blocks))), list(drawn.same_word)
+
+    def compare(claim: str, get: Callable[[Reading], NDArray[np.float64]], control: str, units: Sequence = blocks) -> None:
+        treated, null = (np.concatenate([get(reading) for reading in found[name]]) for name in ("trained", control))
+        lab.finding(claim, treated=treated, control=null, clusters=list(units) * len(found["trained"]))
+
+    def within(claim: str, get: Callable[[Reading], NDArray[np.float64]], control: Callable[[Reading], NDArray[np.float64]]) -> None:
+        treated, null = (np.concatenate([of(reading) for reading in found["trained"]]) for of in (get, control))
+        lab.finding(claim, treated=treated, control=null, clusters=blocks * len(found["trained"]))
+
+    within("next-class-clusters", lambda r: r.to_come["dense"], lambda r: r.permuted["dense"])
+    compare("learned", lambda r: r.to_come["dense"], "untrained")
+    compare("learned-from-order", lambda r: r.to_come["dense"], "shuffled")
+    compare("open-classes", lambda r: r.open_classes["dense"], "untrained")
+    compare("grows-with-depth", Reading.slope, "untrained")
+    within("absent-at-input", lambda r: r.to_come["input"], lambda r: r.read["input"])
+    compare("read-gives-way", Reading.giving_way, "untrained")
+    compare("beyond-the-last-word", lambda r: r.same_word["dense"], "untrained", words)
+
+
+def _subject_findings(lab: Lab, drawn: Drawn) -> tuple[Reading, Reading]:
+    """Measure the subject as it is and with random weights, from the embedding of the last token to the output of the last block."""
+    texts = drawn.windows.render()
+    prefers = next_class.prefers_next_word(lab.subject, drawn, lab.rng, lab.scale(quick=96, full=1000))
+    about_subject = [claim.id for claim in CLAIMS if claim.id.startswith("subject")]
+    lab.require(prefers, above=0.5, what="preferring the true next word to one from elsewhere in the text", claims=about_subject)
+
+    readings = []
+    for random in lab.progress((False, True), "reading the windows with the subject"):
+        states = last_position(untrained(lab.subject, lab.seed) if random else lab.subject, texts).numpy()
+        readings.append(drawn.measure({str(layer): points for layer, points in enumerate(states)}))
+    model, random_weights = readings
+    last = model.stages[-1]
+    lab.finding("subject-clusters", treated=model.to_come[last], control=model.permuted[last])
+    lab.finding("subject-depth", treated=model.slope(), control=random_weights.slope())
+    lab.finding("subject-beyond-the-last-word", treated=model.same_word[last], control=random_weights.same_word[last])
+    return model, random_weights
+
+
+def _figures(lab: Lab, found: Readings, subject: Sequence[Reading], emergence: dict[int, float]) -> None:
+    ours = _curves(found["trained"], found["untrained"], found["trained"][0].stages)
+    ours.append(_curve("trained on shuffled words", [r.to_come for r in found["shuffled"]], found["shuffled"][0].stages, "reference"))
+    theirs = _curves([subject[0]], [subject[1]], range(len(subject[0].stages)))
+    steps = Series("class to come", list(emergence), list(emergence.values()))
+    panels = (
+        Panel(f"{lab.option('network')} trained here", "stage", "GDV", tuple(ours)),
+        Panel(lab.subject.name, "layer (0: embedding)", "GDV", tuple(theirs)),
+        Panel("last hidden layer while training", "step", "GDV", (steps,)),
+    )
+    caption = "General discrimination value: 0 no separation, −1 the most that two classes reach. Bars: 95% intervals over blocks of text (or words)."
+    lab.figure(Figure("gdv", "Separation by word class, stage by stage", panels, caption))
+
+
+def _projection(lab: Lab, drawn: Drawn, states: dict[str, NDArray]) -> None:
+    roles: dict[str, Role] = {"NOUN": "effect", "VERB": "second", "ADP": "third", "DET": "control"}
+    shown = np.concatenate(drawn.blocks[:3])
+    shown = shown[np.isin(drawn.windows.next_class[shown], list(roles))]
+    members = {name: drawn.windows.next_class[shown] == name for name in roles}
+    clouds = []
+    for stage in ("input", "dense"):
+        x, y = separation.project(states[stage][shown], "t-sne", lab.seed).T
+        points = [Series(name, x[m].tolist(), y[m].tolist(), kind="points", role=roles[name]) for name, m in members.items() if m.any()]
+        clouds.append(Panel(f"{stage} (t-SNE)", "dimension 1", "dimension 2", tuple(points)))
+    caption = "For the eye: islands in a projection are no evidence."
+    lab.figure(Figure("projection", "Held-out contexts by the class of the word to come", tuple(clouds), caption))
+
+
+def _curves(readings: list[Reading], random: list[Reading], x: Sequence[float] | Sequence[str]) -> list[Series]:
+    return [
+        _curve("class to come", [r.to_come for r in readings], x, "effect"),
+        _curve("class just read", [r.read for r in readings], x, "second"),
+        _curve("class to come, same last word", [r.same_word for r in readings], x, "third"),
+        _curve("class to come, random weights", [r.to_come for r in random], x, "control"),
+    ]
+
+
+def _curve(name: str, curves: list[dict[str, NDArray[np.float64]]], x: Sequence[float] | Sequence[str], role: Role) -> Series:
+    ends = [mean_interval(np.mean([curve[stage] for curve in curves], 0)) for stage in curves[0]]
+    return Series(name, x, [e.estimate for e in ends], [e.lo for e in ends], [e.hi for e in ends], "line", role)
