@@ -107,7 +107,7 @@ run 01JCABCDEFGHJKMNPQRSTVWXYZ · quick · seed 7 · relation capital · done
   answer
   published  0.88
   ours       0.41 [0.30, 0.52]   n = 200 in 50 clusters; mean of treated −
-                                 control, in change of rate
+                                 control (change of rate)
   control    0.01 [-0.02, 0.04]  a random head of the same layer, scaled alike
   because    the whole interval lies on the claimed side and the control is
              null; p(Holm) < 0.001

@@ -73,7 +73,8 @@ def test_a_figure_survives_json(figure):
     assert from_dict(json.loads(json.dumps(figure.to_dict()))) == figure
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.filterwarnings("error")  # matplotlib warns when a layout fails
+@settings(max_examples=15, deadline=None)
 @given(figures)
 def test_any_figure_can_be_drawn(figure):
     root = ET.fromstring(drawing.svg(figure).encode())

@@ -115,7 +115,7 @@ def _verdict(verdict: Mapping[str, Any], out: Console) -> None:
     if effect:
         places = decimals(effect, control)
         clusters = f" in {effect['n_clusters']} clusters" if effect.get("n_clusters", effect["n"]) != effect["n"] else ""
-        measured = f"{verdict['statistic']}, in {verdict['unit']}" if verdict["unit"] else verdict["statistic"]
+        measured = f"{verdict['statistic']} ({verdict['unit']})" if verdict["unit"] else verdict["statistic"]
         rows.append(("ours", interval(effect, places), f"n = {effect['n']}{clusters}; {measured}"))
         rows.append(("control", interval(control, places), verdict["control_wording"]))
     rows.append(("because", "", verdict["reason"] + _p(verdict["p_holm"])))

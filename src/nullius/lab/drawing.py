@@ -107,7 +107,7 @@ def _draw(figure: Figure) -> Drawn:
         axes = drawn.add_subplot(cells[i // columns, i % columns])
         letter = f"{chr(ord('A') + i)}  " if 1 < count <= 26 and (panel.title or not stacked) else ""
         if letter or panel.title:
-            axes.set_title(letter + "\n".join(textwrap.wrap(panel.title, int(width / columns * 11))), loc="left", fontweight="bold")
+            axes.set_title(letter + "\n".join(textwrap.wrap(panel.title, int((width / columns - 0.7) * 11))), loc="left", fontweight="bold")
         if isinstance(panel, Heatmap):
             _heatmap(drawn, axes, panel, width / columns)
         else:
@@ -257,7 +257,7 @@ def _ticks(axes: Axes, series: Series, look: Look, at: list[float], sideways: bo
             spot, away, side = ((y, place - reach), (0, 0), "center") if sideways else ((place + reach, y), (2, 0), "left")
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
             up = "bottom" if sideways else "center"
-            axes.annotate(number(y), spot, away, textcoords="offset points", ha=side, va=up, fontsize=8, bbox=box, annotation_clip=False)
+            axes.annotate(number(y), spot, away, textcoords="offset points", ha=side, va=up, fontsize=8, bbox=box)
 
 
 def _open_ends(axes: Axes, series: Series, look: Look, categories: list[str], clouds: list[Series], sideways: bool) -> None:
@@ -312,8 +312,15 @@ def _axes(axes: Axes, panel: Panel, categories: list[str], width: float, *, head
 
 
 def _legend_columns(panel: Panel, width: float) -> int:
-    """How many columns of legend fit under a panel `width` inches wide."""
-    return max(1, min(3, len(panel.series), int((width - 0.7) * 11 / (max(len(series.name) for series in panel.series) + 8))))
+    """How many columns of legend fit under a panel `width` inches wide. Entries run down the columns, the first ones being the longer."""
+    names = [len(series.name) + 9 for series in panel.series]  # a handle is as wide as nine letters
+    left = 0.3 + min(34, max(map(len, panel.categories()))) / 13 if panel.sideways else 0.7
+    for columns in range(min(3, len(names)), 1, -1):
+        each, more = divmod(len(names), columns)
+        starts = [i * each + min(i, more) for i in range(columns + 1)]
+        if sum(max(names[a:b]) for a, b in itertools.pairwise(starts)) <= (width - left) * 13:
+            return columns
+    return 1
 
 
 def _legend(axes: Axes, panel: Panel, lines: int, width: float) -> None:

@@ -27,7 +27,9 @@ def html(figure: Figure) -> str:
 
     rows, columns, _ = grid(figure)
     heights = [0.9 + 0.4 * len(p.categories()) if isinstance(p, Panel) and p.sideways else 4.2 for p in figure.panels[::columns]]
-    gaps = {"horizontal_spacing": 0.24 / columns, "vertical_spacing": 0.3 / rows}
+    height = 95 * sum(heights) + 80 * (rows - 1)
+    bars = any(isinstance(panel, Heatmap) for panel in figure.panels)  # a colour bar needs room to the right of its panel
+    gaps = {"horizontal_spacing": 0.13 if bars else 0.08, "vertical_spacing": 80 / height}
     titles = [escape.escape(panel.title) for panel in figure.panels]
     drawn = make_subplots(rows, columns, subplot_titles=titles, row_heights=heights, **gaps)
     named: set[str] = set()
@@ -51,8 +53,9 @@ def html(figure: Figure) -> str:
     drawn.update_yaxes(gridcolor=PALE, zerolinecolor=INK, zerolinewidth=1, automargin=True)
     legend = {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"}
     font = {"family": "system-ui, sans-serif", "size": 14, "color": INK}
-    height = int(95 * sum(heights)) + 130
-    drawn.update_layout(template="plotly_white", height=height, barmode="group", legend=legend, font=font, margin={"t": 90, "r": 20})
+    drawn.update_layout(
+        template="plotly_white", height=int(height) + 130, barmode="group", legend=legend, font=font, margin={"t": 90, "r": 20}
+    )
     config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": figure.name}}
     plot = drawn.to_html(include_plotlyjs=True, full_html=False, div_id="figure", config=config)
     return _page(figure, plot)
