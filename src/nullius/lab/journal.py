@@ -51,8 +51,7 @@ def pulse(run_id: str, first: int, events: Sequence[Mapping[str, Any]]) -> None:
     rows = [{"run_id": run_id, "seq": first + i, **entry} for i, entry in enumerate(events)]
     with writing() as connection:
         connection.execute(run.update().where(run.c.id == run_id).values(heartbeat=now()))
-        if rows:
-            connection.execute(run_event.insert(), rows)
+        _add(connection, run_event, rows)
 
 
 def finish_run(
@@ -71,13 +70,12 @@ def finish_run(
         if not connection.execute(change.values(**values, state="done", reason="", finished=now())).rowcount:
             state = connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() or "gone from the journal"
             raise NulliusError(f"run {run_id} is {state}: its results were not kept")
-        if findings:
-            connection.execute(finding.insert(), [{"run_id": run_id, **entry} for entry in findings])
+        _add(connection, finding, [{"run_id": run_id, **entry} for entry in findings])
         rows = [
             {"run_id": run_id, "position": i, "detail": v, **{c: v[c] for c in ("claim", "digest", "word")}} for i, v in enumerate(verdicts)
         ]
-        connection.execute(verdict.insert(), rows)
-        connection.execute(artefact.insert(), [{"run_id": run_id, **entry} for entry in artefacts])
+        _add(connection, verdict, rows)
+        _add(connection, artefact, [{"run_id": run_id, **entry} for entry in artefacts])
 
 
 def end_run(run_id: str, values: Mapping[str, Any], artefacts: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -86,9 +84,14 @@ def end_run(run_id: str, values: Mapping[str, Any], artefacts: Sequence[Mapping[
         change = run.update().where(run.c.id == run_id, run.c.state == "running").values(**values, finished=now())
         closed_now = connection.execute(change).rowcount
         if closed_now and artefacts:
-            connection.execute(artefact.insert(), [{"run_id": run_id, **entry} for entry in artefacts])
+            _add(connection, artefact, [{"run_id": run_id, **entry} for entry in artefacts])
         elif closed_now or connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() != "done":
             _remove_files(run_id)
+
+
+def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(table.insert(), rows)
 
 
 def recover() -> list[str]:
