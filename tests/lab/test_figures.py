@@ -92,6 +92,7 @@ def test_any_figure_can_be_drawn(figure):
         (lambda: Series("s", [1], [1], [0]), "an interval needs both lo and hi"),
         (lambda: Series("s", [1], [1], [2], [0]), "entry 0 runs backwards, \\[2, 0\\]"),
         (lambda: Series("s", [1], [None], [0], [2]), "entry 0 has an interval but no y"),
+        (lambda: Series("s", [1], [1], [float("inf")], [2]), "series 's': lo: entry 0 is inf"),
         (lambda: Series("s", [], []), "it has no points"),
         (lambda: Series("s", [1], [1], kind="pie"), "kind is one of line, points, bars, not 'pie'"),
         (lambda: Series("s", [1], [1], role="hero"), "role is one of effect, .*not 'hero'"),
@@ -225,6 +226,8 @@ def test_verdicts_become_a_forest_plot():
 
 
 def test_an_open_interval_is_drawn_to_the_edge():
+    assert Series("s", [1], [1], [float("-inf")], [float("inf")]).intervals() == [(None, 1.0, None)]
+
     def arrows(hi):
         panel = Panel("", "who", "what", (Series("s", ["a", "b"], [1.0, 2.0], [0.5, 1.5], [1.5, hi], "points"),))
         return drawing.svg(Figure("f", "t", (panel,))).count("<path")

@@ -24,7 +24,7 @@ class Series:
     kind: a line carries its interval as a band, points and bars carry it as bars.
     role decides colour, dash and marker: effects in colour; the control in grey; a published value and a reference (a margin, chance) as a
     tick across its category when they are points, as a thin line otherwise.
-    y None: no point there. lo or hi None beside a y: the interval is open on that side.
+    y None: no point there. lo None (or −inf), hi None (or inf) beside a y: the interval is open on that side.
     """
 
     name: str
@@ -46,9 +46,11 @@ class Series:
         if any(words) and not all(words):
             raise ValueError(f"{where}: x mixes labels and numbers")
         object.__setattr__(self, "x", tuple(x) if any(words) else _numbers(x, f"{where}: x", missing=False))
-        for name in ("y", "lo", "hi"):
+        object.__setattr__(self, "y", _numbers(self.y, f"{where}: y"))
+        for name, opening in (("lo", -math.inf), ("hi", math.inf)):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _numbers(getattr(self, name), f"{where}: {name}"))
+                ends = [None if end == opening else end for end in getattr(self, name)]
+                object.__setattr__(self, name, _numbers(ends, f"{where}: {name}"))
         for name in ("x", "lo", "hi"):
             if getattr(self, name) is not None and len(getattr(self, name)) != len(self.y):
                 raise ValueError(f"{where}: {name} has {len(getattr(self, name))} entries, y has {len(self.y)}")
