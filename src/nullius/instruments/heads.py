@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def _through_final_norm(norm: nn.Module, x: Tensor, y: Tensor, direction: Tensor
         return direction * torch.nan_to_num(y / x, nan=0.0)
     scale = torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + getattr(norm, "eps", 1e-5))
     weight = norm.weight.float() if norm.weight is not None else torch.ones_like(x[0])  # type: ignore[union-attr,operator]
-    pulled = direction * weight * scale
+    pulled = direction * weight.float() * scale
     return pulled - pulled.mean(-1, keepdim=True)
 
 

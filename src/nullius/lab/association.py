@@ -76,7 +76,7 @@ def histogram(weights: Floats, codes: NDArray[np.int64], width: int) -> Floats:
     """Sum weights [..., n] by code (the same for all rows [n], or each row's own [..., n]): [..., width]."""
     rows = weights.reshape(-1, weights.shape[-1])
     cells = np.broadcast_to(codes, weights.shape).reshape(rows.shape) + np.arange(len(rows))[:, None] * width
-    return np.bincount(cells.ravel(), rows.ravel(), len(rows) * width).reshape(*weights.shape[:-1], width)
+    return np.bincount(cells.ravel(), rows.ravel(), len(rows) * width).astype(np.float64).reshape(*weights.shape[:-1], width)
 
 
 def _standard(values: Floats) -> Floats:
