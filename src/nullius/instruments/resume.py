@@ -1,0 +1,51 @@
+"""Resume a forward pass from a layer: what lies below an edit cannot change, so it is computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullius.models import hooks
+from nullius.models.language_model import Batch, LanguageModel
+
+
+@torch.no_grad()
+def run_keeping(model: LanguageModel, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run the decoder once; return its output at the last position [B, d_model], and the input of each of `layers` [B, T, d_model]."""
+    kept: dict[int, Tensor] = {}
+    handles = []
+    try:
+        for layer in layers:
+            handles.append(hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", layer), partial(kept.__setitem__, layer)))
+        hidden = model.hidden(batch)[:, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return hidden, kept
+
+
+@contextmanager
+def from_layer(model: LanguageModel, layer: int, resid_pre: Tensor) -> Iterator[None]:
+    """While open, every forward pass skips the layers below `layer`, whose input is `resid_pre` [B, T, d_model] instead.
+
+    The batch fed meanwhile must be the one that `resid_pre` came from (or the same rows repeated in both).
+    """
+    blocks = model.anatomy.layers[:layer]
+
+    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    for block in blocks:
+        block.forward = skip
+    if blocks:
+        blocks[0].forward = lambda *_args, **_kwargs: resid_pre
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # uncovers the method of its class
