@@ -50,11 +50,19 @@ class Finding:
 Reported = ArrayLike | tuple[ArrayLike, ArrayLike] | Mapping[str, ArrayLike]
 
 
-def samples(claim: Claim, reported: Reported, clusters: Sequence | Mapping[str, Sequence] | None, role: str) -> Samples:
+def samples(
+    claim: Claim,
+    reported: Reported,
+    clusters: Sequence | Mapping[str, Sequence] | None,
+    role: str,
+    book: dict[object, int] | None = None,
+) -> Samples:
     """Turn what a study reports into `Samples`, or raise StudyError naming the claim, the role and what was expected.
 
     A correlation takes a pair `(x, y)`; a trend or an ordering a mapping from each level to its values; anything else one array [n].
     `clusters` has one label per item (for a mapping: a mapping of the same shape); None makes every item its own cluster.
+    `book` holds the code of each label met so far: given to both the treated and the control samples of a finding, a cluster that both
+    share has one code in both, and items that are their own clusters share none.
     """
     where = f"claim '{claim.id}', {role}"
     kind = claim.expect.kind
@@ -79,7 +87,7 @@ def samples(claim: Claim, reported: Reported, clusters: Sequence | Mapping[str, 
         if isinstance(reported, (Mapping, tuple)):
             raise StudyError(f"{where}: expected one array of samples, got {type(reported).__name__}")
         values = _floats(reported, where)
-    return Samples(values, _codes(clusters, len(values), where), x, level)
+    return Samples(values, _codes(clusters, len(values), where, {} if book is None else book), x, level)
 
 
 def _floats(values: object, where: str) -> Floats:
@@ -91,10 +99,12 @@ def _floats(values: object, where: str) -> Floats:
     return array
 
 
-def _codes(clusters: object, n: int, where: str) -> NDArray[np.int64]:
+def _codes(clusters: object, n: int, where: str, book: dict[object, int]) -> NDArray[np.int64]:
     if clusters is None:
-        return np.arange(n)
-    labels = np.asarray(clusters)
-    if labels.shape != (n,):
-        raise StudyError(f"{where}: {n} samples but cluster labels of shape {labels.shape}")
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+        labels = [object() for _ in range(n)]
+    else:
+        array = np.asarray(clusters)
+        if array.shape != (n,):
+            raise StudyError(f"{where}: {n} samples but cluster labels of shape {array.shape}")
+        labels = array.tolist()
+    return np.array([book.setdefault(label, len(book)) for label in labels], dtype=np.int64)

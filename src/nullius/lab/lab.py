@@ -147,9 +147,11 @@ class Lab:
         registered: Claim = self.study.claim(claim)
         if claim in self.findings:
             raise StudyError(f"claim '{claim}' of '{self.study.slug}' was reported twice")
-        a = samples(registered, treated, clusters, "treated")
+        book: dict[object, int] = {}
+        a = samples(registered, treated, clusters, "treated", book)
         same_shape = _shape(treated) == _shape(control)
-        b = samples(registered, control, clusters if control_clusters is None and same_shape else control_clusters, "control")
+        shared = clusters if control_clusters is None and same_shape else control_clusters
+        b = samples(registered, control, shared, "control", book)
         paired = same_shape if paired is None else paired
         if paired and not same_shape:
             raise StudyError(f"claim '{claim}': paired samples of different lengths, {len(a)} and {len(b)}")

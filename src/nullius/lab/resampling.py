@@ -9,12 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 Statistic = Callable[..., Floats]
@@ -39,6 +38,11 @@ class Interval:
     def to_dict(self) -> dict[str, Any]:
         """Return the interval as plain data."""
         return asdict(self)
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the samples cannot tell one value from another: a single cluster, or a constant variable."""
+        return self.method.startswith("none")
 
     def shifted(self, by: float) -> Interval:
         """Return the interval of the statistic plus a constant."""
@@ -135,35 +139,41 @@ def interval(
     def on_indices(*drawn: NDArray[np.int64], axis: int = -1) -> Floats:
         return statistic(*(multiplicities(indices, size) for indices, size in zip(drawn, clusters, strict=True)))
 
-    @cache
-    def percentiles(tail: float) -> tuple[float, float]:
-        level = float(stats.norm.cdf(known.widening * stats.t.ppf(tail, known.freedom)))
-        return _bca(on_indices, clusters, level, resamples, max(1, 2_000_000 // width), seed)
-
-    lo = min(percentiles(tails[0])[0], point + stats.t.ppf(tails[0], known.freedom) * error, point)
-    hi = max(percentiles(tails[1])[1], point - stats.t.ppf(tails[1], known.freedom) * error, point)
+    t = [float(special.stdtrit(known.freedom, tail)) for tail in tails]
+    ends = _bca(
+        on_indices, clusters, [float(special.ndtr(known.widening * each)) for each in t], resamples, max(1, 2_000_000 // width), seed
+    )
+    lo = min(ends[0], point + t[0] * error, point)
+    hi = max(ends[1], point - t[1] * error, point)
     return Interval(point, float(max(lo, bounds[0])), float(min(hi, bounds[1])), n, fewest, "BCa and t")
 
 
-def _bca(statistic: Callable, clusters: Sequence[int], level: float, resamples: int, batch: int, seed: int) -> tuple[float, float]:
-    """Ask scipy for the BCa percentiles that leave `level` on each side; the plain ones where BCa has no answer."""
+def _bca(
+    statistic: Callable, clusters: Sequence[int], levels: Sequence[float], resamples: int, batch: int, seed: int
+) -> tuple[float, float]:
+    """Ask scipy for the BCa percentiles that leave one level below and one above; for the plain ones where BCa has no answer."""
     indices = tuple(np.arange(size) for size in clusters)
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            limits = stats.bootstrap(
-                indices,
-                statistic,
-                n_resamples=resamples,
-                batch=batch,
-                vectorized=True,
-                confidence_level=1 - 2 * level,
-                method=method,
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-        if np.isfinite(limits).all():
-            break
-    return float(limits.low), float(limits.high)
+    limits = {}
+    drawn = None
+    for level in dict.fromkeys(levels):  # equal levels are one question; the draws are made once
+        for method in ("BCa", "percentile"):
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+                drawn = stats.bootstrap(
+                    indices,
+                    statistic,
+                    n_resamples=0 if drawn else resamples,
+                    bootstrap_result=drawn,
+                    batch=batch,
+                    vectorized=True,
+                    confidence_level=1 - 2 * level,
+                    method=method,
+                    rng=np.random.default_rng(seed),
+                )
+            limits[level] = drawn.confidence_interval
+            if np.isfinite(limits[level]).all():
+                break
+    return float(limits[levels[0]].low), float(limits[levels[1]].high)
 
 
 def _all_equal(point: float, clusters: int, n: int, tails: tuple[float, float], bounds: tuple[float, float]) -> Interval:

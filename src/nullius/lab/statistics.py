@@ -46,7 +46,7 @@ from nullius.lab.resampling import (
     welch_p,
 )
 
-__all__ = ["Estimate", "Interval", "difference_interval", "estimate", "holm", "mean_interval"]
+__all__ = ["Estimate", "Interval", "difference_interval", "estimate", "holm", "mean_interval", "own_interval"]
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,30 @@ def estimate(
 ) -> Estimate:
     """Compute the statistic of an expectation, the control's own, and the p-value of the expectation."""
     kind, sign, margin = expect.kind, expect.sign, expect.margin
+    seeded = {"seed": seed, "resamples": resamples}
+    other = own_interval(expect, control, seed=seed + 1, resamples=resamples)
     if kind in ("above_control", "below_control"):
-        effect = difference_interval(treated, control, paired, seed=seed, resamples=resamples)
-        p = _p_difference(treated, control, paired, sign * margin, sign, seed, resamples)
-        return Estimate(effect, _mean(control, seed + 1, resamples), p)
+        p = _p_difference(treated, control, paired, sign * margin, sign, **seeded)
+        return Estimate(difference_interval(treated, control, paired, **seeded), other, p)
     if kind in ("at_least", "at_most"):
-        p = _p_mean(treated, margin, sign, seed, resamples)
-        return Estimate(_mean(treated, seed, resamples), _mean(control, seed + 1, resamples), p)
-    if kind == "equivalent":
-        p = max(_p_mean(treated, expect.null - margin, 1, seed, resamples), _p_mean(treated, expect.null + margin, -1, seed, resamples))
-        effect, other = (_mean(samples, seed + i, resamples).shifted(-expect.null) for i, samples in enumerate((treated, control)))
-        return Estimate(effect, other, p)
-    if kind == "ordering":
-        effect, other = (_smallest(expect, samples, seed + i, resamples) for i, samples in enumerate((treated, control)))
-        pairs = _adjacent(expect, treated)
-        return Estimate(effect, other, max(_p_difference(a, b, False, margin, 1, seed + i, resamples) for i, (a, b) in enumerate(pairs)))
-    effect, other = (_association(expect, samples, seed + i, resamples) for i, samples in enumerate((treated, control)))
-    return Estimate(effect, other, _p_association(expect, treated, seed, resamples))
+        p = _p_mean(treated, margin, sign, **seeded)
+    elif kind == "equivalent":
+        p = max(_p_mean(treated, expect.null + side * margin, -side, **seeded) for side in (-1, 1))
+    elif kind == "ordering":
+        p = max(_p_difference(a, b, False, margin, 1, seed + i, resamples) for i, (a, b) in enumerate(_adjacent(expect, treated)))
+    else:
+        p = _p_association(expect, treated, **seeded)
+    return Estimate(own_interval(expect, treated, **seeded), other, p)
+
+
+def own_interval(expect: Expectation, samples: Samples, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The statistic of one side alone: its mean, its correlation or tau, its smallest adjacent difference, its mean less the value aimed at."""
+    if expect.kind in ("correlation", "trend"):
+        return _association(expect, samples, seed, resamples)
+    if expect.kind == "ordering":
+        return _smallest(expect, samples, seed, resamples)
+    mean = _mean(samples, seed, resamples)
+    return mean.shifted(-expect.null) if expect.kind == "equivalent" else mean
 
 
 # means

@@ -2,19 +2,33 @@
 
 The claimed side of a claim's statistic begins at its margin, the smallest effect that would matter.
 
-| word         | when                                                                                                          |
-| ------------ | ------------------------------------------------------------------------------------------------------------- |
-| holds        | the whole 95% interval lies on the claimed side, Holm-adjusted p ≤ .05 over the study's claims, the control is null |
-| fails        | the whole interval lies on the other side of the margin: a precise zero fails; and the control is null          |
-| inconclusive | the interval straddles the margin, or the control is not null                                                   |
-| out of reach | the subject did not pass a gate on which the claim rests, or lacks what the claim needs                          |
+| word         | when                                                                                                         |
+| ------------ | ------------------------------------------------------------------------------------------------------------ |
+| holds        | the whole 95 % interval lies on the claimed side, p after Holm over the study's claims is ≤ .05, control null  |
+| fails        | the whole interval lies on the other side of the margin, so that a precise zero fails; control null            |
+| inconclusive | the interval straddles the margin, or p after Holm is > .05, or the control is not null                        |
+| out of reach | the claim's needs are not met, or the subject did not pass a gate on which it rests; numbers, if any, are kept |
 
-A control is null when its own interval includes the null value, or lies wholly within ± margin of it (too small to matter). An equivalence
-is the other way round: its control is a contrast known to differ, and must lie wholly outside the margin, else nothing could have been seen.
+| kind            | statistic                      | claimed side | control's statistic  | the control is null when its interval ...                 |
+| --------------- | ------------------------------ | ------------ | -------------------- | --------------------------------------------------------- |
+| above_control   | mean of treated − control      | > margin     | its mean             | includes null, or lies within null ± margin               |
+| below_control   | mean of treated − control      | < −margin    | its mean             | includes null, or lies within null ± margin               |
+| at_least        | mean                           | ≥ bound      | its mean             | includes null, or lies within a tenth of the way to the   |
+| at_most         | mean                           | ≤ bound      | its mean             | bound; and in any case does not reach the bound           |
+| correlation     | Spearman's or Pearson's        | beyond bound | its correlation      | includes 0, or lies within ± bound                        |
+| trend           | Kendall's tau-b with level     | beyond ± margin | its tau-b         | includes 0, or lies within ± margin                       |
+| ordering        | smallest adjacent difference   | > margin     | its smallest         | includes 0, or lies within ± margin                       |
+| equivalent      | mean − to                      | within ± margin | its mean − to     | lies wholly outside ± margin: the difference known to be  |
+|                 |                                |              |                      | there was seen, so that its absence means something       |
+
+A control about which its samples say nothing (a single cluster, a constant variable) is not null: it could not have come out otherwise.
+Under the null a claim is found to hold at most once in twenty, as is tested by simulation for every kind; see `nullius.lab.statistics` for how
+intervals and p-values are made. Holm's family is the claims within reach; *fails* is decided by the claim's own interval alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +42,7 @@ from nullius.lab.studies import Study
 
 Word = Literal["holds", "fails", "inconclusive", "out of reach"]
 ALPHA = 0.05
+TENTH = 0.1  # a control this small beside the way from null to the bound is too small to matter
 
 
 @dataclass(frozen=True)
@@ -71,84 +86,98 @@ def conclude(
 ) -> list[Verdict]:
     """Return one verdict for each registered claim, in the study's order.
 
-    parameters, chat, full: facts of the subject and the run that `Needs` speaks of. Holm's family is the claims within reach.
-    Raises StudyError when a claim within reach was not reported.
+    parameters, chat, full: facts of the subject and the run that `Needs` speaks of. Resampling is seeded with the claim's digest.
+    Raises StudyError for a claim within reach that was not reported, a finding without control, and a claim never registered.
     """
-    barriers = {claim.id: _barrier(claim, gates, parameters, chat, full) for claim in study.claims}
+    for claim_id, finding in findings.items():
+        study.claim(claim_id)
+        if not len(finding.control):
+            raise StudyError(f"study '{study.slug}' reported claim '{claim_id}' without its control")
+    barriers = {claim.id: barrier(claim, gates, parameters=parameters, chat=chat, full=full) for claim in study.claims}
     estimates: dict[str, Estimate] = {}
     for claim in study.claims:
-        finding = findings.get(claim.id)
-        if finding is None and barriers[claim.id] is None:
+        if claim.id in findings:
+            found = findings[claim.id]
+            estimates[claim.id] = estimate(claim.expect, found.treated, found.control, found.paired, seed=int(claim.digest[:8], 16))
+        elif barriers[claim.id] is None:
             raise StudyError(
                 f"study '{study.slug}' left out claim '{claim.id}': every claim within reach must be reported with its control"
             )
-        if finding is not None:
-            seed = int(claim.digest[:8], 16)
-            estimates[claim.id] = estimate(claim.expect, finding.treated, finding.control, finding.paired, seed=seed)
     within = [claim.id for claim in study.claims if barriers[claim.id] is None]
     adjusted = dict(zip(within, holm([estimates[claim_id].p for claim_id in within]), strict=True))
-    verdicts = []
-    for claim in study.claims:
-        found, barrier, finding = estimates.get(claim.id), barriers[claim.id], findings.get(claim.id)
-        note = finding.note if finding else ""
-        if found is None:
-            verdicts.append(Verdict(claim, "out of reach", barrier or ""))
-            continue
-        word, reason = ("out of reach", barrier) if barrier else decide(claim.expect, found, adjusted[claim.id])
-        p_holm = adjusted.get(claim.id)
-        verdicts.append(Verdict(claim, word, reason, found.effect, found.control, found.p, p_holm, note))  # type: ignore[arg-type]
-    return verdicts
+    return [_verdict(claim, findings.get(claim.id), estimates.get(claim.id), barriers[claim.id], adjusted) for claim in study.claims]
+
+
+def _verdict(
+    claim: Claim, finding: Finding | None, found: Estimate | None, out_of_reach: str | None, adjusted: Mapping[str, float]
+) -> Verdict:
+    word: Word = "out of reach"
+    reason = out_of_reach or ""
+    if found is None or finding is None:
+        return Verdict(claim, word, reason)
+    if out_of_reach is None:
+        word, reason = decide(claim.expect, found, adjusted[claim.id])
+    return Verdict(claim, word, reason, found.effect, found.control, found.p, adjusted.get(claim.id), finding.note)
 
 
 def decide(expect: Expectation, found: Estimate, p_holm: float) -> tuple[Word, str]:
     """Apply the rule to one claim within reach. Returns the word and the reason."""
+    low, high = claimed_side(expect)
     trouble = control_trouble(expect, found.control)
-    side = _side(expect, found.effect)
-    if side == 0:
-        return "inconclusive", "the interval straddles the margin" + (f"; {trouble}" if trouble else "")
+    effect = found.effect
+    within = (low <= effect.lo and effect.hi <= high) if expect.kind in ("at_least", "at_most") else low < effect.lo and effect.hi < high
+    beyond = effect.hi < low or effect.lo > high
+    if effect.says_nothing:
+        return "inconclusive", f"the samples say nothing of the effect ({effect.method})"
+    if not within and not beyond:
+        return "inconclusive", f"the interval is not wholly {_where(expect)}, nor wholly outside" + (f"; {trouble}" if trouble else "")
     if trouble:
         return "inconclusive", trouble
-    if side < 0:
-        return (
-            "fails",
-            "the whole interval lies short of the margin" if expect.kind != "equivalent" else "the whole interval lies outside the margin",
-        )
+    if beyond:
+        return "fails", f"no part of the interval is {_where(expect)}"
     if p_holm > ALPHA:
-        return "inconclusive", f"the interval is on the claimed side, but p = {p_holm:.3f} after Holm's correction"
-    return "holds", "the whole interval lies on the claimed side and the control is null"
+        return "inconclusive", f"the whole interval is {_where(expect)}, but p = {p_holm:.2g} after Holm's correction"
+    return "holds", f"the whole interval is {_where(expect)}, and the control " + (
+        "differs, as it must" if expect.kind == "equivalent" else "is null"
+    )
 
 
-def _side(expect: Expectation, effect: Interval) -> int:
-    """1: the interval lies wholly on the claimed side; −1: wholly on the other; 0: it straddles."""
+def claimed_side(expect: Expectation) -> tuple[float, float]:
+    """Return the ends of the range in which the claim says that the statistic lies."""
     if expect.kind == "equivalent":
-        if -expect.margin < effect.lo and effect.hi < expect.margin:
-            return 1
-        return -1 if effect.lo > expect.margin or effect.hi < -expect.margin else 0
-    if expect.kind in ("at_least", "at_most"):
-        boundary = expect.margin
-        if expect.sign > 0:
-            return 1 if effect.lo >= boundary else -1 if effect.hi < boundary else 0
-        return 1 if effect.hi <= boundary else -1 if effect.lo > boundary else 0
-    boundary = expect.sign * expect.margin
-    if expect.sign > 0:
-        return 1 if effect.lo > boundary else -1 if effect.hi < boundary else 0
-    return 1 if effect.hi < boundary else -1 if effect.lo > boundary else 0
+        return -expect.margin, expect.margin
+    boundary = expect.margin if expect.kind in ("at_least", "at_most") else expect.sign * expect.margin
+    return (boundary, math.inf) if expect.sign > 0 else (-math.inf, boundary)
+
+
+def _where(expect: Expectation) -> str:
+    low, high = claimed_side(expect)
+    if expect.kind == "equivalent":
+        return f"within ±{high:g}"
+    inclusive = "at or " if expect.kind in ("at_least", "at_most") else ""
+    return inclusive + (f"above {low + 0:g}" if expect.sign > 0 else f"below {high + 0:g}")
 
 
 def control_trouble(expect: Expectation, control: Interval) -> str:
     """Return why the control is not null, or an empty string when it is."""
+    seen = f"{control.estimate:.3g} [{control.lo:.3g}, {control.hi:.3g}]"
+    if control.says_nothing:
+        return f"the samples say nothing of the control ({control.method})"
     if expect.kind == "equivalent":
         if control.lo > expect.margin or control.hi < -expect.margin:
             return ""
-        return "the contrast known to differ was not seen to differ, so nothing could have been seen"
-    band = expect.margin if expect.kind in ("above_control", "below_control", "trend", "correlation", "ordering") else 0.0
-    null = expect.null
+        return f"the contrast known to differ was not seen to differ by more than {expect.margin:g}: {seen}"
+    null, band = expect.null, expect.margin
+    if expect.kind in ("at_least", "at_most"):
+        band = TENTH * abs(expect.margin - null)
+        if (control.hi >= expect.margin) if expect.sign > 0 else (control.lo <= expect.margin):
+            return f"the control's interval reaches the bound {expect.margin:g}: {seen}"
     if control.lo <= null <= control.hi or (null - band < control.lo and control.hi < null + band):
         return ""
-    return f"the control is not null: {control.estimate:.3g} [{control.lo:.3g}, {control.hi:.3g}], expected {null:g}"
+    return f"the control is not null: {seen}, expected {null:g}"
 
 
-def _barrier(claim: Claim, gates: Sequence[Gate], parameters: float, chat: bool, full: bool) -> str | None:
+def barrier(claim: Claim, gates: Sequence[Gate], *, parameters: float, chat: bool, full: bool) -> str | None:
     """Return why a claim is out of reach, or None."""
     needs = claim.needs
     if needs.also:
