@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nullius.errors import SubjectError
 from nullius.models.anatomy import Anatomy, Site
+from nullius.models.dataflow import first_input, first_output, with_input
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -27,9 +28,9 @@ def on_read(anatomy: Anatomy, site: Site, take: Callable[[Tensor], None]) -> Rem
 
         return site.module.register_forward_hook(pattern)
     if site.side == "output":
-        return site.module.register_forward_hook(lambda _module, _args, output: take(anatomy.split_heads(site, _first(output))))
+        return site.module.register_forward_hook(lambda _module, _args, output: take(anatomy.split_heads(site, first_output(output))))
     return site.module.register_forward_pre_hook(
-        lambda _module, args, kwargs: take(anatomy.split_heads(site, _input(args, kwargs))), with_kwargs=True
+        lambda _module, args, kwargs: take(anatomy.split_heads(site, first_input(args, kwargs))), with_kwargs=True
     )
 
 
@@ -46,14 +47,13 @@ def on_write(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:
     if site.side == "output":
 
         def output_hook(_module: Any, _args: Any, output: Any) -> Any:
-            value = changed(_first(output))
+            value = changed(first_output(output))
             return (value, *output[1:]) if isinstance(output, tuple) else value
 
         return [site.module.register_forward_hook(output_hook)]
 
     def input_hook(_module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        value = changed(_input(args, kwargs))
-        return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
+        return with_input(args, kwargs, changed(first_input(args, kwargs)))
 
     return [site.module.register_forward_pre_hook(input_hook, with_kwargs=True)]
 
@@ -64,11 +64,3 @@ def _write_resid_mid(anatomy: Anatomy, site: Site, edit: Edit) -> list[Removable
     handle = on_read(anatomy, anatomy.site("resid_pre", site.layer), lambda value: before.append(value))
     through = on_write(anatomy, anatomy.site("attn_out", site.layer), lambda value: edit(before[-1] + value) - before.pop())
     return [handle, *through]
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _input(args: Any, kwargs: Any) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]

