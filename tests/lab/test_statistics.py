@@ -139,6 +139,15 @@ def test_equal_samples_never_give_zero_width():
     assert difference_interval(ones, samples(np.zeros(30), np.arange(30) // 5), True).hi == 1.0  # rates cannot differ by more
 
 
+def test_one_event_is_no_change_of_a_control():
+    """Changes of 0 and 1 among which −1 happened not to occur are no rate, which one event would keep away from 0."""
+    treated = samples(np.ones(200))
+    one = estimate(above_control(), treated, samples(np.arange(200) == 7), True).control
+    many = estimate(above_control(), treated, samples(np.arange(200) % 6 == 0), True).control
+    assert one.lo <= 0 < one.hi
+    assert many.lo > 0
+
+
 def test_one_cluster_or_a_constant_variable_says_nothing():
     assert mean_interval(RNG.normal(size=9), np.zeros(9)).says_nothing
     found = estimate(correlation_above(), samples(np.ones(9), x=RNG.normal(size=9)), samples(RNG.normal(size=9), x=np.zeros(9)), True)

@@ -3,9 +3,10 @@
 | samples                                       | interval                                                        |
 | --------------------------------------------- | --------------------------------------------------------------- |
 | mean of independent 0/1 items                 | Clopper-Pearson, exact (scipy)                                  |
+| mean of 0/1 items in clusters                 | Korn and Graubard's                                             |
 | difference of independent 0/1 items, unpaired | Newcombe's hybrid score interval (statsmodels)                  |
 | difference of independent 0/1 items, paired   | Newcombe's hybrid score interval for paired rates               |
-| anything else                                 | BCa bootstrap over clusters (`nullius.lab.resampling`)          |
+| anything else, and a control expected at 0    | BCa bootstrap and t over clusters (`nullius.lab.resampling`)    |
 | no cluster differs from another               | rule of three (`nullius.lab.resampling`)                        |
 
 p-values are against the boundary of the claim, in its direction. Mean of independent 0/1 items: exact binomial. Other means and paired
@@ -76,10 +77,10 @@ def estimate(
     """Compute the statistic of an expectation, the control's own, and the p-value of the expectation."""
     kind, sign, margin = expect.kind, expect.sign, expect.margin
     seeded = {"seed": seed, "resamples": resamples}
-    other = own_interval(expect, control, seed=seed + 1, resamples=resamples)
+    other = _control(expect, control, seed + 1, resamples)
     if kind in ("above_control", "below_control"):
         p = _p_difference(treated, control, paired, sign * margin, sign, **seeded)
-        return Estimate(difference_interval(treated, control, paired, **seeded), other, p)
+        return Estimate(difference_interval(treated, control, paired, seed=seed, resamples=resamples), other, p)
     if kind in ("at_least", "at_most"):
         p = _p_mean(treated, margin, sign, **seeded)
     elif kind == "equivalent":
@@ -89,6 +90,14 @@ def estimate(
     else:
         p = _p_association(expect, treated, **seeded)
     return Estimate(own_interval(expect, treated, **seeded), other, p)
+
+
+def _control(expect: Expectation, control: Samples, seed: int, resamples: int) -> Interval:
+    if expect.kind in ("above_control", "below_control", "at_least", "at_most") and expect.null == 0:
+        # no change is expected, and a change has two directions even where the samples show one: not the interval of a rate, which a
+        # single event keeps away from 0
+        return _any_mean(control, (-np.inf, np.inf), seed, resamples, TAILS)
+    return own_interval(expect, control, seed=seed, resamples=resamples)
 
 
 def own_interval(expect: Expectation, samples: Samples, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
