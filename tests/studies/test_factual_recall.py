@@ -40,7 +40,7 @@ def test_the_wired_head_decides_on_countries_never_used_to_choose_it(planted):
 def test_the_wired_frequency_effect_is_found_with_its_sign(planted):
     verdict = planted.verdict("country-frequency")
     assert verdict.word == "holds"
-    assert "less frequent" in verdict.note
+    assert verdict.effect.estimate < -0.5
     assert planted.verdict("city-frequency").word != "holds"  # none was wired in
 
 

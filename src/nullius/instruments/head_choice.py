@@ -20,14 +20,16 @@ Progress = Callable[[Sequence[list[Scaling]]], Iterable[list[Scaling]]]
 class Choice:
     """What was chosen on tuning prompts towards one of the two answers.
 
-    chosen: the best head and factor of the grid. random: random heads at that factor. rivals: the best of each half of these, the better
-    one first (so it is the best of all). rate: of that answer on the tuning prompts, under `chosen`.
+    chosen: the best head and factor of the grid. random: random heads at that factor. rivals: the best of the first half of these and the
+    best of the second half, in the order drawn. best_rival: the better of the two on tuning prompts, so the best of all random heads. rate:
+    of that answer on the tuning prompts, under `chosen`.
     """
 
     side: Side
     chosen: Scaling
     random: tuple[Scaling, ...]
     rivals: tuple[Scaling, Scaling]
+    best_rival: Scaling
     rate: float
 
     def score(self, outcome: Outcome) -> np.ndarray:
@@ -35,9 +37,9 @@ class Choice:
         return outcome.first if self.side == "first" else outcome.second
 
     def settings(self, n: int, rng: np.random.Generator, draws: int = 2) -> list[Setting | Sequence[Setting]]:
-        """The subject as it is, the chosen setting, the two rivals, and `draws` times a random head drawn anew for each of `n` prompts."""
+        """The subject as it is, `chosen`, `best_rival`, both `rivals`, then `draws` times random heads, one drawn for each of `n` prompts."""
         drawn = [[self.random[i] for i in rng.integers(len(self.random), size=n)] for _ in range(draws)]
-        return [None, self.chosen, *self.rivals, *drawn]
+        return [None, self.chosen, self.best_rival, *self.rivals, *drawn]
 
 
 def choose(
@@ -66,6 +68,6 @@ def choose(
         random = tuple(Scaling(head, chosen.factor) for head in drawn)
         random_rates = getattr(heads.sweep(model, contrast, random), side).mean(-1)
         half = len(random) // 2
-        best = sorted((int(random_rates[:half].argmax()), half + int(random_rates[half:].argmax())), key=lambda i: -random_rates[i])
-        choices[side] = Choice(side, chosen, random, (random[best[0]], random[best[1]]), float(rates.max()))
+        rivals = (random[int(random_rates[:half].argmax())], random[half + int(random_rates[half:].argmax())])
+        choices[side] = Choice(side, chosen, random, rivals, random[int(random_rates.argmax())], float(rates.max()))
     return choices

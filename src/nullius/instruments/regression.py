@@ -28,7 +28,7 @@ def logistic_slopes(
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def fit(items: NDArray) -> NDArray:
-        model = LogisticRegression(C=100.0)  # ridge: prior variance of a standardised slope
+        model = LogisticRegression(C=100.0, solver="newton-cholesky")  # ridge: prior variance of a standardised slope
         return model.fit(z[items], outcome[items]).coef_[0] / spread
 
     point = fit(np.arange(len(outcome)))

@@ -24,7 +24,7 @@ from nullius.instruments.damage import damage
 from nullius.instruments.head_choice import Choice, Side, choose
 from nullius.instruments.heads import Contrast, Scaling
 from nullius.instruments.regression import logistic_slopes, shuffled_between
-from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Panel, above_control, at_least, correlation_above, study
+from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Panel, above_control, at_least, correlation_above, correlation_below, study
 from nullius.lab.curves import curve, thirds
 from nullius.lab.figures import Role
 from nullius.stimuli import capitals, frequency, plain_text
@@ -32,7 +32,7 @@ from nullius.stimuli.capitals import Conflict, Fact
 from nullius.stimuli.prompts import Stimuli
 
 RANDOM = "random heads of the same layers, scaled alike (two drawn for each prompt)"
-HALVES = "the lead of that best random head over the best one of the other ten"
+HALVES = "the lead of the best of one half of those random heads over the best of the other half"
 SIDES: dict[Side, str] = {"first": "context", "second": "memory"}
 SCALING, DLA = ("head scaling",), ("direct logit attribution",)
 
@@ -79,10 +79,10 @@ CLAIMS = (
     ),
     Claim(
         "country-frequency",
-        "How frequent the country is in text affects how far the model leans towards the context (sign learned on tuning countries)",
-        correlation_above(0.1),
+        "The more frequent the country is in text, the less the model leans towards the context",
+        correlation_below(-0.1),
         control="frequencies shuffled over countries",
-        unit="rho, in the direction learned",
+        unit="rho",
     ),
     Claim(
         "city-frequency",
@@ -168,7 +168,7 @@ def _choose(lab: Lab, tune: Stimuli[Conflict], table: torch.Tensor) -> dict[Side
     watch = partial(lab.progress, label="choosing head and factor")
     choices = choose(lab.subject, contrast, candidates, factors, lab.rng, progress=watch)
     for side, choice in choices.items():
-        best = f"best of {len(choice.random)} random heads: {choice.rivals[0]}"
+        best = f"best of {len(choice.random)} random heads: {choice.best_rival}"
         lab.note(f"chosen towards {SIDES[side]}: {choice.chosen} ({choice.rate:.2f} of {len(contrast)} tuning prompts); {best}")
     return choices
 
@@ -177,14 +177,14 @@ def _report_contest(lab: Lab, choice: Choice, held: Stimuli[Conflict]) -> None:
     contrast, countries, name = _contrast(lab, held), held.field("country"), SIDES[choice.side]
     lab.listener.step(f"testing towards {name}", 0, None)
     outcome = heads.sweep(lab.subject, contrast, choice.settings(len(held), lab.rng))
-    before, after, rival, other, *random = choice.score(outcome)
+    before, after, rival, one, other, *random = choice.score(outcome)
     follows = outcome.first[0]
     room, what = (1 - follows, "not always follow the context") if choice.side == "first" else (follows, "follow the context at times")
     pair = [f"one-head-to-{name}", f"beats-random-to-{name}"]
     if lab.require(room, above=0.1, what=what, claims=pair, clusters=countries):
         note = f"{choice.chosen}: {before.mean():.2f} → {after.mean():.2f}"
         lab.finding(pair[0], treated=after - before, control=np.mean(random, 0) - before, clusters=countries, note=note)
-        lab.finding(pair[1], treated=after - rival, control=rival - other, clusters=countries, note=f"best random: {choice.rivals[0]}")
+        lab.finding(pair[1], treated=after - rival, control=one - other, clusters=countries, note=f"best random: {choice.best_rival}")
     if choice.side == "first" and lab.subject.parameters >= 1e9:
         elsewhere = np.roll(contrast.first, 1)
         wrong = (outcome.token[1] == elsewhere) & (elsewhere != contrast.first)
@@ -208,7 +208,7 @@ def _report_transfer(lab: Lab, choice: Choice, testing: Stimuli[Fact]) -> None:
         return
     known = Stimuli.of(fact for fact, good in zip(facts, right, strict=True) if good)
     items = capitals.conflicts(known, lab.scale(quick=2, full=6), lab.rng, lab.subject.first_token, "language")
-    before, after, _, _, *random = heads.sweep(lab.subject, _contrast(lab, items), choice.settings(len(items), lab.rng)).first
+    before, after, _, _, _, *random = heads.sweep(lab.subject, _contrast(lab, items), choice.settings(len(items), lab.rng)).first
     rates, control = f"{before.mean():.2f} → {after.mean():.2f}", np.mean(random, 0) - before
     lab.finding("head-transfers", treated=after - before, control=control, clusters=items.field("country"), note=rates)
 
@@ -239,10 +239,11 @@ def _report_frequency(lab: Lab, tune: Stimuli[Conflict], test: Stimuli[Conflict]
     follows, countries, columns, panels = outcome.first[0], test.field("country"), {}, []
     for name, field in (("country", "country"), ("city", "context_answer")):
         learned, x = (np.array([measure(value) for value in items.field(field)]) for items in (tune, test))
-        sign = 1.0 if stats.spearmanr(learned, lean.difference[0]).statistic >= 0 else -1.0
-        shuffled = shuffled_between(x, countries, lab.rng) if name == "country" else lab.rng.permutation(x)
+        sign, note, shuffled = 1.0, "", shuffled_between(x, countries, lab.rng)
+        if name == "city":  # no side is expected of it: the tuning countries give the sign
+            sign = 1.0 if stats.spearmanr(learned, lean.difference[0]).statistic >= 0 else -1.0
+            shuffled, note = lab.rng.permutation(x), f"learned: the {'more' if sign > 0 else 'less'} frequent, the more to the context"
         treated, control = ((sign * values, outcome.difference[0]) for values in (x, shuffled))
-        note = f"learned: the {'more' if sign > 0 else 'less'} frequent, the more to the context"
         lab.finding(f"{name}-frequency", treated=treated, control=control, clusters=countries, note=note)
         columns[name] = x
         real = thirds("in-context", x, follows, countries, bounds=(0, 1))
