@@ -22,8 +22,8 @@ from nullius.errors import NulliusError
 from nullius.lab import artefacts, journal
 from nullius.lab.schema import SCHEMA_VERSION
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and signals")
 KILLS = int(os.environ.get("NULLIUS_FAULTS", "20"))
+pytestmark = [pytest.mark.skipif(os.name == "nt", reason="needs fork and signals"), pytest.mark.timeout(600 + 20 * KILLS)]
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.lab.tiny"])
 
