@@ -5,7 +5,6 @@ Heavy rooms (torch, transformers, scipy) are imported inside the commands that n
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -41,8 +40,10 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON to stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print strict JSON to stdout: an interval without end is null."""
+    from nullius.lab.records import dumps
+
+    typer.echo(dumps(value, indent=2))
 
 
 @app.callback(invoke_without_command=True)
