@@ -1,0 +1,1 @@
+"""Measuring from outside: scores of continuations, forced choices, answers."""
