@@ -97,6 +97,9 @@ def test_planted_states_are_told_apart():
     assert abs(reading.permuted["knows"].mean()) < 0.03
     assert reading.slope().mean() < -0.1
     assert reading.giving_way().mean() < reading.slope().mean() + 0.1
+    assert drawn.probe(knows).mean() > 0.95
+    assert drawn.probe(noise).mean() == pytest.approx(1 / len(names), abs=0.06)
+    assert drawn.probe(noise).shape == drawn.block_of().shape
     assert drawn.describe(knows, rng, 99)["p by permuted runs"] == pytest.approx(0.01)
     assert drawn.describe(noise, rng, 99)["p by permuted runs"] > 0.05
 

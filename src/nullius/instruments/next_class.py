@@ -75,17 +75,17 @@ class Drawn:
             separation.by_sets(stages, to_come, list(self.same_word.values())),
         )
 
-    def halves(self) -> tuple[Ints, Ints]:
-        """Return, for each window of `blocks`, its block: those of the first half of the blocks [m], and those of the second half [n]."""
-        half = len(self.blocks) // 2
-        number = [np.full(len(part), i) for i, part in enumerate(self.blocks)]
-        return np.concatenate(number[:half]), np.concatenate(number[half:])
+    def block_of(self) -> Ints:
+        """Return the block of each window of `blocks`, in the order of `probe` [n]."""
+        return np.concatenate([np.full(len(part), number) for number, part in enumerate(self.blocks)])
 
     def probe(self, points: ArrayLike) -> Floats:
-        """Return whether [n] a linear probe of points, fitted on the first half of the blocks, tells the class to come in the second half."""
+        """Return whether [n] a linear probe of points tells the class to come: in each half of the blocks, one fitted on the other half."""
         x, half = np.asarray(points), len(self.blocks) // 2
-        fitted, tested = np.concatenate(self.blocks[:half]), np.concatenate(self.blocks[half:])
-        return separation.probe_hits(x[fitted], self.windows.next_class[fitted], x[tested], self.windows.next_class[tested])
+        first, second = np.concatenate(self.blocks[:half]), np.concatenate(self.blocks[half:])
+        labels = self.windows.next_class
+        hits = [separation.probe_hits(x[b], labels[b], x[a], labels[a]) for a, b in ((first, second), (second, first))]
+        return np.concatenate(hits)
 
     def describe(self, points: ArrayLike, rng: np.random.Generator, permutations: int = 1000) -> dict[str, float]:
         """Return what is reported beside GDV about points [n, D], each in words → number.

@@ -143,7 +143,7 @@ def word_classes(lab: Lab) -> None:
         gains.append(next_word.log_probability(network, encoded) - by_frequency)
     _network_findings(lab, drawn, found, np.concatenate(gains))
     own_context, elsewhere = np.concatenate(probed, 1)
-    tested = drawn.halves()[1].tolist() * plan.seeds
+    tested = drawn.block_of().tolist() * plan.seeds
     lab.finding("decodable-beyond-the-last-word", treated=own_context, control=elsewhere, clusters=tested)
     subject = _subject_findings(lab, _draw(lab, held_out, vocabulary, plan.subject))
     _figures(lab, found, subject, emergence)
