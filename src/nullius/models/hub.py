@@ -32,16 +32,20 @@ class Snapshot:
         }
 
 
-def cached(name: str) -> Snapshot | None:
-    """Return the whole snapshot of a repository that an earlier download left here, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def cached(name: str, allow_pickle: bool = False) -> Snapshot | None:
+    """Return the whole snapshot of a repository that an earlier download (of any program) left here, or None."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise SubjectError(f"'{name}' is no name of a hub model: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, str):
         return None
-    return Snapshot(folder, folder.name) if weights.whole(folder) else None
+    folder = Path(config).parent
+    readable = any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+    return Snapshot(folder, folder.name) if readable and weights.whole(folder, allow_pickle) else None
 
 
 def download(name: str, allow_pickle: bool = False) -> Snapshot:
@@ -50,8 +54,9 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
     Raises SubjectError: the hub does not answer, has no such repository, closes it to this user, holds pickles or no weights, gave other bytes
     than it announced, or the disk has no room.
     """
+    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     _ask()
     try:
@@ -61,9 +66,7 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
         wanted = {key for key in files if any(Path(key).match(pattern) for pattern in patterns) and not key.startswith("consolidated")}
         _check_kind(name, files, wanted, allow_pickle)
         weights.check_room(Path(_cache()), sum(files[key].size or 0 for key in wanted), name)
-        folder = Path(
-            snapshot_download(name, revision=about.sha, allow_patterns=patterns, ignore_patterns=SUBFOLDERS, etag_timeout=2 * PATIENCE)
-        )
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=SUBFOLDERS, etag_timeout=2 * PATIENCE))
     except GatedRepoError:
         raise SubjectError(f"the hub gives '{name}' only to users who accepted its terms there: do so, then `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -71,6 +74,8 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
 
         known = [source.hub for source in sources().values()]
         raise SubjectError(f"the hub has no model '{name}' (or it is private){nearest(name, known)}") from None
+    except (LocalEntryNotFoundError, httpx.TransportError):
+        raise SubjectError(f"the hub stopped answering while '{name}' was fetched; ask again, and it goes on where it stopped") from None
     except HfHubHTTPError as error:
         raise SubjectError(f"the hub refused '{name}': {str(error).strip().splitlines()[0]}") from None
     for key in sorted(wanted):
@@ -78,7 +83,7 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
         if announced and weights.sha256(folder / key) != announced:
             (folder / key).resolve().unlink()
             raise SubjectError(f"{key} of '{name}' does not have the sha256 that the hub announced; deleted, fetch it again")
-    return Snapshot(folder, str(about.sha))
+    return Snapshot(folder, folder.name)  # named after the revision
 
 
 def _check_kind(name: str, files: dict[str, Any], wanted: set[str], allow_pickle: bool) -> None:

@@ -44,10 +44,10 @@ def files(folder: Path, allow_pickle: bool = False) -> list[Path]:
     raise SubjectError(f"{folder} holds no weights (*.safetensors); a subject needs config.json, a tokenizer and safetensors")
 
 
-def whole(folder: Path) -> bool:
+def whole(folder: Path, allow_pickle: bool = False) -> bool:
     """Whether a folder has a config and all of its weight files."""
     try:
-        return (folder / "config.json").is_file() and bool(files(folder))
+        return (folder / "config.json").is_file() and bool(files(folder, allow_pickle))
     except SubjectError:
         return False
 
