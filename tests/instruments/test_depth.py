@@ -121,6 +121,7 @@ def test_later_stages_do_not_choose_the_layer():
     correct[3, :20] = 1
     correct[5, 20:] = 1
     assert (depth.peak_layers(correct, split) == 3).all()
+    assert (depth.at_peak(np.stack([correct, 1 - correct]), split) == 0.5).all()
     assert depth.at_peak(correct, split).sum() == 0
 
 

@@ -54,7 +54,7 @@ def planted(onsets, delay=0, layers=10):
 
     def read(model, concept, site, rng, seed=0):
         states = np.random.default_rng(sum(map(ord, concept.name))).normal(size=(layers, len(concept), 24))
-        states += 0.1 * rng.normal(size=states.shape)
+        states += 0.03 * rng.normal(size=states.shape)
         onset = None if "untrained" in model.name else onsets[concept.kind]
         if onset is not None:
             states[onset + delay * concept.texts[0].startswith("aaa") :, :, 3] += 20 * concept.labels
@@ -67,14 +67,19 @@ def test_planted_depths_are_found(toy, monkeypatch):
     few(monkeypatch, 240)
     monkeypatch.setattr(module, "read", planted({"factual": 2, "emotional": 2, "inferential": 6}, delay=2))
     record = runner.run(get(SLUG), toy)
-    words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
-    assert words["factual-decodable"] == words["emotional-decodable"] == words["inference-deeper"] == "holds"
-    assert record.verdict("inference-deeper").effect.estimate == pytest.approx(0.4, abs=0.06)
-    assert words["emotion-deeper-than-fact"] == "fails"  # planted at the same layer
-    assert words["noise-delays"] == "holds"
-    assert record.verdict("noise-delays").effect.estimate == pytest.approx(0.2, abs=0.05)
-    assert words["eight-bit-delays"] != "holds"  # planted alike
-    assert record.verdict("sixteen-bit-equal").effect.estimate == pytest.approx(0, abs=0.02)
+    effect = {verdict.claim.id: verdict.effect for verdict in record.verdicts if verdict.effect}
+    control = {verdict.claim.id: verdict.control for verdict in record.verdicts if verdict.control}
+    assert effect["factual-decodable"].lo > 0.3
+    assert effect["emotional-decodable"].lo > 0.3
+    assert effect["inference-deeper"].estimate == pytest.approx(0.4, abs=0.06)
+    assert effect["emotion-deeper-than-fact"].estimate == pytest.approx(0, abs=0.05)  # planted at the same layer
+    assert effect["noise-delays"].estimate == pytest.approx(0.2, abs=0.05)
+    assert effect["eight-bit-delays"].estimate == pytest.approx(0, abs=0.03)  # planted alike
+    assert effect["sixteen-bit-equal"].estimate == pytest.approx(0, abs=0.03)
+    assert control["sixteen-bit-equal"].lo > 0.02  # the planted delay of a tenth
+    assert all(abs(control[claim].estimate) < 0.06 for claim in ("inference-deeper", "emotion-deeper-than-fact", "noise-delays"))
+    held = {verdict.claim.id for verdict in record.verdicts if verdict.word == "holds"}
+    assert not held & {"emotion-deeper-than-fact", "eight-bit-delays"}
 
 
 def test_inference_never_decodable_is_out_of_reach(toy, monkeypatch):

@@ -56,7 +56,12 @@ def peak_layers(correct: Floats, split: Split) -> NDArray[np.int64]:
 
 
 def at_peak(correct: Floats, split: Split) -> Floats:
-    """Return each tested item's correctness at the layer chosen before: accuracy at the best layer without its optimism."""
+    """Return each tested item's correctness at the layer chosen before: accuracy at the best layer without its optimism.
+
+    Of several tables [tables, layers, n] the layer is chosen for each alike, and the mean over tables returned.
+    """
+    if correct.ndim == 3:
+        return np.mean([at_peak(table, split) for table in correct], axis=0)
     return correct[peak_layers(correct, split), np.flatnonzero(split.tested)]
 
 
@@ -75,7 +80,7 @@ def standard_error(values: Floats, groups: ArrayLike) -> Floats:
 def decodable(correct: Floats, split: Split, *controls: Floats) -> bool:
     """Return whether accuracy at the peak is above chance, and above each control's, by more than two standard errors.
 
-    correct: [layers, n]. controls: [any number of layers, n], each with a peak chosen alike: shuffled labels, random weights, single words.
+    correct: [layers, n]. controls: [layers, n] or [tables, layers, n], each with a peak chosen alike: shuffled labels, random weights, words.
     """
     best, groups = at_peak(correct, split), split.groups[split.tested]
     gains = [best - CHANCE, *(best - at_peak(control, split) for control in controls)]

@@ -171,7 +171,7 @@ def forward_split(labels: ArrayLike, groups: ArrayLike, seed: int = 0) -> Split:
 class HeldOut:
     """Which items were read correctly at which layer by probes that never saw their group.
 
-    correct: [layers, n], with the real labels. null: [layers, n], with labels shuffled within the parts of the split.
+    correct: [layers, n], with the real labels. null: [shuffles, layers, n], with labels shuffled within the parts of the split.
     """
 
     split: Split
@@ -179,12 +179,18 @@ class HeldOut:
     null: NDArray[np.float64]
 
 
-def held_out(features: Tensor, labels: ArrayLike, groups: ArrayLike, rng: np.random.Generator, seed: int = 0) -> HeldOut:
-    """Fit logistic probes on earlier stages and read later ones, with the real labels and with shuffled ones. features: [layers, n, d]."""
+def held_out(
+    features: Tensor, labels: ArrayLike, groups: ArrayLike, rng: np.random.Generator, seed: int = 0, *, shuffles: int = 5
+) -> HeldOut:
+    """Fit logistic probes on earlier stages and read later ones, with the real labels and with shuffled ones. features: [layers, n, d].
+
+    Several shuffles cost little (they share all matrices) and tell the null accuracy more finely than one.
+    """
     split = forward_split(labels, groups, seed)
-    rows = np.stack([np.asarray(labels), shuffled_labels(labels, split.stages * 100 + split.inner, rng)])
+    parts = split.stages * 100 + split.inner
+    rows = np.stack([np.asarray(labels), *(shuffled_labels(labels, parts, rng) for _ in range(shuffles))])
     right = validate(features, rows, split)
-    return HeldOut(split, right[0], right[1])
+    return HeldOut(split, right[0], right[1:])
 
 
 def validate(features: Tensor, labels: ArrayLike, split: Split, fit: Fit = logistic) -> NDArray[np.float64]:

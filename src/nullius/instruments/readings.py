@@ -31,7 +31,7 @@ class Reading:
 
     @property
     def shuffled(self) -> NDArray[np.float64]:
-        """The same with shuffled labels, the layer chosen alike [tested]."""
+        """The same with shuffled labels, the layer chosen alike, mean over shuffles [tested]."""
         return depth.at_peak(self.probed.null, self.probed.split)
 
     @property
@@ -81,7 +81,7 @@ class Reading:
 
     def delayed(self, layers: int) -> Depth:
         """Return the depth as it would be with every layer's accuracy reached `layers` layers later: a planted delay."""
-        right = depth.delayed(self.probed.correct, self.probed.null, layers)
+        right = depth.delayed(self.probed.correct, self.probed.null[0], layers)
         return depth.rise_depth(right, self.probed.split) or depth.never(self.probed.split)
 
 
