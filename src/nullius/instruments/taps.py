@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nullius.errors import UsageError
 from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -24,10 +25,13 @@ def read(
     """Run the decoder once and return each site stacked over layers (all of them by default); no logits are made.
 
     "last": [layers, B, ...] at the last position (texts are left-padded). "all": [layers, B, T, ...], padding included. `pattern` is
-    [layers, B, heads, T] at the last query, or [layers, B, heads, T, T]; that pass runs without a fused attention kernel.
+    [layers, B, heads, T] at the last query, or [layers, B, heads, T, T]; that pass runs without a fused attention kernel, so what is read
+    beside it may differ from a pass without `pattern` in the last bits.
     Raises UsageError for an unknown site or layer, SubjectError for a site that this architecture lacks.
     """
     layers = range(model.anatomy.n_layers) if layers is None else layers
+    if not layers:
+        raise UsageError("no layer to read: give at least one, or leave `layers` out for all")
     kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
     handles = []
 
