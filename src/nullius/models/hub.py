@@ -58,7 +58,7 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    _ask()
+    _ask(name)
     try:
         about = HfApi().model_info(name, files_metadata=True, timeout=2 * PATIENCE)
         files = {item.rfilename: item for item in about.siblings or [] if "/" not in item.rfilename}
@@ -105,13 +105,13 @@ def _cache() -> str:
     return constants.HF_HUB_CACHE
 
 
-def _ask() -> None:
+def _ask(name: str) -> None:
     """Ask the hub for a sign of life. In a thread: a name server that does not answer ignores timeouts."""
     import httpx
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise SubjectError("the hub is switched off (HF_HUB_OFFLINE)")
+        raise SubjectError(f"cannot fetch '{name}': the hub is switched off (HF_HUB_OFFLINE), and nothing of it is cached")
     problem: list[str] = ["no answer in time"]
 
     def ask() -> None:
@@ -125,7 +125,7 @@ def _ask() -> None:
     thread.start()
     thread.join(PATIENCE)
     if problem:
-        raise SubjectError(f"the hub does not answer ({problem[0]})")
+        raise SubjectError(f"cannot fetch '{name}': the hub does not answer ({problem[0]}), and nothing of it is cached")
 
 
 def copy_into(snapshot: Snapshot, folder: Path) -> None:

@@ -28,7 +28,6 @@ from nullius.lab import (
     Panel,
     Series,
     above_control,
-    at_most,
     correlation_above,
     equivalent,
     study,
@@ -124,11 +123,11 @@ PUBLISHED = {"output": ".51 against .13 (rot-13)", "task": ".51 against .00 (rot
 CLAIMS = (
     *(contrast.registered() for contrast in CONTRASTS),
     Claim("input-multiplication", "Products are told apart less and less well as numbers come in digits, words, CAPITALS, aLtErNaTiNg",
-          trend("decreasing", *LEVELS, margin=0.05), "the four formats shuffled within each problem", "GPT-4 .46, .39, .35, .17", "tau"),
+          trend("decreasing", *LEVELS, margin=0.05), "the same values, the formats turned by one from problem to problem", "GPT-4 .46, .39, .35, .17", "tau"),
     Claim("output-slope", "The more the two answers differ in probability, the stronger the pull towards the probable one (reversal)",
-          correlation_above(0.2), "differences in probability shuffled over pairs", "slopes above 0 in every task", "rho"),
-    Claim("prior-accounts-for-pull", "Once the answers' own probability is subtracted (PMI), nothing is left of the pull in reversal",
-          at_most(0.1, null=0.0), "the same pairs, probable and improbable swapped at random", unit="pull (share of items)"),
+          correlation_above(0.2), "differences in probability shuffled over pairs, five times over", "slopes above 0 in every task", "rho"),
+    Claim("prior-accounts-for-pull", "Subtracting the answers' own probability (PMI) takes the pull in reversal away",
+          above_control(0.1), "the same subtraction in twins whose two outputs are improbable alike", unit="pull taken away (share of items)"),
     Claim("output-over-input", "Reversing phrases depends more on how probable the output is (decoding) than on the input (encoding)",
           above_control(0.1), "the same difference between two shuffled orders", "GPT-4 .44 against .06 (sentences)", "accuracy"),
     *(
@@ -141,7 +140,7 @@ CLAIMS = (
 OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "input-multiplication": ("multiplication, digits", "discrimination", tuple(f"multiplication, {style}" for style in LEVELS)),
     "output-slope": ("reversal", "pull", ()),
-    "prior-accounts-for-pull": ("reversal", "pull", ()),
+    "prior-accounts-for-pull": ("reversal", "pull", ("reversal, equal",)),
     "output-over-input": ("phrases", "accuracy", ("phrases encoding", "phrases, equal", "phrases encoding, equal")),
 }
 
@@ -182,7 +181,8 @@ def _test_others(lab: Lab, found: Mapping[str, Crossed], passed: set[str]) -> No
     if "input-multiplication" in passed:
         values = np.stack([found[f"multiplication, {style}"].discrimination for style in LEVELS])
         problems = {style: range(values.shape[1]) for style in LEVELS}
-        levels, mixed = (dict(zip(LEVELS, rows, strict=True)) for rows in (values, lab.rng.permuted(values, axis=0)))
+        turned = np.stack([np.roll(column, i) for i, column in enumerate(values.T)], 1)  # every format stands at every level equally often
+        levels, mixed = (dict(zip(LEVELS, rows, strict=True)) for rows in (values, turned))
         lab.finding("input-multiplication", treated=levels, control=mixed, clusters=problems)
     if "output-slope" in passed:
         reversal = found["reversal"]
@@ -190,9 +190,11 @@ def _test_others(lab: Lab, found: Mapping[str, Crossed], passed: set[str]) -> No
         # within pairs length hardly differs; what token counts still explain is taken out of both variables
         both = np.stack([reversal.prior_preference, reversal.bias], 1)
         prior, bias = (both - counts @ np.linalg.lstsq(counts, both, rcond=None)[0]).T
-        lab.finding("output-slope", treated=(prior, bias), control=(lab.rng.permutation(prior), bias))
-        left = reversal.pull(corrected=True)
-        lab.finding("prior-accounts-for-pull", treated=left, control=left * lab.rng.choice([-1.0, 1.0], len(left)))
+        shuffled = (np.concatenate([lab.rng.permutation(prior) for _ in range(5)]), np.tile(bias, 5))
+        pairs = list(range(len(reversal)))
+        lab.finding("output-slope", treated=(prior, bias), control=shuffled, clusters=pairs, control_clusters=pairs * 5)
+        taken, control = (crossed.pull() - crossed.pull(corrected=True) for crossed in (reversal, found["reversal, equal"]))
+        lab.finding("prior-accounts-for-pull", treated=taken, control=control)
     if "output-over-input" in passed:
         drop = {name: MEASURES["accuracy drop"](crossed) for name, crossed in found.items() if name.startswith("phrases")}
         treated, control = (drop[f"phrases{end}"] - drop[f"phrases encoding{end}"] for end in ("", ", equal"))
@@ -218,7 +220,9 @@ def _write(lab: Lab) -> None:
         rows = {"probable": right[high], "improbable": right[low], "another item's answer": other[high]}
         cells = {tag: [values[np.array(tasks) == name] for name in names] for tag, values in rows.items()}
         panels.append(_panel(f"{factor.capitalize()} probability", names, cells, "accuracy"))
-    lab.figure(Figure("written", "Accuracy by task and probability", tuple(panels), "Greedy replies scored by the paper's rules; 95% intervals."))
+    lab.figure(
+        Figure("written", "Accuracy by task and probability", tuple(panels), "Greedy replies scored by the paper's rules; 95% intervals.")
+    )
 
 
 def _draw(lab: Lab, found: Mapping[str, Crossed], passed: set[str]) -> None:
