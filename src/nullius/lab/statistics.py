@@ -47,7 +47,7 @@ from nullius.lab.resampling import (
     welch_p,
 )
 
-__all__ = ["Estimate", "Interval", "difference_interval", "estimate", "holm", "mean_interval", "own_interval"]
+__all__ = ["Estimate", "Interval", "difference_interval", "estimate", "holm", "mean_interval", "own_interval", "p_value"]
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,26 @@ def estimate(
     expect: Expectation, treated: Samples, control: Samples, paired: bool, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
     """Compute the statistic of an expectation, the control's own, and the p-value of the expectation."""
-    kind, sign, margin = expect.kind, expect.sign, expect.margin
-    seeded = {"seed": seed, "resamples": resamples}
-    other = _control(expect, control, seed + 1, resamples)
-    if kind in ("above_control", "below_control"):
-        p = _p_difference(treated, control, paired, sign * margin, sign, **seeded)
-        return Estimate(difference_interval(treated, control, paired, seed=seed, resamples=resamples), other, p)
-    if kind in ("at_least", "at_most"):
-        p = _p_mean(treated, margin, sign, **seeded)
-    elif kind == "equivalent":
-        p = max(_p_mean(treated, expect.null + side * margin, -side, **seeded) for side in (-1, 1))
-    elif kind == "ordering":
-        p = max(_p_difference(a, b, False, margin, 1, seed + i, resamples) for i, (a, b) in enumerate(_adjacent(expect, treated)))
+    if expect.kind in ("above_control", "below_control"):
+        effect = difference_interval(treated, control, paired, seed=seed, resamples=resamples)
     else:
-        p = _p_association(expect, treated, **seeded)
-    return Estimate(own_interval(expect, treated, **seeded), other, p)
+        effect = own_interval(expect, treated, seed=seed, resamples=resamples)
+    p = p_value(expect, treated, control, paired, seed=seed, resamples=resamples)
+    return Estimate(effect, _control(expect, control, seed + 1, resamples), p)
+
+
+def p_value(expect: Expectation, treated: Samples, control: Samples, paired: bool, *, seed: int = 0, resamples: int = RESAMPLES) -> float:
+    """One-sided p-value of an expectation, against its own boundary."""
+    kind, sign, margin = expect.kind, expect.sign, expect.margin
+    if kind in ("above_control", "below_control"):
+        return _p_difference(treated, control, paired, sign * margin, sign, seed, resamples)
+    if kind in ("at_least", "at_most"):
+        return _p_mean(treated, margin, sign, seed, resamples)
+    if kind == "equivalent":
+        return max(_p_mean(treated, expect.null + side * margin, -side, seed, resamples) for side in (-1, 1))
+    if kind == "ordering":
+        return max(_p_difference(a, b, False, margin, 1, seed + i, resamples) for i, (a, b) in enumerate(_adjacent(expect, treated)))
+    return _p_association(expect, treated, seed, resamples)
 
 
 def _control(expect: Expectation, control: Samples, seed: int, resamples: int) -> Interval:
