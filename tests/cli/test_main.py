@@ -63,7 +63,7 @@ def test_unknown_model(nullius):
 
 
 def test_hub_id_without_network(nullius):
-    complains(nullius("run", "factual-recall", "-m", "nobody/nothing"), "cannot fetch 'nobody/nothing'")
+    complains(nullius("run", "factual-recall", "-m", "nobody/nothing"), "cannot fetch 'nobody/nothing'", "nothing of it is cached")
 
 
 def test_directory_without_weights(nullius, tmp_path):

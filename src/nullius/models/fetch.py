@@ -61,6 +61,8 @@ def _from_hub(source: Source) -> Path:
 
     snapshot = hub.cached(source.hub)
     if snapshot is None:
+        if reason := hub.out_of_reach():
+            raise SubjectError(reason)  # one of several; `fetch` says for what
         if source.terms:
             say(source.terms)
         snapshot = hub.download(source.hub)

@@ -16,6 +16,10 @@ SUBFOLDERS = ["*/*", "consolidated*"]  # other formats of the same weights (ONNX
 PATIENCE = 5.0  # seconds until the hub counts as out of reach; its own client retries for minutes
 
 
+class Unreachable(SubjectError):
+    """The hub gives no sign of life."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Files of one revision of a hub repository on this machine."""
@@ -58,7 +62,7 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    _ask(name)
+    _ask()
     try:
         about = HfApi().model_info(name, files_metadata=True, timeout=2 * PATIENCE)
         files = {item.rfilename: item for item in about.siblings or [] if "/" not in item.rfilename}
@@ -105,13 +109,13 @@ def _cache() -> str:
     return constants.HF_HUB_CACHE
 
 
-def _ask(name: str) -> None:
+def _ask() -> None:
     """Ask the hub for a sign of life. In a thread: a name server that does not answer ignores timeouts."""
     import httpx
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise SubjectError(f"cannot fetch '{name}': the hub is switched off (HF_HUB_OFFLINE), and nothing of it is cached")
+        raise Unreachable("the hub is switched off (HF_HUB_OFFLINE)")
     problem: list[str] = ["no answer in time"]
 
     def ask() -> None:
@@ -125,7 +129,7 @@ def _ask(name: str) -> None:
     thread.start()
     thread.join(PATIENCE)
     if problem:
-        raise SubjectError(f"cannot fetch '{name}': the hub does not answer ({problem[0]}), and nothing of it is cached")
+        raise Unreachable(f"the hub does not answer ({problem[0]})")
 
 
 def copy_into(snapshot: Snapshot, folder: Path) -> None:
