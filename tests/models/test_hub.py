@@ -121,7 +121,7 @@ def test_a_repository_is_fetched_once_and_then_needs_no_hub(hub, toy):
     assert hub.asked == []
     hub.stop()
     assert nullius.load("lab/toy").weights_sha256 == first.weights_sha256
-    refused("lab/other", r"the hub does not answer \(ConnectError\)")
+    refused("lab/other", r"cannot fetch 'lab/other': the hub does not answer \(ConnectError\), and nothing of it is cached")
 
 
 def test_an_interrupted_download_is_not_taken_for_whole(hub, tmp_path):

@@ -16,10 +16,6 @@ SUBFOLDERS = ["*/*", "consolidated*"]  # other formats of the same weights (ONNX
 PATIENCE = 5.0  # seconds until the hub counts as out of reach; its own client retries for minutes
 
 
-class Unreachable(SubjectError):
-    """The hub gives no sign of life."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """Files of one revision of a hub repository on this machine."""
@@ -62,7 +58,8 @@ def download(name: str, allow_pickle: bool = False) -> Snapshot:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    _ask()
+    if reason := out_of_reach():
+        raise SubjectError(f"cannot fetch '{name}': {reason}, and nothing of it is cached")
     try:
         about = HfApi().model_info(name, files_metadata=True, timeout=2 * PATIENCE)
         files = {item.rfilename: item for item in about.siblings or [] if "/" not in item.rfilename}
@@ -109,14 +106,14 @@ def _cache() -> str:
     return constants.HF_HUB_CACHE
 
 
-def _ask() -> None:
-    """Ask the hub for a sign of life. In a thread: a name server that does not answer ignores timeouts."""
+def out_of_reach() -> str:
+    """Ask the hub for a sign of life; return why there is none, or an empty string. In a thread: a name server may ignore timeouts."""
     import httpx
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise Unreachable("the hub is switched off (HF_HUB_OFFLINE)")
-    problem: list[str] = ["no answer in time"]
+        return "the hub is switched off (HF_HUB_OFFLINE)"
+    problem = ["no answer in time"]
 
     def ask() -> None:
         try:
@@ -128,8 +125,7 @@ def _ask() -> None:
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    if problem:
-        raise Unreachable(f"the hub does not answer ({problem[0]})")
+    return f"the hub does not answer ({problem[0]})" if problem else ""
 
 
 def copy_into(snapshot: Snapshot, folder: Path) -> None:

@@ -99,10 +99,7 @@ def locate(name: str, where: torch.device, dtype: torch.dtype | None = None, all
             f"{path} is a file; a subject is a directory with safetensors, a .gguf file, a hub id or a name of `nullius models`"
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        try:
-            snapshot = hub.cached(name, allow_pickle) or hub.download(name, allow_pickle)
-        except hub.Unreachable as error:
-            raise SubjectError(f"cannot fetch '{name}': {error}, and nothing of it is cached") from None
+        snapshot = hub.cached(name, allow_pickle) or hub.download(name, allow_pickle)
         return Place(snapshot.folder, name, Provenance(**snapshot.facts(name)))
     raise SubjectError(
         f"unknown model '{name}'{nearest(name, sources())}; `nullius models` lists what there is, or give a directory or hub id"
