@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nullius
 from nullius.elicitation.scores import score
 from nullius.errors import SubjectError
 from nullius.models.language_model import LanguageModel
@@ -119,3 +120,12 @@ def test_nothing_to_score_or_to_condition_on(toy):
         score(toy, [("The cat", "")])
     with pytest.raises(SubjectError, match="nothing to condition on"):
         score(toy, [("", "The cat")], bos=False)
+
+
+@pytest.mark.subject
+def test_the_default_subject_is_scored_as_transformers_does():
+    model = nullius.load("smollm2-135m")
+    for (context, continuation), cell in zip(REQUESTS, score(model, REQUESTS), strict=True):
+        logprobs, greedy = plainly(model, context, continuation)
+        np.testing.assert_allclose(cell.logprobs, logprobs, atol=1e-3)
+        assert cell.greedy == greedy

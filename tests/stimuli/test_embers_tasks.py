@@ -121,7 +121,7 @@ def test_rules(rule, reply, gold, right):
 @pytest.mark.parametrize("name", SETS)
 def test_twins_differ_where_they_should(name):
     made = SETS[name]
-    assert len(made) >= 15
+    assert len(made) >= 13
     for twin in made:
         assert twin.contexts[0] != twin.contexts[1]
         assert twin.outputs[0] != twin.outputs[1]
@@ -235,3 +235,10 @@ def test_the_papers_own_stimuli_are_answered_alike(prefix):
     assert len(rows) >= 40
     wrong = [row["input"] for row in rows if RECOMPUTED[prefix](row["input"]) != row["correct_output"]]
     assert wrong == []
+
+
+def test_sets_at_full_scale():
+    full = embers.twins(np.random.default_rng(0), 100, acronym=7)
+    assert full.keys() == SETS.keys()
+    assert len(full["reversal"]) == 100
+    assert all(len(twin.outputs[0]) == len('1234567"') for twin in full["acronyms"])

@@ -58,11 +58,7 @@ def test_an_exact_solver_shows_no_ember(toy):
         assert found[claim].effect.estimate == 0
     assert found["output-slope"].word != "holds"
     assert found["copying"].word == "inconclusive"  # without a pull anywhere, none could have been seen
-    assert not [
-        claim
-        for claim, verdict in found.items()
-        if verdict.word == "holds" and claim not in ("prior-accounts-for-pull", "task-sorting-numbers")
-    ]
+    assert not [claim for claim, verdict in found.items() if verdict.word == "holds" and claim != "task-sorting-numbers"]
 
 
 def test_the_output_effect_grows_with_beta(toy):
@@ -73,8 +69,7 @@ def test_the_output_effect_grows_with_beta(toy):
         if beta == 1.0:
             for claim in ("output-reversal", "output-pig-latin", "output-shift-cipher", "output-article-swapping", "output-acronyms"):
                 assert found[claim].word == "holds", (claim, found[claim].reason)
-            assert found["prior-accounts-for-pull"].effect.estimate == 0
-            assert found["prior-accounts-for-pull"].effect.hi <= 0.1
+            assert found["prior-accounts-for-pull"].word == "holds", found["prior-accounts-for-pull"].reason
             assert found["output-slope"].word == "holds", found["output-slope"].reason
     assert estimates[0] == 0
     assert 0 < estimates[1] < estimates[2]

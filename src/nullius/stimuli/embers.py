@@ -37,11 +37,10 @@ SLOPES = {"9/5": ((9, 5), 32), "7/5": ((7, 5), 31), "8/5": ((8, 5), 33)}
 
 
 def twins(rng: np.random.Generator, n: int, *, acronym: int = 3) -> Sets:
-    """Make all sets, n twins each (fewer where the material ends). acronym: number of letters (3 or 7)."""
-    sets = sentences(rng, n)
-    for part in (phrases(rng, n), acronyms(rng, n, acronym), counting(rng, n), arithmetic(rng, n), lists(rng, n), countries(rng)):
-        sets |= part
-    return sets
+    """Make all sets: n twins each, more of the shortest, fewer of the longest and where the material ends. acronym: number of letters (3 or 7)."""
+    parts = [sentences(rng, n), phrases(rng, n), acronyms(rng, n, acronym), counting(rng, n), counting_to_ten(rng, 2 * n)]
+    parts += [slopes(rng, 2 * n), products(rng, 2 * n // 3), lists(rng, n), countries(rng)]
+    return {name: made for part in parts for name, made in part.items()}
 
 
 def _apply(frame: Frame, pairs: Sequence[Pair], inputs: Callable[[str], str], outputs: Callable[[str], str]) -> list[Twins]:
@@ -130,34 +129,46 @@ def _coverable(word: str) -> bool:
 
 
 def counting(rng: np.random.Generator, n: int) -> Sets:
-    """Lists whose length is a round number or its neighbour, or its two neighbours ("equal"); short lists of common and of rare words."""
+    """Lists of common words whose length is a round number or its neighbour, or its two neighbours ("equal")."""
     frame = material.counting()
-    kinds = {"": "common", ", rare": "rare", ", rare again": "rare"}
-    sets: Sets = {name: [] for name in ("counting", "counting, equal", *(f"counting to ten{end}" for end in kinds))}
-
-    def listed(kind: str, length: int) -> str:
-        return " ".join(rng.choice(material.words(kind), length, replace=False))
-
+    sets: Sets = {"counting": [], "counting, equal": []}
     for i in range(n):
         number, step = ROUND[i % len(ROUND)], 1 if rng.random() < 0.5 else -1
-        words = listed("common", number + 1).split()
+        words = [str(word) for word in rng.choice(material.words("common"), number + 1, replace=False)]
         for name, lengths in (("", (number, number + step)), (", equal", (number - step, number + step))):
             inputs = (" ".join(words[: lengths[0]]), " ".join(words[: lengths[1]]))
             sets[f"counting{name}"].append(frame.twins(inputs, (str(lengths[0]), str(lengths[1])), f"list {i}"))
-        a, b = (int(x) for x in rng.choice(np.arange(2, 11), 2, replace=False))
-        for name, kind in kinds.items():
-            sets[f"counting to ten{name}"].append(frame.twins((listed(kind, a), listed(kind, b)), (str(a), str(b)), f"list {i}"))
     return sets
 
 
-def arithmetic(rng: np.random.Generator, n: int) -> Sets:
-    """Linear functions of one and the same inputs; products of three-digit numbers written in four ways."""
-    sets: Sets = {name: [] for name in (*(f"linear {key}" for key in SLOPES), *(f"multiplication, {style}" for style in material.FORMATS))}
+def counting_to_ten(rng: np.random.Generator, n: int) -> Sets:
+    """Lists of two to ten words, common or rare (twice, as control)."""
+    frame = material.counting()
+    kinds = {"counting to ten": "common", "counting to ten, rare": "rare", "counting to ten, rare again": "rare"}
+    sets: Sets = {name: [] for name in kinds}
+    for i in range(n):
+        lengths = [int(length) for length in rng.choice(np.arange(2, 11), 2, replace=False)]
+        for name, kind in kinds.items():
+            a, b = (" ".join(rng.choice(material.words(kind), length, replace=False)) for length in lengths)
+            sets[name].append(frame.twins((a, b), (str(lengths[0]), str(lengths[1])), f"list {i}"))
+    return sets
+
+
+def slopes(rng: np.random.Generator, n: int) -> Sets:
+    """Linear functions of one and the same inputs."""
+    sets: Sets = {f"linear {name}": [] for name in SLOPES}
     for _ in range(n):
         x, y = (int(value) * 5 for value in rng.choice(np.arange(1, 61), 2, replace=False))
         for name, (slope, offset) in SLOPES.items():
             outputs = (tf.linear(x, slope, offset), tf.linear(y, slope, offset))
             sets[f"linear {name}"].append(material.linear(slope, offset).twins((str(x), str(y)), outputs, f"{x}, {y}"))
+    return sets
+
+
+def products(rng: np.random.Generator, n: int) -> Sets:
+    """Products of three-digit numbers written in four ways."""
+    sets: Sets = {f"multiplication, {style}": [] for style in material.FORMATS}
+    for _ in range(n):
         a, b, c, d = (int(value) for value in rng.choice(np.arange(101, 1000), 4, replace=False))
         for style, write in material.FORMATS.items():
             inputs = (f"{write(a)} times {write(b)}", f"{write(c)} times {write(d)}")

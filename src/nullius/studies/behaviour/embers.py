@@ -20,19 +20,7 @@ import numpy as np
 
 from nullius.elicitation import generation, scores
 from nullius.elicitation.choices import Crossed, Scorer, cross
-from nullius.lab import (
-    Claim,
-    Figure,
-    Lab,
-    Needs,
-    Panel,
-    Series,
-    above_control,
-    correlation_above,
-    equivalent,
-    study,
-    trend,
-)
+from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, correlation_above, equivalent, study, trend
 from nullius.lab.statistics import mean_interval
 from nullius.stimuli import embers as stimuli
 from nullius.stimuli import embers_items
@@ -118,14 +106,19 @@ CONTRASTS = (
     Contrast("input-birthdays", "Facts about names often written of are recalled more often than about rare ones (capitals for birthdays)",
              "accuracy drop", "capitals", "capitals, equal", "", "neighbours in frequency, in random order", ".99 against .23 (birthdays)"),
 )  # fmt: skip
+CAPTION = (
+    "Right choices (output probability) and discrimination (task, input) in a probable and an improbable variant of each task, means over twins with 95% intervals; "
+    "tasks whose input the subject does not use are left out."
+)
 LEVELS = ("digits", "words", "capitals", "alternating")
 PUBLISHED = {"output": ".51 against .13 (rot-13)", "task": ".51 against .00 (rot-13, rot-12)", "input": ".99 against .23 (birthdays)"}
 CLAIMS = (
     *(contrast.registered() for contrast in CONTRASTS),
     Claim("input-multiplication", "Products are told apart less and less well as numbers come in digits, words, CAPITALS, aLtErNaTiNg",
-          trend("decreasing", *LEVELS, margin=0.05), "the same values, the formats turned by one from problem to problem", "GPT-4 .46, .39, .35, .17", "tau"),
+          trend("decreasing", *LEVELS, margin=0.05), "the same values, formats turned by one from problem to problem",
+          "GPT-4 .46, .39, .35, .17", "tau"),
     Claim("output-slope", "The more the two answers differ in probability, the stronger the pull towards the probable one (reversal)",
-          correlation_above(0.2), "differences in probability shuffled over pairs, five times over", "slopes above 0 in every task", "rho"),
+          correlation_above(0.2), "differences in probability shuffled over pairs, twenty times over", "slopes above 0 in every task", "rho"),
     Claim("prior-accounts-for-pull", "Subtracting the answers' own probability (PMI) takes the pull in reversal away",
           above_control(0.1), "the same subtraction in twins whose two outputs are improbable alike", unit="pull taken away (share of items)"),
     Claim("output-over-input", "Reversing phrases depends more on how probable the output is (decoding) than on the input (encoding)",
@@ -190,9 +183,11 @@ def _test_others(lab: Lab, found: Mapping[str, Crossed], passed: set[str]) -> No
         # within pairs length hardly differs; what token counts still explain is taken out of both variables
         both = np.stack([reversal.prior_preference, reversal.bias], 1)
         prior, bias = (both - counts @ np.linalg.lstsq(counts, both, rcond=None)[0]).T
-        shuffled = (np.concatenate([lab.rng.permutation(prior) for _ in range(5)]), np.tile(bias, 5))
+        shuffled = (np.concatenate([lab.rng.permutation(prior) for _ in range(20)]), np.tile(bias, 20))
         pairs = list(range(len(reversal)))
-        lab.finding("output-slope", treated=(prior, bias), control=shuffled, clusters=pairs, control_clusters=pairs * 5)
+        lab.finding("output-slope", treated=(prior, bias), control=shuffled, clusters=pairs, control_clusters=pairs * 20)
+        # without a pull there is nothing to take away, and the subtraction would only make one the other way
+        lab.require(reversal.pull(), above=0.1, what="show a pull in reversal", claims=["prior-accounts-for-pull"])
         taken, control = (crossed.pull() - crossed.pull(corrected=True) for crossed in (reversal, found["reversal, equal"]))
         lab.finding("prior-accounts-for-pull", treated=taken, control=control)
     if "output-over-input" in passed:
@@ -231,16 +226,20 @@ def _draw(lab: Lab, found: Mapping[str, Crossed], passed: set[str]) -> None:
     pulls = [c for c in CONTRASTS if c.claim in passed and c.claim.startswith("output-")]
     if pulls:
         cells = {tag: [found[getattr(c, which)].right()[:, column] for c in pulls] for tag, which, column in (
-            ("probable", "first", 0), ("improbable", "first", 1), ("control: both improbable", "control", 1))}  # fmt: skip
-        panels.append(_panel("Output probability", [c.claim for c in pulls], cells, "right choice"))
+            ("probable", "first", 0), ("improbable", "first", 1), ("control: improbable alike", "control", 1))}  # fmt: skip
+        panels.append(_panel("Output probability", [_task(c) for c in pulls], cells, "right choice"))
     for kind in ("task", "input"):
         uses = [c for c in CONTRASTS if c.claim in passed and c.claim.startswith(kind) and c.measure == "discrimination"]
         if uses:
             names = (("probable", "first"), ("improbable", "minus"), ("control: improbable alike", "control"))
             cells = {tag: [found[getattr(c, which)].discrimination for c in uses] for tag, which in names}
-            panels.append(_panel(f"{kind.capitalize()} probability", [c.claim for c in uses], cells, "discrimination (nats)"))
+            panels.append(_panel(f"{kind.capitalize()} probability", [_task(c) for c in uses], cells, "discrimination (nats)"))
     if panels:
-        lab.figure(Figure("embers", "Tasks in probable and improbable variants", tuple(panels), "Means over twins with 95% intervals."))
+        lab.figure(Figure("embers", "Tasks in probable and improbable variants", tuple(panels), CAPTION))
+
+
+def _task(contrast: Contrast) -> str:
+    return contrast.claim.split("-", 1)[1].replace("-", " ")
 
 
 def _panel(title: str, names: Sequence[str], cells: Mapping[str, Sequence[np.ndarray]], y_label: str) -> Panel:
