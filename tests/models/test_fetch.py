@@ -85,7 +85,7 @@ def test_two_processes_at_once_fetch_once(shop, capfd):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     said = capfd.readouterr().err
-    assert said.count("another process is fetching toy: waiting for it") == 1
+    assert said.count("another process is fetching toy: waiting for it") <= 1  # none when one was done before the other asked
     assert said.count("dequantising once") == 1
     assert source.here
 

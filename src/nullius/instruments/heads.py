@@ -183,9 +183,9 @@ def sweep(
     """Run every prompt under every setting. Layers below a scaled head are run once for all settings (`nullius.instruments.resume`).
 
     settings: each one for all prompts, or a sequence with one for each prompt. around: see `scaled`. rows: sequences in one forward
-    pass (0: 48 on a CPU, 256 elsewhere).
+    pass (0: 16 on a CPU, where larger ones leave the cache, 256 elsewhere).
     """
-    rows = rows or (48 if model.device.type == "cpu" else 256)
+    rows = rows or (16 if model.device.type == "cpu" else 256)
     n = len(contrast)
     table = [[setting] * n if setting is None or isinstance(setting, Scaling) else list(setting) for setting in settings]
     token = np.zeros((len(table), n), dtype=np.int64)

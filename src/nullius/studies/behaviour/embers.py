@@ -107,7 +107,8 @@ CONTRASTS = (
              "accuracy drop", "capitals", "capitals, equal", "", "neighbours in frequency, in random order", ".99 against .23 (birthdays)"),
 )  # fmt: skip
 CAPTION = (
-    "Right choices (output probability) and discrimination (task, input) in a probable and an improbable variant of each task, means over twins with 95% intervals; "
+    "Right choices (output probability) and discrimination (task, input) in a probable and an improbable variant of "
+    "each task, means over twins with 95% intervals; "
     "tasks whose input the subject does not use are left out."
 )
 LEVELS = ("digits", "words", "capitals", "alternating")

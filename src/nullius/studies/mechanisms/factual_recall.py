@@ -49,8 +49,8 @@ def _contest_claims(side: str, answer: str) -> tuple[Claim, Claim]:
         ),
         Claim(
             f"beats-random-to-{side}",
-            f"The head chosen for the {answer} answer does more than the best of twenty random heads of its layers, chosen in the same way",
-            above_control(margin=0.05),
+            f"The head chosen for the {answer} answer leads the best of twenty random heads of its layers, chosen in the same way, by ten points",
+            at_least(0.1, null=0.0),
             control=HALVES,
             unit=f"lead in {answer} rate",
             rests_on=SCALING,
