@@ -106,11 +106,7 @@ CONTRASTS = (
     Contrast("input-birthdays", "Facts about names often written of are recalled more often than about rare ones (capitals for birthdays)",
              "accuracy drop", "capitals", "capitals, equal", "", "neighbours in frequency, in random order", ".99 against .23 (birthdays)"),
 )  # fmt: skip
-CAPTION = (
-    "Right choices (output probability) and discrimination (task, input) in a probable and an improbable variant of "
-    "each task, means over twins with 95% intervals; "
-    "tasks whose input the subject does not use are left out."
-)
+CAPTION = "Right choices, or discrimination, over twins with 95% intervals; tasks whose input the subject does not use are left out."
 LEVELS = ("digits", "words", "capitals", "alternating")
 PUBLISHED = {"output": ".51 against .13 (rot-13)", "task": ".51 against .00 (rot-13, rot-12)", "input": ".99 against .23 (birthdays)"}
 CLAIMS = (
