@@ -233,3 +233,14 @@ def test_an_open_interval_is_drawn_to_the_edge():
         return drawing.svg(Figure("f", "t", (panel,))).count("<path")
 
     assert arrows(None) > arrows(2.5)
+
+
+def test_a_marked_cell_is_outlined_on_the_page_too():
+    """Caption and drawing agree: what a figure marks has a box around it, on paper and on the page."""
+
+    def boxes(*mark):
+        heat = Heatmap("h", "x", "y", [[0.0, 1.0], [2.0, 3.0]], "v", mark)
+        return drawing.html(Figure("f", "title", (heat,))).count('"type":"rect"')
+
+    assert boxes((1, 0)) == boxes() + 1
+    assert boxes((1, 0), (0, 1)) == boxes() + 2

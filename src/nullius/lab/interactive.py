@@ -38,6 +38,9 @@ def html(figure: Figure) -> str:
         if isinstance(panel, Heatmap):
             drawn.add_trace(_heatmap(go, panel, i, columns, rows, gaps), **place)
             _ticks(drawn, panel, place)
+            for row, column in panel.mark:
+                box = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+                drawn.add_shape(type="rect", **box, line={"color": INK, "width": 2}, **place)
         else:
             for series, look in zip(panel.series, looks(panel.series), strict=True):
                 trace = _trace(go, panel, series, look)
