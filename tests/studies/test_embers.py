@@ -27,7 +27,9 @@ def planted(beta, use=lambda name, rng: rng.uniform(4, 14), writes=lambda name, 
             for column, (context, output) in enumerate(zip(twin.contexts, twin.outputs, strict=True)):
                 odd = column == 1 or name.endswith(", equal")
                 prior[output] = min(prior.get(output, 0.0), -25.0 if odd else -15.0) if "capitals" not in name else -15.0
-                right[context], penalty[context], written[context] = output, cost, writes(name, column)
+                right[context] = output
+                penalty.setdefault(context, cost)  # sets of equals come later and share contexts
+                written.setdefault(context, writes(name, column))
     jitter = {output: rng.normal(0, 1) for output in sorted(prior)}
 
     def score(requests):

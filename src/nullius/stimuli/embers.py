@@ -109,10 +109,11 @@ def acronyms(rng: np.random.Generator, n: int, length: int) -> Sets:
     kinds = {"": ("common", 0), ", equal": ("common", 0), ", rare words": ("rare", 0), ", rare words again": ("rare", 0)}
     kinds |= {", second letters": ("common", 1), ", third letters": ("common", 2)}
     sets: Sets = {f"acronyms{name}": [] for name in kinds}
-    for word in (targets[i] for i in rng.permutation(len(targets))[:n]):
+    chosen_targets = [targets[i] for i in rng.permutation(len(targets))[:n]]
+    for word, first in zip(chosen_targets, material.halves(len(chosen_targets), rng), strict=True):
         odd = material.scramble(word, rng)
         odd_too = material.scramble(word, rng, frozenset({odd}))
-        equal = (odd, odd_too) if rng.random() < 0.5 else (odd_too, odd)
+        equal = (odd, odd_too) if first else (odd_too, odd)
         for name, (kind, letter) in kinds.items():
             pair = equal if name == ", equal" else (word, odd)
             chosen = {char: str(rng.choice(material.by_letter(kind, letter)[char])) for char in sorted(set(word))}
@@ -132,8 +133,8 @@ def counting(rng: np.random.Generator, n: int) -> Sets:
     """Lists of common words whose length is a round number or its neighbour, or its two neighbours ("equal")."""
     frame = material.counting()
     sets: Sets = {"counting": [], "counting, equal": []}
-    for i in range(n):
-        number, step = ROUND[i % len(ROUND)], 1 if rng.random() < 0.5 else -1
+    for i, up in enumerate(material.halves(n, rng)):
+        number, step = ROUND[i % len(ROUND)], 1 if up else -1
         words = [str(word) for word in rng.choice(material.words("common"), number + 1, replace=False)]
         for name, lengths in (("", (number, number + step)), (", equal", (number - step, number + step))):
             inputs = (" ".join(words[: lengths[0]]), " ".join(words[: lengths[1]]))
@@ -212,4 +213,9 @@ def countries(rng: np.random.Generator) -> Sets:
 
     far = [twin(a, facts[-third + i]) for a, i in zip(facts[:third], rng.permutation(third), strict=True)]
     near = [(facts[i], facts[i + 1]) for i in range(0, 2 * third - 1, 2)]
-    return {"capitals": far, "capitals, equal": [twin(a, b) if rng.random() < 0.5 else twin(b, a) for a, b in near]}
+    return {
+        "capitals": far,
+        "capitals, equal": [
+            twin(a, b) if first else twin(b, a) for (a, b), first in zip(near, material.halves(len(near), rng), strict=True)
+        ],
+    }

@@ -226,10 +226,15 @@ def shuffled(text: str, rng: np.random.Generator, taken: frozenset[str] = frozen
     raise ValueError(f"'{text}' has no other order of words")
 
 
-def equally_odd(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
-    """Pairs of two improbable sentences, in random order: the twin of each pair, and the same with the odd word of another pair.
+def halves(n: int, rng: np.random.Generator) -> list[bool]:
+    """True for a random half of n items: for which of two equals comes first, balanced so that a taste for one of them cancels."""
+    return [bool(i % 2) for i in rng.permutation(n)]
 
-    Which of the two is the more probable is a matter of chance: the null case of a measure of attraction.
+
+def equally_odd(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
+    """Pairs of two improbable sentences, in either order equally often: the twin of each pair, and the same with the odd word of another pair.
+
+    Neither place is the more probable: the null case of a measure of attraction.
     """
     odd = []
     for pair in pairs:
@@ -237,11 +242,11 @@ def equally_odd(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
         place = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
         odd.append((second, place, second[place].rstrip(".,")))
     made = []
-    for i, (words_, place, word) in enumerate(odd):
+    for i, ((words_, place, word), own_first) in enumerate(zip(odd, halves(len(odd), rng), strict=True)):
         foreign = odd[(i + 1) % len(odd)][2]
         other = [*words_[:place], words_[place].replace(word, foreign), *words_[place + 1 :]]
         two = (" ".join(words_), " ".join(other))
-        made.append(two if rng.random() < 0.5 else two[::-1])
+        made.append(two if own_first else two[::-1])
     return made
 
 

@@ -104,7 +104,7 @@ CONTRASTS = (
     Contrast("accuracy-counting", "Greedy decoding counts up to ten common words more often rightly than as many rare ones", "accuracy",
              "counting to ten", "counting to ten, rare again", "counting to ten, rare", "two choices of rare words"),
     Contrast("input-birthdays", "Facts about names often written of are recalled more often than about rare ones (capitals for birthdays)",
-             "accuracy drop", "capitals", "capitals, equal", "", "neighbours in frequency, in random order", ".99 against .23 (birthdays)"),
+             "accuracy drop", "capitals", "capitals, equal", "", "neighbours in frequency, either one first", ".99 against .23 (birthdays)"),
 )  # fmt: skip
 CAPTION = "Right choices, or discrimination, over twins with 95% intervals; tasks whose input the subject does not use are left out."
 LEVELS = ("digits", "words", "capitals", "alternating")
@@ -138,7 +138,7 @@ OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 @study("embers", claims=CLAIMS, minutes=2.5)
 def embers(lab: Lab) -> None:
     """Score the twins; at full scale, also let the subject write."""
-    sets = stimuli.twins(lab.rng, lab.scale(quick=24, full=100), acronym=lab.scale(quick=3, full=7))
+    sets = stimuli.twins(lab.rng, lab.scale(quick=20, full=100), acronym=lab.scale(quick=3, full=7))
     test(lab, lambda requests: scores.score(lab.subject, requests, watch=partial(lab.progress, label="scoring")), sets)
     if lab.full:
         _write(lab)
