@@ -98,7 +98,7 @@ def spread(statistic: Statistic, sizes: Sequence[Floats], width: int = 0) -> Spr
     effective = np.array([group.sum() ** 2 / (group**2).sum() for group in sizes])
     parts = np.array([(len(group) - 1) / len(group) * ((group - group.mean()) ** 2).sum() for group in left_out])
     variance = parts.sum()
-    if not variance:
+    if variance < 1e-150:  # its square would be 0
         return Spread(0.0, float((effective - 1).min()), 1.0)
     freedom = variance**2 / (parts**2 / np.maximum(effective - 1, 1.0)).sum()
     return Spread(float(variance), float(freedom), float(np.sqrt(variance / (parts * (count - 1) / count).sum())))
