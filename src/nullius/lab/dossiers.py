@@ -7,9 +7,8 @@ from typing import Any
 
 from nullius.errors import UsageError, nearest
 from nullius.lab import journal, studies
+from nullius.lab.figures import GLYPH
 from nullius.lab.studies import Study
-
-GLYPH = {"holds": "●", "fails": "✕", "inconclusive": "◐", "out of reach": "○"}
 
 
 def dossier(subject: str) -> dict[str, Any]:
@@ -34,25 +33,24 @@ def missing(subject: str, *, full: bool) -> list[Study]:
 
 
 def results_page() -> str:
-    """Return every verdict so far as Markdown: a table per study, a column per subject."""
-    verdicts = journal.latest_verdicts()
+    """Return the verdict on every claim registered today as Markdown: a table per study, a column per subject and scale."""
+    verdicts = [verdict for verdict in journal.latest_verdicts() if verdict["slug"] in studies.modules()]
     lines = [
         "# Results so far",
         "",
-        "Made by `nullius results --out docs/results.md` from the journal of runs. Each cell: verdict, effect with its 95% interval, the control in",
-        "brackets, and the scale of the run. A verdict is computed from samples by the rule in [verdicts.md](verdicts.md); nothing here is typed.",
+        "Made by `nullius results --out docs/results.md` from the journal of runs. Each cell: verdict; effect with its 95% interval; control with",
+        "its own; number of items; seed of the run. A verdict is computed from samples by the rule in [verdicts.md](verdicts.md); nothing here is",
+        "typed. Verdicts on claims that have since been reworded are left out. What each study measures: [studies/](studies/).",
         "",
     ]
     for slug in sorted({verdict["slug"] for verdict in verdicts}):
-        own = [verdict for verdict in verdicts if verdict["slug"] == slug]
-        lines += _table(slug, own)
+        lines += _table(slug, [verdict for verdict in verdicts if verdict["slug"] == slug])
     subjects = {verdict["subject"]["sha256"]: verdict["subject"] for verdict in verdicts}
     lines += ["## Subjects", ""]
     for subject in sorted(subjects.values(), key=lambda entry: entry["name"]):
         about = subject["provenance"].get("quantisation") or "full precision"
-        lines.append(
-            f"- **{subject['name']}**: {subject['parameters'] / 1e6:.0f} M parameters, {about}, weights sha256 `{subject['sha256'][:16]}`"
-        )
+        size = f"{subject['parameters'] / 1e6:.0f} M parameters"
+        lines.append(f"- **{subject['name']}**: {size}, {about}, weights sha256 `{subject['sha256'][:16]}`")
     return "\n".join(lines) + "\n"
 
 
@@ -60,17 +58,11 @@ def _table(slug: str, verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = sorted({(verdict["subject"]["name"], verdict["full"]) for verdict in verdicts})
     heads = [f"{name}{' (full)' if full else ''}" for name, full in columns]
     lines = [f"## {slug}", "", "| claim | published | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
-    wordings = dict.fromkeys((verdict["claim"], verdict["wording"], str(verdict["published"] or "–")) for verdict in verdicts)
-    for claim, wording, published in wordings:
-        cells = []
-        for name, full in columns:
-            found = [
-                v
-                for v in verdicts
-                if v["claim"] == claim and v["subject"]["name"] == name and v["full"] == full and v["wording"] == wording
-            ]
-            cells.append(_cell(found[-1]) if found else "· not run")
-        lines.append(f"| **{claim}** {wording} | {published} | " + " | ".join(cells) + " |")
+    for claim in studies.get(slug).claims:
+        own = {(v["subject"]["name"], v["full"]): v for v in verdicts if v["digest"] == claim.digest}
+        cells = [_cell(own[column]) if column in own else f"{GLYPH['not run']} not run" for column in columns]
+        published = "–" if claim.published is None else str(claim.published)
+        lines.append(f"| **{claim.id}** {claim.wording} | {published} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -78,6 +70,11 @@ def _cell(verdict: Mapping[str, Any]) -> str:
     word = f"{GLYPH[verdict['word']]} {verdict['word']}"
     if not verdict["effect"]:
         return f"{word}: {verdict['reason']}"
-    effect, control = verdict["effect"], verdict["control"]
-    numbers = f"{effect['estimate']:.2f} [{effect['lo']:.2f}, {effect['hi']:.2f}] ({control['estimate']:.2f})"
-    return f"{word} {numbers}, n = {effect['n']}"
+
+    def numbers(found: Mapping[str, Any]) -> str:
+        lo, hi = ("−∞" if found["lo"] is None else f"{found['lo']:.2f}"), ("∞" if found["hi"] is None else f"{found['hi']:.2f}")
+        return f"{found['estimate']:.2f} [{lo}, {hi}]"
+
+    return (
+        f"{word} {numbers(verdict['effect'])}; control {numbers(verdict['control'])}; n = {verdict['effect']['n']}; seed {verdict['seed']}"
+    )
