@@ -183,7 +183,12 @@ def test_ctrl_c_is_one_line(checkpoint, tmp_path):
 
     environment = {**os.environ, "NULLIUS_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "nullius.cli.main", "run", "word-classes", "-m", str(checkpoint)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+
+    def hear() -> None:
+        """A process started in the background of a script is born deaf to Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
         seen = ""
         while "training" not in seen:
             seen = process.stderr.readline()
