@@ -1,0 +1,138 @@
+"""Patching sweeps: every cell equals the plain run of that cell, on every family; planted and null cases; clear refusals."""
+
+import pytest
+import torch
+from tests.conftest import FAMILIES, make_toy
+
+from nullius.errors import UsageError
+from nullius.instruments import patching, taps
+
+BASE = ["The doctor saw the old man by the river and spoke to", "The farmer saw the old dog by the garden and spoke to"]
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, toys):
+    return toys[request.param]
+
+
+def pairs(model, first=4, length=10, n=2):
+    """Random token pairs that agree before position `first`."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randint(5, 1000, (n, length), generator=generator)
+    source = torch.cat([base[:, :first], torch.randint(5, 1000, (n, length - first), generator=generator)], 1)
+    return model.pad(base.tolist()), model.pad(source.tolist())
+
+
+ANSWERS = [[11, 12], [13, 14]]
+
+
+@torch.no_grad()
+def cell_by_cell(model, base, source, site, column_of):
+    """The sweep as anyone would write it: one whole run per cell."""
+    kept = taps.read(model, source, [site], positions="all")[site]
+    n_columns = base.input_ids.shape[1] if column_of == "position" else model.anatomy.n_heads
+    answers = torch.tensor(ANSWERS)
+    out = torch.zeros(2, model.anatomy.n_layers, n_columns)
+    for layer in range(model.anatomy.n_layers):
+        for column in range(n_columns):
+
+            def patch(x, layer=layer, column=column):
+                x = x.clone()
+                index = (slice(None), column) if column_of == "position" else (slice(None), slice(None), column)
+                x[index] = kept[layer][index]
+                return x
+
+            with taps.edit(model, site, layer, patch):
+                logits = model.logits(base).gather(1, answers)
+            out[:, layer, column] = logits[:, 0] - logits[:, 1]
+    return out
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out"])
+def test_every_residual_cell_is_the_plain_run(model, site):
+    base, source = pairs(model)
+    sweep = patching.residual(model, base, source, ANSWERS, site=site)
+    assert torch.allclose(sweep.values, cell_by_cell(model, base, source, site, "position"), atol=1e-4)
+    assert sweep.checked == 4
+
+
+def test_every_head_cell_is_the_plain_run(model):
+    base, source = pairs(model)
+    sweep = patching.heads(model, base, source, ANSWERS)
+    assert torch.allclose(sweep.values, cell_by_cell(model, base, source, "z", "head"), atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 9])
+def test_first_and_last_position(toy, first):
+    base, source = pairs(toy, first=first)
+    sweep = patching.residual(toy, base, source, ANSWERS)
+    assert torch.allclose(sweep.values, cell_by_cell(toy, base, source, "resid_pre", "position"), atol=1e-4)
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 5, 512])
+def test_the_size_of_a_pass_does_not_matter(toy, max_rows):
+    base, source = pairs(toy)
+    small = patching.heads(toy, base, source, ANSWERS, max_rows=max_rows)
+    assert torch.allclose(small.values, patching.heads(toy, base, source, ANSWERS).values, atol=1e-5)
+    small = patching.residual(toy, base, source, ANSWERS, max_rows=max_rows)
+    assert torch.allclose(small.values, patching.residual(toy, base, source, ANSWERS).values, atol=1e-5)
+
+
+def test_a_window_shorter_than_the_text(tokenizer):
+    """Layers that look back over three tokens only."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from nullius.models.language_model import LanguageModel
+
+    config = AutoConfig.for_model("gemma3_text", **{**FAMILIES["gemma3_text"], "sliding_window": 3, "num_hidden_layers": 7})
+    torch.manual_seed(0)
+    model = LanguageModel.wrap(AutoModelForCausalLM.from_config(config), tokenizer)
+    base, source = pairs(model)
+    sweep = patching.residual(model, base, source, ANSWERS)
+    assert torch.allclose(sweep.values, cell_by_cell(model, base, source, "resid_pre", "position"), atol=1e-4)
+
+
+def test_planted_one_head_carries_everything(tokenizer):
+    """Of a model whose only writing head is 1.2, and whose feed-forward blocks are silent, the sweep must find that head and no other."""
+    model = make_toy("llama", tokenizer)
+    with torch.no_grad():
+        for layer in range(model.anatomy.n_layers):
+            model.anatomy.down_proj(layer).weight.zero_()
+            for head in range(model.anatomy.n_heads):
+                if (layer, head) != (1, 2):
+                    width = model.anatomy.d_head
+                    model.anatomy.o_proj(layer).weight[:, head * width : (head + 1) * width].zero_()
+    base, source = pairs(model)
+    base.input_ids[:, -1] = source.input_ids[:, -1]  # what is asked at the end is the same: the difference must be fetched
+    restored = patching.heads(model, base, source, ANSWERS).restored()
+    expected = torch.zeros_like(restored)
+    expected[1, 2] = 1.0
+    assert torch.allclose(restored, expected, atol=1e-3)
+    only_last = patching.residual(model, *pairs(model, first=9), ANSWERS).restored()
+    assert torch.allclose(only_last[0, -1], torch.tensor(1.0), atol=1e-3)
+
+
+def test_null_equal_texts_have_nothing_to_trace(toy):
+    base, _ = pairs(toy)
+    for sweep in (patching.residual(toy, base, base, ANSWERS), patching.heads(toy, base, base, ANSWERS)):
+        assert torch.equal(sweep.values, sweep.base[:, None, None].expand_as(sweep.values))
+        with pytest.raises(UsageError, match="no difference to trace"):
+            sweep.restored()
+
+
+def test_the_model_is_left_as_it_was(toy):
+    base, source = pairs(toy)
+    before = toy.logits(base)
+    patching.heads(toy, base, source, ANSWERS)
+    assert torch.equal(toy.logits(base), before)
+
+
+def test_pairs_of_unequal_length_are_shown_side_by_side(toy):
+    with pytest.raises(UsageError, match=r"(?s)pair 1 .*base .*source "):
+        patching.residual(toy, BASE, [BASE[0], BASE[1] + " them"], ANSWERS)
+
+
+def test_answers_must_fit(toy):
+    base, source = pairs(toy)
+    with pytest.raises(UsageError, match=r"token ids \[2, k\]"):
+        patching.heads(toy, base, source, [[1, 2]])
