@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nullius.errors import StudyError, UsageError
+from nullius.errors import StudyError
 from nullius.lab.claims import Claim
 from nullius.lab.figures import Figure
 from nullius.lab.findings import Finding, Reported, samples
@@ -74,12 +74,7 @@ class Lab:
         self.gates: list[Gate] = []
         self.notes: list[str] = []
         self.figures: list[Figure] = []
-        for name, value in self.options.items():
-            known = {option.name: option.values for option in self.study.options}
-            if name not in known:
-                raise UsageError(f"study '{self.study.slug}' has no option '{name}'; it has: {', '.join(known) or 'none'}")
-            if value not in known[name]:
-                raise UsageError(f"option '{name}' of '{self.study.slug}' takes {', '.join(known[name])}, not '{value}'")
+        self.study.check_options(self.options)
 
     def scale(self, *, quick: T, full: T) -> T:
         """Return `full` at full scale, else `quick`."""

@@ -133,7 +133,7 @@ def run(
     """
     environment.check_seed(seed)
     options = dict(options or {})
-    Lab(study, None, options=options)  # type: ignore[arg-type]  # a wrong option is refused before anything is journalled
+    study.check_options(options)  # before anything is journalled
     journal.recover()
     execution = _Execution(str(ULID()), subject if isinstance(subject, str) else subject.name)
     values = {"id": execution.run_id, "slug": study.slug, "asked_subject": execution.asked, "rerun_of": rerun_of}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,15 @@ class Study:
             if claim.id == claim_id:
                 return claim
         raise StudyError(f"study '{self.slug}' never registered a claim '{claim_id}'; its claims: {', '.join(c.id for c in self.claims)}")
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Raise UsageError for an option that the study does not offer, or a value outside its closed set."""
+        known = {option.name: option.values for option in self.options}
+        for name, value in options.items():
+            if name not in known:
+                raise UsageError(f"study '{self.slug}' has no option '{name}'; it has: {', '.join(known) or 'none'}")
+            if value not in known[name]:
+                raise UsageError(f"option '{name}' of '{self.slug}' takes {', '.join(known[name])}, not '{value}'")
 
     @property
     def source_hash(self) -> str:
