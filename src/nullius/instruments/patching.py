@@ -49,6 +49,7 @@ class Sweep:
         return (self.values - self.base[:, None, None]).mean(0) / whole
 
 
+@torch.no_grad()
 def residual(
     model: LanguageModel,
     base: Sequence[str] | Batch,
@@ -65,7 +66,7 @@ def residual(
     Positions before the first token in which the pairs differ cannot matter and are not run: their cells hold the base's value.
     max_rows: sequences in one forward pass. Raises UsageError for pairs of unequal length, NulliusError when a checked cell disagrees.
     """
-    pair = _Pair(model, base, source, answers, metric)
+    pair = Pair(model, base, source, answers, metric)
     n_layers, length = model.anatomy.n_layers, pair.length
     kept = taps.read(model, pair.source, [site], positions="all")[site]
     values = pair.metric_base[:, None, None].repeat(1, n_layers, length)
@@ -90,6 +91,7 @@ def residual(
     return pair.checked(values, plain, checks)
 
 
+@torch.no_grad()
 def heads(
     model: LanguageModel,
     base: Sequence[str] | Batch,
@@ -101,7 +103,7 @@ def heads(
     checks: int = 4,
 ) -> Sweep:
     """Patch one head's output z at all positions, for each layer and head. Arguments and errors as in `residual`."""
-    pair = _Pair(model, base, source, answers, metric)
+    pair = Pair(model, base, source, answers, metric)
     n_layers, n_heads = model.anatomy.n_layers, model.anatomy.n_heads
     kept = taps.read(model, pair.source, ["z"], positions="all")["z"]
     values = pair.metric_base[:, None, None].repeat(1, n_layers, n_heads)
@@ -131,9 +133,10 @@ def _groups(n_layers: int, size: int) -> list[list[int]]:
     return [list(range(i, min(i + size, n_layers))) for i in range(0, n_layers, size)]
 
 
-class _Pair:
-    """Base and source texts, their plain runs, and the metric."""
+class Pair:
+    """Base and source texts, their plain runs, and the metric. Made without gradients."""
 
+    @torch.no_grad()
     def __init__(
         self,
         model: LanguageModel,
@@ -152,14 +155,12 @@ class _Pair:
         differs = (self.base.input_ids != self.source.input_ids).any(0).nonzero()
         self.first = int(differs[0]) if len(differs) else self.length
         self.run = wavefront.run_base(model, self.base)
-        with torch.no_grad():
-            self.metric_base = metric(model.logits(self.base).float().gather(1, self.answers))
-            self.metric_source = metric(model.logits(self.source).float().gather(1, self.answers))
+        self.metric_base = metric(model.logits(self.base).float().gather(1, self.answers))
+        self.metric_source = metric(model.logits(self.source).float().gather(1, self.answers))
         seen = self.measure(self.run.last[None, None])[0, 0]
         if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype]:
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that this sweep does not know")
 
-    @torch.no_grad()
     def measure(self, last: Tensor) -> Tensor:
         """The metric from the final norm's output [a, b, n, d_model] → [a, b, n]; only the answers' vocabulary rows are used."""
         anatomy = self.model.anatomy
@@ -172,7 +173,6 @@ class _Pair:
             logits = anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap)
         return self.metric(logits.flatten(0, 2)).view(last.shape[:3])
 
-    @torch.no_grad()
     def plain(self, site: str, layer: int, patch: Callable[[Tensor], Tensor]) -> Tensor:
         """One cell as anyone would run it: the whole text, all layers [n]."""
         with taps.edit(self.model, site, layer, patch):
