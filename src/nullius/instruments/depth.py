@@ -139,6 +139,12 @@ def _combine(tasks: Sequence[tuple[Depth, float]]) -> tuple[Floats, list[str]]:
     return np.concatenate(parts), labels
 
 
+def average(draws: Sequence[Depth]) -> Depth:
+    """Return the mean of several depths of the same tested items, which differ by a random draw (of flipped labels, say)."""
+    samples = np.mean([draw.samples for draw in draws], axis=0)
+    return Depth(float(np.mean([draw.estimate for draw in draws])), samples, draws[0].peak, draws[0].groups)
+
+
 def never(split: Split) -> Depth:
     """Return the depth of a concept that is not gained at all: 1, the end of the network, for every tested item."""
     groups = split.groups[split.tested]

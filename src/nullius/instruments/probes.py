@@ -11,6 +11,7 @@ logistic likelihood that the solver rests on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +58,14 @@ def logistic(features: Tensor, labels: Tensor, penalty: float | None = None, tol
     x, mean, deviation = _standardise(features)
     y = _both_classes(labels).to(x.device, torch.float64).T  # [n, R]
     c = penalty if penalty is not None else 1 / x.shape[2]
-    coordinates, back = _shrink(x)
+    coordinates, root = _shrink(x)
     bound = coordinates.mT @ coordinates / 4 + torch.eye(coordinates.shape[2], dtype=x.dtype, device=x.device) / c
     factor = torch.linalg.cholesky(bound)
     white = torch.linalg.solve_triangular(factor, coordinates.mT, upper=False).mT  # [L, n, r]
     solution, bias = _minimise(white, y, tolerance)
     weights = torch.linalg.solve_triangular(factor.mT, solution, upper=True)
-    if back is not None:
-        weights = back @ weights
+    if root is not None:
+        weights = x.mT @ torch.linalg.solve_triangular(root.mT, weights, upper=True)
     weights = weights / deviation.mT  # [L, d, R]
     return Probes(weights.mT.contiguous(), bias - (mean @ weights).squeeze(1))
 
@@ -232,10 +233,11 @@ def _fit_and_score(features: Tensor, labels: ArrayLike, parts: list[tuple[NDArra
         if not torch.isfinite(some).all():
             bad = [layers.start + i for i in range(len(some)) if not torch.isfinite(some[i]).all()]
             raise NulliusError(f"the features of layers {bad} are not finite; load the subject in float32")
-        for training, read in parts:
-            inside, outside = (torch.as_tensor(np.flatnonzero(mask), device=features.device) for mask in (training, read))
-            probes = fit(some[:, inside], rows[:, inside])
-            scores[:, layers, read] = probes.scores(some[:, outside]).cpu().numpy()
+        with _one_thread_for_small(features):
+            for training, read in parts:
+                inside, outside = (torch.as_tensor(np.flatnonzero(mask), device=features.device) for mask in (training, read))
+                probes = fit(some[:, inside], rows[:, inside])
+                scores[:, layers, read] = probes.scores(some[:, outside]).cpu().numpy()
     return scores if y.ndim == 2 else scores[0]
 
 
@@ -246,6 +248,19 @@ def correct(scores: NDArray, labels: ArrayLike) -> NDArray[np.float64]:
     """
     side = np.sign(scores) * np.where(np.asarray(labels) == 1, 1.0, -1.0)[..., None, :]
     return (side + 1) / 2
+
+
+@contextmanager
+def _one_thread_for_small(features: Tensor) -> Iterator[None]:
+    """Hundreds of small factorisations and products: handing each to several threads costs more than it saves, and where other programs
+    use the cores, milliseconds a time (measured: 45 times slower in all). Large ones keep their threads."""
+    threads = torch.get_num_threads()
+    small = features.device.type == "cpu" and min(features.shape[1:]) <= 512
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chunks(features: Tensor) -> Iterator[slice]:
@@ -271,18 +286,18 @@ def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _shrink(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return coordinates [L, n, r] with the same Gram matrix as x [L, n, d], and the map [L, d, r] from their weights to those of x.
+    """Return coordinates [L, n, r] with the same Gram matrix as x [L, n, d]; with fewer items than features also its root G, GGᵀ = XXᵀ.
 
-    The penalised optimum lies in the span of the items, so with fewer items than features r = n dimensions suffice.
+    The penalised optimum lies in the span of the items, so r = n dimensions suffice: weights v there are XᵀG⁻ᵀv here. XXᵀ of centred items
+    is singular; the jitter that makes it definite is far below the rounding of float32 states.
     """
     n, d = x.shape[1:]
     if n >= d:
         return x, None
-    values, vectors = torch.linalg.eigh(x @ x.mT)
-    root = values.clamp(min=0).sqrt()
-    present = values > 1e-12 * values[:, -1:]
-    inverse = torch.where(present, 1 / root.clamp(min=1e-300), 0.0)
-    return vectors * torch.where(present, root, 0.0)[:, None], x.mT @ (vectors * inverse[:, None])
+    gram = x @ x.mT
+    jitter = 1e-11 * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-6)
+    root = torch.linalg.cholesky(gram + jitter[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device))
+    return root, root
 
 
 def _minimise(white: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nullius.instruments import depth, probes
@@ -72,7 +72,7 @@ class Reading:
         first = self.concept.sample(len(self.concept) // 2, rng)
         return self.part(first, rng, seed), self.part(np.setdiff1d(np.arange(len(self.concept)), first), rng, seed)
 
-    def blurred(self, rates: Sequence[float], rng: np.random.Generator) -> list[Reading]:
+    def blurred(self, rates: ArrayLike, rng: np.random.Generator) -> list[Reading]:
         """Return the same states read with labels flipped at each rate: as decodable as before, layer by layer, but less accurately."""
         flips = rng.random(len(self.concept)) < np.asarray(rates)[:, None]
         rows = np.where(flips, 1 - self.concept.labels, self.concept.labels)
@@ -119,21 +119,24 @@ def read(model: LanguageModel, concept: Concept, site: str, rng: np.random.Gener
 
 
 RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
+DRAWS = 5
 
 
-def matched(one: Sequence[Reading], other: Sequence[Reading], rng: np.random.Generator) -> tuple[list[Reading], list[Reading], float]:
-    """Return both sets of readings at about the same mean accuracy, and the rate at which labels of the more accurate set were flipped.
+def matched(one: Sequence[Reading], other: Sequence[Reading], rng: np.random.Generator) -> tuple[list[Depth], list[Depth], float]:
+    """Return the depths of both sets of readings at about the same mean accuracy, and the rate of flipped labels that made it so.
 
-    Low accuracy alone makes a concept look deeper: weak traces in early layers drown first. The rate is one for the whole set, from
-    `RATES`, chosen in stage 0.
+    Low accuracy alone makes a concept look deeper: weak traces in early layers drown first. So labels of the more accurate set are flipped,
+    at one rate for the whole set, of `RATES`, chosen in stage 0. Depths are means over `DRAWS` draws of which labels are flipped, lest
+    one draw decide.
     """
     low, high = sorted((one, other), key=lambda readings: float(np.mean([reading.before_test for reading in readings])))
     target = np.mean([reading.before_test for reading in low])
-    by_rate = list(zip(*(reading.blurred(RATES, rng) for reading in high), strict=True))
-    gaps = [abs(np.mean([reading.before_test for reading in readings]) - target) for readings in by_rate]
-    best = int(np.argmin(gaps))
-    blurred = list(by_rate[best])
-    return (list(one), blurred, RATES[best]) if high is other else (blurred, list(other), RATES[best])
+    drawn = [reading.blurred(np.repeat(RATES, DRAWS), rng) for reading in high]
+    accuracy = np.array([[blurred.before_test for blurred in draws] for draws in drawn]).reshape(len(high), len(RATES), DRAWS)
+    best = int(np.abs(accuracy.mean((0, 2)) - target).argmin())
+    blurred = [depth.average([draw.depth for draw in draws[best * DRAWS : (best + 1) * DRAWS]]) for draws in drawn]
+    as_is = [reading.depth for reading in low]
+    return (as_is, blurred, RATES[best]) if high is other else (blurred, as_is, RATES[best])
 
 
 def pooled(readings: Sequence[Reading]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:

@@ -168,7 +168,7 @@ def _contrast(lab: Lab, claim: str, deeper: Sequence[Controlled], shallower: Seq
     if not deep or not shallow:
         return
     one, other, rate = matched(deep, shallow, lab.rng)
-    samples, clusters = contrast([reading.depth for reading in one], [reading.depth for reading in other])
+    samples, clusters = contrast(one, other)
     null, null_clusters = _between_halves(lab, shallow)
     compared = f"{', '.join(r.concept.name for r in deep)} against {', '.join(r.concept.name for r in shallow)}"
     note = f"{compared}; {rate:.0%} of the labels of the more accurate side flipped to match"
