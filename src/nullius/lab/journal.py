@@ -38,6 +38,15 @@ def begin_run(values: Mapping[str, Any]) -> None:
         connection.execute(run.insert().values(**values, **own, state="running", started=now(), heartbeat=now()))
 
 
+def take_over(run_id: str) -> None:
+    """Make a run that a worker has claimed this process's own. Raises NulliusError when it is no longer there to be run."""
+    process = psutil.Process()
+    own = {"host": socket.gethostname(), "pid": process.pid, "pid_started": process.create_time(), "heartbeat": now()}
+    with writing() as connection:
+        if not connection.execute(run.update().where(run.c.id == run_id, run.c.state == "running").values(**own)).rowcount:
+            raise NulliusError(f"run {run_id} was cancelled before it began")
+
+
 def identify(run_id: str, about: Mapping[str, Any]) -> None:
     """Say which subject a run turned out to have, once it is loaded. about: the columns of `subject`."""
     with writing() as connection:
@@ -79,10 +88,16 @@ def finish_run(
 
 
 def end_run(run_id: str, values: Mapping[str, Any], artefacts: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Close a run that did not finish (failed, aborted), keeping the artefacts named and no other file. A run closed before stays as it is."""
+    """Close a run that did not finish (failed, aborted), keeping the artefacts named and no other file. A run closed before stays as it is.
+
+    One that was cancelled stays cancelled, and keeps what it can tell of the way so far: notes, costs, environment.
+    """
     with writing() as connection:
         change = run.update().where(run.c.id == run_id, run.c.state == "running").values(**values, finished=now())
         closed_now = connection.execute(change).rowcount
+        told = {name: value for name, value in values.items() if name not in ("state", "reason")}
+        if told and not closed_now:
+            connection.execute(run.update().where(run.c.id == run_id, run.c.state == "cancelled").values(**told))
         if closed_now and artefacts:
             _add(connection, artefact, [{"run_id": run_id, **entry} for entry in artefacts])
         elif closed_now or connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() != "done":
@@ -185,6 +200,13 @@ def get_run(key: str) -> dict[str, Any]:
     if len(found) > 1:
         raise UsageError(f"'{key}' is the beginning of several runs: {', '.join(record['id'] for record in found)}")
     return found[0]
+
+
+def pulse_of(run_id: str) -> tuple[str, str] | None:
+    """Return a run's state and the time of its last sign of life; None when there is no such run."""
+    with reading() as connection:
+        found = connection.execute(sa.select(run.c.state, run.c.heartbeat).where(run.c.id == run_id)).first()
+        return (found[0], found[1]) if found else None
 
 
 def events(run_id: str, after: int = -1) -> list[dict[str, Any]]:

@@ -124,10 +124,12 @@ def run(
     listener: Listener | None = None,
     rerun_of: str | None = None,
     threads: int | None = None,
+    claimed: str | None = None,
 ) -> Record:
     """Test a study's claims on a subject and journal it.
 
     subject: a name for `nullius.load`, or a loaded LanguageModel. threads: see `environment.conditions`. rerun_of: the run this one repeats.
+    claimed: the id of the run, where it was queued and a worker has claimed it.
     Ctrl-C marks the run aborted, with its notes, and is raised again. Raises NulliusError when the subject cannot be loaded, the study breaks
     its contract or breaks down (the run is then marked failed, with its traceback in log.txt), or the results cannot be stored.
     """
@@ -135,9 +137,12 @@ def run(
     options = dict(options or {})
     study.check_options(options)  # before anything is journalled
     journal.recover()
-    execution = _Execution(str(ULID()), subject if isinstance(subject, str) else subject.name)
+    execution = _Execution(claimed or str(ULID()), subject if isinstance(subject, str) else subject.name)
     values = {"id": execution.run_id, "slug": study.slug, "asked_subject": execution.asked, "rerun_of": rerun_of}
-    journal.begin_run({**values, "full": full, "seed": seed, "options": options})
+    if claimed:
+        journal.take_over(claimed)
+    else:
+        journal.begin_run({**values, "full": full, "seed": seed, "options": options})
     try:
         with _Journalling(execution.run_id, listener or Silent()) as progress, environment.conditions(threads) as used:
             progress.step("loading the subject", 0, None)

@@ -107,6 +107,18 @@ run_event = sa.Table(
     sa.Column("payload", sa.JSON, nullable=False),
 )
 
+request = sa.Table(  # who asked for a run that a worker is to execute, and how; runs begun in a terminal have none
+    "request",
+    metadata,
+    sa.Column("run_id", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("account", sa.String, nullable=False),
+    sa.Column("key", sa.String),  # the same key asks for the same run
+    sa.Column("device", sa.String),
+    sa.Column("threads", sa.Integer),
+    sa.Column("asked", sa.String, nullable=False),
+    sa.UniqueConstraint("account", "key"),
+)
+
 # What SQLite and drivers say → what a person can do
 _ADVICE = {
     "disk is full": "the disk is full: free some space and run again",
