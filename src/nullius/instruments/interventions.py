@@ -1,0 +1,200 @@
+"""Interventions: change what a model computes, at any site, while it runs, and leave it as it was.
+
+    where = Where("z", layer=5, heads=[3], positions="last")
+    with applied(model, [scale(where, 0.0)]):
+        model.logits(batch)
+
+A `Where` names a part of a site: heads, units (neurons of `mlp_post`, keys of `pattern`, coordinates elsewhere), a subspace, positions, rows of the
+batch. An intervention says what becomes of that part. Several may be open at once; they act in the order given, and each may have rows of its
+own, so that one pass carries many experiments. Everything is differentiable in the values handed over. Nothing is broadcast unasked: a
+value's shape says what it is for (see `Where`), and one that fits nothing is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullius.errors import UsageError
+from nullius.instruments import taps
+from nullius.instruments.where import Cells, Change, Clock, Plan, Where
+from nullius.models import hooks
+from nullius.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What becomes of a part. change(part [N, ..], cells) → the new part [N, ..], for N pairs of row and column.
+
+    values, wholes: the tensors that it uses, by what they are called in an error; they are checked against `where` (see `where.Plan`).
+    """
+
+    where: Where
+    change: Change
+    values: dict[str, Tensor] = field(default_factory=dict)
+    wholes: dict[str, tuple[str, Tensor]] = field(default_factory=dict)
+
+
+def set_to(where: Where, value: Tensor | float) -> Intervention:
+    """Replace the part by a value (a number: every entry of it)."""
+    if isinstance(value, (int, float)):
+        return Intervention(where, lambda part, _cells: torch.full_like(part, value))
+    return Intervention(where, lambda part, cells: cells.spread(value, part), {"value": value})
+
+
+def add(where: Where, vector: Tensor, factor: float | Tensor = 1.0) -> Intervention:
+    """Add a vector to the part (steering), times a factor: a number, or one for each row [rows]."""
+    return Intervention(where, lambda part, cells: part + cells.by_row(factor, part) * cells.spread(vector, part), {"vector": vector})
+
+
+def scale(where: Where, factor: float | Tensor, around: Tensor | None = None) -> Intervention:
+    """x ← μ + α (x − μ). factor: α, a number or one for each row [rows]. around: μ for the part, 0 when None."""
+
+    def change(part: Tensor, cells: Cells) -> Tensor:
+        centre = 0.0 if around is None else cells.spread(around, part)
+        return centre + cells.by_row(factor, part) * (part - centre)
+
+    return Intervention(where, change, {} if around is None else {"around": around})
+
+
+def project_out(where: Where, directions: Tensor) -> Intervention:
+    """Remove what lies in the span of directions [width] or [k, width] (of each head, at sites with heads). `where` must not name a basis."""
+    if where.basis is not None:
+        raise UsageError("project_out makes a basis of its directions itself: leave out `basis`")
+    span = orthonormal(directions if directions.ndim == 2 else directions[None])
+    return scale(Where(where.site, where.layer, where.heads, where.units, span, where.positions, where.rows), 0.0)
+
+
+def interchange(where: Where, source: Tensor, from_positions: Sequence[int] | Tensor | None = None) -> Intervention:
+    """Put in the part's value of another run. source: the whole site there [rows, T, ..], as `taps.read(..., positions="all")[site][layer]`.
+
+    from_positions: for each of `where`'s positions, the column of the source to take [P] or [rows, P]; same columns when None, and then the source
+    must be as wide as the batch.
+    """
+    if from_positions is not None:
+        if isinstance(where.positions, str):
+            raise UsageError("from_positions pairs up with positions: give `where` a list of positions, not a word")
+        takes = torch.as_tensor(from_positions)
+        wanted = torch.as_tensor(where.positions).shape[-1:]
+        if takes.shape[-1:] != wanted:
+            raise UsageError(f"from_positions has {takes.shape[-1]} columns for {int(wanted[0])} positions")
+    else:
+        takes = None
+    return Intervention(
+        where, lambda part, cells: cells.taken(source, takes, part), wholes={"source": ("run" if takes is None else "rows", source)}
+    )
+
+
+def mean_ablate(where: Where, mean: Tensor) -> Intervention:
+    """Put in the mean of the site [..], whole (one layer of `means`), for every row and position."""
+    return Intervention(
+        where, lambda part, cells: cells.plan.part_of(mean.to(part.device)).to(part).expand_as(part), wholes={"mean": ("site", mean)}
+    )
+
+
+def resample_ablate(where: Where, pool: Tensor, donors: Sequence[int]) -> Intervention:
+    """Put in another text's value. pool: the whole site in runs on m texts [m, T, ..]; donors: for each row, which of them (see `others`)."""
+    wrong = next((donor for donor in donors if not 0 <= donor < len(pool)), None)
+    if wrong is not None:
+        raise UsageError(f"donor {wrong} does not exist: the pool has texts 0 to {len(pool) - 1}")
+    return interchange(where, pool[torch.as_tensor(list(donors), device=pool.device)])
+
+
+def others(n: int, rng: np.random.Generator) -> list[int]:
+    """For each of n ≥ 2 texts another one, each taken once: a random permutation that leaves none in its place."""
+    if n < 2:
+        raise UsageError("resampling needs at least two texts: one cannot stand in for itself")
+    order = rng.permutation(n)
+    donors = np.empty(n, dtype=int)
+    donors[order] = np.roll(order, 1)
+    return donors.tolist()
+
+
+def orthonormal(directions: Tensor) -> Tensor:
+    """Orthonormal rows [k, width] that span the rows of [k, width], the first along the first. Differentiable. UsageError if they are dependent."""
+    if directions.ndim != 2:
+        raise UsageError(f"directions must be [k, width]; got {list(directions.shape)}")
+    q, r = torch.linalg.qr(directions.to(torch.promote_types(directions.dtype, torch.float32)).T)
+    size = r.detach().diagonal().abs()
+    if len(size) < len(directions) or float(size.min()) < 1e-6 * float(directions.detach().norm(dim=1).max()):
+        raise UsageError(f"{len(directions)} directions do not span {len(directions)} dimensions: one is a combination of others")
+    return (q * r.diagonal().sign()).T
+
+
+@contextmanager
+def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iterator[None]:
+    """While open, every forward pass of the model is changed so. Nests; leaves no hook behind, also after an error.
+
+    Raises UsageError or SubjectError, at once: unknown site, layer, head or unit (with the range that exists), a basis that is not orthonormal, a
+    value whose shape fits nothing. When a batch arrives: rows or positions that it does not have.
+    """
+    plans: dict[tuple[str, int], list[tuple[Plan, Change]]] = {}
+    clock = Clock()
+    for one in interventions:
+        plan = Plan(model, one.where, clock, one.values, one.wholes)
+        plans.setdefault((one.where.site, plan.layer), []).append((plan, one.change))
+    with ExitStack() as stack:
+        stack.callback(model.anatomy.decoder.register_forward_pre_hook(clock, with_kwargs=True).remove)
+        for (site, layer), group in plans.items():
+            if site == "logits":
+                stack.callback(model.hf.register_forward_hook(_on_logits(group)).remove)
+            else:
+                stack.enter_context(taps.edit(model, site, layer, _edit(group)))
+        yield
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, texts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int) -> list[str]:
+    """Greedy continuations under interventions, without the prompts. One batch: row i of an intervention is texts[i], in the order given."""
+    from transformers import GenerationConfig
+
+    ends = model.hf.generation_config.eos_token_id
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    batch = model.encode(texts)
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=model.pad_id, eos_token_id=ends)
+    with applied(model, interventions):
+        out = model.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=greedy)
+    return model.tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def means(model: LanguageModel, texts: Sequence[str], site: str, batch_size: int = 32) -> Tensor:
+    """Mean of a site over all tokens of the texts, padding left out: [layers, ..]."""
+    anatomy = model.anatomy
+    total: list[Tensor | float] = [0.0] * anatomy.n_layers
+    count = 0.0
+    for chosen in model.by_length(texts, batch_size):
+        batch = model.encode([texts[i] for i in chosen])
+        real = batch.attention_mask.bool()
+        count += float(real.sum())
+        with ExitStack() as stack:
+            for layer in range(anatomy.n_layers):
+
+                def take(x: Tensor, layer: int = layer, real: Tensor = real) -> None:
+                    total[layer] = total[layer] + x[real].float().sum(0)
+
+                stack.callback(hooks.on_read(anatomy, anatomy.site(site, layer), take).remove)
+            model.hidden(batch)
+    return torch.stack([torch.as_tensor(part) / count for part in total])
+
+
+def _edit(plans: Sequence[tuple[Plan, Change]]) -> Callable[[Tensor], Tensor]:
+    def edit(x: Tensor) -> Tensor:
+        for plan, change in plans:
+            x = plan.apply(x, change)
+        return x
+
+    return edit
+
+
+def _on_logits(plans: Sequence[tuple[Plan, Change]]) -> Callable[..., None]:
+    def hook(_module: Any, _args: Any, output: Any) -> None:
+        output.logits = _edit(plans)(output.logits)
+
+    return hook
