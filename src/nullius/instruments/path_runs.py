@@ -19,7 +19,7 @@ from nullius.models import hooks
 from nullius.models.dataflow import first_input, first_output
 from nullius.models.language_model import Batch, LanguageModel
 
-Where = int | Sequence[int] | None  # a position, one for each text, or None for all positions
+At = int | Sequence[int] | None  # a position, one for each text, or None for all positions
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +48,7 @@ class Receiver:
         return f"{self.site} {self.layer}.{self.head}"
 
 
-def positions(at: Where, n: int, length: int) -> Tensor | None:
+def positions(at: At, n: int, length: int) -> Tensor | None:
     """Return a position for each of n texts [n], counted from 0, or None for all positions. Raises UsageError for one outside the text."""
     if at is None:
         return None

@@ -23,10 +23,10 @@ from nullius.errors import NulliusError, SubjectError, UsageError
 from nullius.instruments import path_runs
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import TOLERANCE, Metric, difference
-from nullius.instruments.path_runs import Mlp, Readout, Receiver, Run, Sender, Where
+from nullius.instruments.path_runs import Mlp, Readout, Receiver, Run, Sender, At
 from nullius.models.language_model import Batch, LanguageModel
 
-__all__ = ["Mlp", "Paths", "Receiver", "Sender", "Where", "all_senders", "patch", "receivers_of"]
+__all__ = ["At", "Mlp", "Paths", "Receiver", "Sender", "all_senders", "patch", "receivers_of"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def patch(
     answers: Sequence[Sequence[int]],
     *,
     receivers: Sequence[Receiver] = (),
-    at: Where = -1,
-    source_at: Where = None,
+    at: At = -1,
+    source_at: At = None,
     free_heads: Collection[Head] = (),
     held_mlps: Literal["none", "all"] | Collection[int] = "none",
     metric: Metric = difference,
