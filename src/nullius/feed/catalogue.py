@@ -41,10 +41,20 @@ class Paper:
 
 
 @cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(files("nullius.feed").joinpath("papers.toml").read_text("utf-8"))
+
+
+@cache
 def papers() -> tuple[Paper, ...]:
     """Return all papers, newest first."""
-    entries = tomllib.loads(files("nullius.feed").joinpath("papers.toml").read_text("utf-8"))["paper"]
+    entries = _table()["paper"]
     return tuple(sorted((Paper(**entry) for entry in entries), key=lambda paper: (paper.date, paper.slug), reverse=True))
+
+
+def day() -> datetime.date:
+    """Return the day on whose page the papers of the catalogue stand."""
+    return _table()["day"]  # type: ignore[no-any-return]
 
 
 def paper(key: str) -> Paper:

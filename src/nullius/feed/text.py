@@ -1,0 +1,47 @@
+"""Text as the feed compares and shows it: keys for titles and names, TeX letters made readable, first sentences."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[\"'(\[]?[A-Z0-9À-Þ])")
+_NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|al|etc|Fig|Eq|Sec|Dr|No|resp|approx|[A-Z])\.)$")
+_CONTROL = dict.fromkeys(i for i in range(32) if i not in (9, 10, 13))
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def key(text: str) -> str:
+    """Return what is left of a title or name when form does not count: NFKD, casefold, letters and digits only.
+
+    >>> key("Do LLMs “Feel”?  Émotion")
+    'dollmsfeelemotion'
+    """
+    return "".join(character for character in unicodedata.normalize("NFKD", text).casefold() if character.isalnum())
+
+
+def clean(text: str) -> str:
+    """Drop NULs, other control characters and lone surrogates, which databases refuse."""
+    return _SURROGATES.sub("", text.translate(_CONTROL))
+
+
+def one_line(text: str) -> str:
+    """Return a text with every run of white space, hard line breaks too, made one space."""
+    return " ".join(clean(text).split())
+
+
+def first_sentences(text: str, n: int = 2) -> str:
+    """Return the first n sentences of a text; abbreviations such as "et al." end none.
+
+    >>> first_sentences("We test it (cf. Fig. 2). It holds. It is small.")
+    'We test it (cf. Fig. 2). It holds.'
+    """
+    found: list[str] = []
+    for part in _END.split(one_line(text)):
+        if found and _NO_END.search(found[-1]):
+            found[-1] = f"{found[-1]} {part}"
+        elif len(found) == n:
+            break
+        else:
+            found.append(part)
+    return " ".join(found)
