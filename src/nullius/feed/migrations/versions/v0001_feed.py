@@ -11,9 +11,32 @@ branch_labels = None
 depends_on = None
 
 TABLES = (
-    *("delivered_paper", "bounce", "delivery", "vote", "subscription", "signal", "session", "saved", "paper_source", "paper_name"),
-    *("paper_day", "paper_category", "paper_author", "note", "import_reject", "identity", "heat_event", "embedding", "api_token"),
-    *("ticket", "paper", "import_run", "claim", "address", "account"),
+    "delivered_paper",
+    "bounce",
+    "delivery",
+    "vote",
+    "subscription",
+    "signal",
+    "session",
+    "saved",
+    "paper_source",
+    "paper_name",
+    "paper_day",
+    "paper_category",
+    "paper_author",
+    "note",
+    "import_reject",
+    "identity",
+    "heat_event",
+    "embedding",
+    "api_token",
+    "ticket",
+    "study",
+    "paper",
+    "import_run",
+    "claim",
+    "address",
+    "account",
 )
 
 
@@ -29,8 +52,8 @@ def upgrade() -> None:
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("created", sa.String(length=29), nullable=False),
         sa.Column("disabled_at", sa.String(length=29), nullable=True),
-        sa.PrimaryKeyConstraint("id", name="pk_account"),
         sa.CheckConstraint("role IN ('member', 'maintainer')", name="ck_account_role"),
+        sa.PrimaryKeyConstraint("id", name="pk_account"),
     )
     op.create_table(
         "address",
@@ -51,8 +74,6 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=16), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("description", sa.JSON(), nullable=False),
-        sa.Column("minutes", sa.Float(), nullable=False),
-        sa.Column("study_sha256", sa.String(length=64), nullable=False),
         sa.Column("retired_at", sa.String(length=29), nullable=True),
         sa.PrimaryKeyConstraint("slug", "claim_id", "digest", name="pk_claim"),
     )
@@ -119,6 +140,17 @@ def upgrade() -> None:
         unique=True,
         sqlite_where=sa.text("arxiv_id IS NULL AND merged_into IS NULL"),
         postgresql_where=sa.text("arxiv_id IS NULL AND merged_into IS NULL"),
+    )
+    op.create_table(
+        "study",
+        sa.Column("slug", sa.String(), nullable=False),
+        sa.Column("module_sha256", sa.String(length=64), nullable=False),
+        sa.Column("question", sa.String(), nullable=False),
+        sa.Column("minutes", sa.Float(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("trains_its_own", sa.Boolean(), nullable=False),
+        sa.Column("options", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("slug", name="pk_study"),
     )
     op.create_table(
         "ticket",
@@ -312,10 +344,10 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("created", sa.String(length=29), nullable=False),
         sa.Column("paused_until", sa.String(length=29), nullable=True),
+        sa.CheckConstraint("state IN ('pending', 'active', 'paused', 'suspended', 'left')", name="ck_subscription_state"),
         sa.ForeignKeyConstraint(["account"], ["account.id"], name="fk_subscription_account", ondelete="SET NULL"),
         sa.ForeignKeyConstraint(["address"], ["address.id"], name="fk_subscription_address", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_subscription"),
-        sa.CheckConstraint("state IN ('pending', 'active', 'paused', 'suspended', 'left')", name="ck_subscription_state"),
         sa.UniqueConstraint("address", "kind", "target", name="uq_subscription_address_kind_target"),
     )
     op.create_index("ix_subscription_account", "subscription", ["account"], unique=False)
@@ -342,9 +374,9 @@ def upgrade() -> None:
         sa.Column("claimed_at", sa.String(length=29), nullable=True),
         sa.Column("sent_at", sa.String(length=29), nullable=True),
         sa.Column("error", sa.String(), nullable=False),
+        sa.CheckConstraint("state IN ('planned', 'sending', 'sent', 'unknown', 'failed', 'skipped')", name="ck_delivery_state"),
         sa.ForeignKeyConstraint(["subscription"], ["subscription.id"], name="fk_delivery_subscription", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_delivery"),
-        sa.CheckConstraint("state IN ('planned', 'sending', 'sent', 'unknown', 'failed', 'skipped')", name="ck_delivery_state"),
         sa.UniqueConstraint("message_id", name="uq_delivery_message_id"),
         sa.UniqueConstraint("subscription", "period_key", name="uq_delivery_subscription_period_key"),
     )
