@@ -1,0 +1,153 @@
+"""Finetuning in memory: a subject and some texts in, a trained copy out. For studies; `nullius train` is the program for more than that.
+
+The copy is trained whole, in selected parts (`parts.Parts`), or through low-rank adapters (`lora.Lora`), with AdamW, a linear warm-up and the
+norm of the gradient clipped. Same seed, same machine: same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nullius.errors import UsageError
+from nullius.models.language_model import LanguageModel
+from nullius.training import lora as adapters
+from nullius.training.lora import Lora
+from nullius.training.parts import Parts, only
+
+Data = Sequence[str] | Sequence[tuple[str, str]] | Tensor
+IGNORED = -100  # label of a position that is no target
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained copy. losses: of each step's batch before the step, nats per target token [steps]. trained: how many weights were trained."""
+
+    model: LanguageModel
+    losses: NDArray[np.float64]
+    trained: int
+
+
+def finetune(
+    model: LanguageModel,
+    data: Data,
+    steps: int,
+    *,
+    rate: float = 1e-4,
+    batch: int = 16,
+    seed: int = 0,
+    parts: Parts | None = None,
+    lora: Lora | None = None,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    warmup: int = 0,
+    max_tokens: int = 512,
+    name: str = "",
+    on_step: Callable[[int, int], None] | None = None,
+    snapshots: Sequence[int] = (),
+    on_snapshot: Callable[[int, LanguageModel], None] | None = None,
+) -> Tuned:
+    """Train a copy of a subject; the subject itself is left as it is.
+
+    data: texts (every token is a target), pairs (prompt, answer) whose answer's tokens alone are targets, or token ids [n, T] (every token but
+    the first is one). Texts and prompts get the subject's leading token as in `LanguageModel.encode`; token ids are taken as they are.
+    steps: batches of `batch` rows, drawn without replacement until all have been seen, then anew. parts: what is trained, all else keeping
+    every bit (default: everything). lora: train adapters instead, merged into the copy. warmup: steps in which the rate rises linearly.
+    max_tokens: rows are cut there. on_step(done, steps) after each step; on_snapshot(step, model) before the given steps (steps: at the end),
+    with the model under training, not yet merged where lora is given.
+
+    Raises UsageError for no data, for a pair without an answer, for parts and lora together.
+
+    >>> tuned = finetune(model, [("3 + 4 =", " 7")], steps=20, parts=Parts(heads=((2, 1),)))  # doctest: +SKIP
+    """
+    if parts is not None and lora is not None:
+        raise UsageError("train selected parts or LoRA adapters, not both")
+    rows = _rows(model, data, max_tokens)
+    hf = copy.deepcopy(model.hf)
+    trained = LanguageModel(hf, model.tokenizer, name or f"{model.name} (tuned)", model.weights_sha256, model.provenance)
+    masks = None if parts is None else parts.masks(trained)
+    body = hf if lora is None else adapters.add(hf, lora, seed)
+    if lora is not None:
+        masks = {key: None for key, value in body.named_parameters() if value.requires_grad}
+    losses = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with only(body, masks) as held, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)  # dropout, where the architecture has any
+        optimiser = torch.optim.AdamW(held.parameters, lr=rate, weight_decay=weight_decay)
+        order = _order(len(rows), batch, seed)
+        body.train()
+        for step in range(steps):
+            if step in snapshots and on_snapshot is not None:
+                _show(on_snapshot, step, trained)
+                body.train()
+            optimiser.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / (warmup + 1))
+            loss = _loss(trained, [rows[i] for i in next(order)])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            held.mask_gradients()
+            nn.utils.clip_grad_norm_(held.parameters, clip)
+            optimiser.step()
+            held.restore()
+            losses.append(float(loss.detach()))
+            if on_step is not None:
+                on_step(step + 1, steps)
+        if steps in snapshots and on_snapshot is not None:
+            _show(on_snapshot, steps, trained)
+        count = held.count
+    plain = hf if lora is None else adapters.merge(body)
+    return Tuned(LanguageModel.wrap(plain, model.tokenizer, trained.name), np.array(losses), count)
+
+
+def _show(on_snapshot: Callable[[int, LanguageModel], None], step: int, model: LanguageModel) -> None:
+    model.hf.eval()
+    with torch.no_grad():
+        on_snapshot(step, model)
+
+
+def _rows(model: LanguageModel, data: Data, max_tokens: int) -> list[tuple[list[int], int]]:
+    """Token ids of each row, and how many at its beginning are no targets."""
+    if len(data) == 0:
+        raise UsageError("no data to train on; give at least one text")
+    if isinstance(data, Tensor):
+        return [(row, 1) for row in data[:, :max_tokens].tolist()]
+    lead = [model.bos_id] if model.bos_id is not None else []
+    rows = []
+    for item in data:
+        prompt, text = ("", item) if isinstance(item, str) else (item[0], item[0] + item[1])
+        ids, before = model.tokens(text), model.tokens(prompt) if prompt else []
+        shared = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+        own = [] if lead and ids[:1] == lead else lead
+        row, given = (own + ids)[:max_tokens], max(1, len(own) + shared)
+        if len(row) <= given:
+            raise UsageError(f"a row has no token to predict within {max_tokens} tokens: {text[:60]!r}")
+        rows.append((row, given))
+    return rows
+
+
+def _loss(model: LanguageModel, rows: Sequence[tuple[list[int], int]]) -> Tensor:
+    """Mean loss of a batch, in nats per target token."""
+    batch = model.pad([ids for ids, _ in rows])
+    width = batch.input_ids.shape[1]
+    given = torch.tensor([width - len(ids) + n for ids, n in rows], device=model.device)
+    target = torch.arange(width, device=model.device) >= given[:, None]
+    labels = torch.where(target, batch.input_ids, IGNORED)[:, 1:]
+    logits = model.logits(batch, positions="all")[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+def _order(n: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """Batches of row numbers for ever: each pass in an order of its own, and a batch may reach from one pass into the next."""
+    generator = np.random.default_rng(seed)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch:
+            waiting += cast("list[int]", generator.permutation(n).tolist())
+        yield waiting[:batch]
+        waiting = waiting[batch:]

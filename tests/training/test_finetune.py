@@ -1,0 +1,93 @@
+"""The in-memory loop: it learns what it is shown, the same each time, from answers alone where asked, and leaves the subject alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from nullius.errors import UsageError
+from nullius.training.finetune import finetune
+from nullius.training.lora import Lora
+from nullius.training.parts import Parts
+
+TEXTS = ["the river runs to the sea", "a doctor reads a letter", "the castle stands by the market"]
+PAIRS = [("3 + 4 =", " seven"), ("2 + 2 =", " four"), ("1 + 4 =", " five")]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.hf.state_dict().values(), b.hf.state_dict().values(), strict=True))
+
+
+def test_it_learns_and_repeats_itself(toy):
+    before = toy.last_logits(TEXTS)
+    first, second, other = (finetune(toy, TEXTS, 30, rate=3e-3, batch=2, seed=seed) for seed in (1, 1, 2))
+    assert first.losses[-3:].mean() < first.losses[:3].mean() - 1
+    assert np.array_equal(first.losses, second.losses)
+    assert same(first.model, second.model)
+    assert not same(first.model, other.model)
+    assert torch.equal(toy.last_logits(TEXTS), before)
+    assert first.model.weights_sha256 not in (toy.weights_sha256, other.model.weights_sha256)
+
+
+def test_answers_alone_are_targets(toy):
+    """At rate 0 the loss is that of the answers' tokens, scored one by one without padding."""
+    tuned = finetune(toy, PAIRS, 1, rate=0.0, batch=3)
+    total, tokens = 0.0, 0
+    for prompt, answer in PAIRS:
+        ids = [toy.bos_id, *toy.tokens(prompt + answer)]
+        given = 1 + len(toy.tokens(prompt))
+        scores = toy.hf(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        total -= float(sum(scores[i - 1, ids[i]] for i in range(given, len(ids))))
+        tokens += len(ids) - given
+    assert tuned.losses[0] == pytest.approx(total / tokens, rel=1e-5)
+    assert same(tuned.model, toy)
+
+
+def test_token_rows_are_taken_as_they_are(toy):
+    rows = torch.arange(24).view(3, 8)
+    tuned = finetune(toy, rows, 1, rate=0.0, batch=3)
+    logits = toy.hf(input_ids=rows).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    assert tuned.losses[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_parts_learn_and_the_rest_stays(toy):
+    parts = Parts(heads=((1, 0), (1, 1)))
+    tuned = finetune(toy, PAIRS, 5, rate=1e-2, parts=parts, weight_decay=0.1)
+    masks = parts.masks(toy)
+    for (name, new), old in zip(tuned.model.hf.named_parameters(), toy.hf.parameters(), strict=True):
+        mask = masks.get(name)
+        assert torch.equal(new != old, torch.zeros_like(new, dtype=torch.bool) if mask is None else mask & (new != old))
+        assert mask is None or (new != old)[mask].all()
+    assert tuned.trained == sum(int(mask.sum()) for mask in masks.values())
+    assert tuned.losses[-1] < tuned.losses[0]
+
+
+def test_lora_is_merged_into_a_plain_model(toy):
+    tuned = finetune(toy, PAIRS, 20, rate=1e-2, lora=Lora(rank=2, targets=("q_proj", "v_proj")))
+    assert type(tuned.model.hf) is type(toy.hf)
+    changed = {name for (name, a), b in zip(tuned.model.hf.named_parameters(), toy.hf.parameters(), strict=True) if not torch.equal(a, b)}
+    assert changed == {f"model.layers.{i}.self_attn.{part}_proj.weight" for i in range(3) for part in "qv"}
+    assert tuned.losses[-1] < tuned.losses[0]
+    assert tuned.trained == 3 * 2 * (32 + 32 + 32 + 16)
+
+
+def test_snapshots_see_the_model_on_its_way(toy):
+    seen = {}
+    tuned = finetune(toy, TEXTS, 4, rate=1e-2, snapshots=(0, 2, 4), on_snapshot=lambda step, m: seen.update({step: m.last_logits(TEXTS)}))
+    assert torch.allclose(seen[0], toy.last_logits(TEXTS), atol=1e-5)
+    assert torch.allclose(seen[4], tuned.model.last_logits(TEXTS), atol=1e-5)
+    assert not torch.allclose(seen[2], seen[4], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ([], {}, "no data"),
+        ([("a prompt", "")], {}, "no token to predict"),
+        (TEXTS, {"parts": Parts(mlps=(0,)), "lora": Lora()}, "not both"),
+        (TEXTS, {"lora": Lora(targets=("q_prj",))}, "nearest: q_proj"),
+    ],
+)
+def test_bad_input(toy, data, options, words):
+    with pytest.raises(UsageError, match=words):
+        finetune(toy, data, 1, **options)
