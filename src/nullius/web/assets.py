@@ -1,0 +1,71 @@
+"""Files that pages need: read once, compressed once, served under their hash for ever."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nullius.web.problems import Problem
+
+TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """name: as written in templates; content and its gzip; sha256 of the content."""
+
+    name: str
+    content: bytes
+    packed: bytes
+    sha256: str
+    type: str
+
+    @property
+    def address(self) -> str:
+        return f"/static/{self.sha256[:12]}/{self.name}"
+
+
+@cache
+def assets() -> dict[str, Asset]:
+    """Return all assets by name."""
+    found = {}
+    for entry in files("nullius.web").joinpath("static").iterdir():
+        kind = TYPES.get(entry.name.rsplit(".", 1)[-1])
+        if kind and entry.is_file():
+            content = entry.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            found[entry.name] = Asset(entry.name, content, gzip.compress(content, 9, mtime=0), digest, kind)
+    return found
+
+
+def address(name: str) -> str:
+    """Return where a page finds an asset. Raises KeyError for one that is not there."""
+    return assets()[name].address
+
+
+async def serve(request: Request) -> Response:
+    """Answer with an asset; an old hash gets the new content, but is not kept."""
+    asset = assets().get(request.path_params["name"])
+    if asset is None:
+        raise Problem(404, "There is no such file.")
+    current = asset.sha256.startswith(request.path_params["digest"]) and len(request.path_params["digest"]) == 12
+    headers = {"Cache-Control": "public, max-age=31536000, immutable" if current else "no-cache", "Vary": "Accept-Encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(asset.packed, media_type=asset.type, headers={**headers, "Content-Encoding": "gzip"})
+    return Response(asset.content, media_type=asset.type, headers=headers)
+
+
+def favicon(_request: Request) -> Response:
+    """Browsers ask for it whatever a page says."""
+    asset = assets()["logo.svg"]
+    return Response(asset.content, media_type=asset.type, headers={"Cache-Control": "public, max-age=86400"})
+
+
+routes = [Route("/static/{digest}/{name}", serve), Route("/favicon.ico", favicon)]

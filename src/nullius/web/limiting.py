@@ -1,0 +1,60 @@
+"""How often somebody may ask, on a shared server. Alone there is nobody to be protected from."""
+
+from __future__ import annotations
+
+import time
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import Request
+
+from nullius.web.problems import Problem
+from nullius.web.settings import Settings
+from nullius.web.who import Person
+
+PAGES, SEARCHES, CHANGES, MAILS = (parse(text) for text in ("300/minute", "60/minute", "30/minute", "5/hour"))
+_limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+
+def forget() -> None:
+    """Start counting anew."""
+    _limiter.storage.reset()
+
+
+def page(person: Person, request: Request, settings: Settings) -> None:
+    """Count a page, and a search where it is one. Raises Problem 429 with Retry-After."""
+    if settings.shared and person.role == "visitor":
+        _count(PAGES, request, "pages")
+        if (request.query_params.get("q") and "search" in request.url.path) or (
+            request.url.path == "/api/v1/papers" and "q" in request.query_params
+        ):
+            _count(SEARCHES, request, "searches")
+
+
+def change(person: Person, request: Request, settings: Settings) -> None:
+    """Count a change. Raises Problem 429."""
+    if settings.shared and person.role != "maintainer":
+        _count(CHANGES, request, "changes", person.account or _address(request))
+
+
+def mail(request: Request, settings: Settings) -> None:
+    """Count a mail that somebody who is not signed in asks for. Raises Problem 429."""
+    if settings.shared:
+        _count(MAILS, request, "mails")
+
+
+def _count(limit: RateLimitItem, request: Request, what: str, whose: str = "") -> None:
+    key = (what, whose or _address(request))
+    if not _limiter.hit(limit, *key):
+        wait = max(1, round(_limiter.get_window_stats(limit, *key).reset_time - time.time()))
+        raise Problem(
+            429,
+            f"At most {limit.amount} {what} a {limit.GRANULARITY.name}.",
+            f"Try again in {wait} seconds.",
+            headers={"Retry-After": str(wait)},
+        )
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

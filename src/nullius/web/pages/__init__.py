@@ -1,0 +1,1 @@
+"""The pages, by subject matter. Importing a module here registers its pages."""

@@ -1,0 +1,105 @@
+"""How a server is set up: alone on this machine (the default), or shared by a lab."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nullius.errors import UsageError
+from nullius.paths import data_dir
+
+
+@dataclass(frozen=True)
+class Settings:
+    """base_url: what people type, without a slash at the end. maintainers: e-mail addresses with every right. secret: signs cookies and links.
+
+    private: alone, even reading needs the one-time address. in_flight: the most bytes of a body; imports may have more.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    shared: bool = False
+    private: bool = False
+    base_url: str = "http://127.0.0.1:8000"
+    maintainers: frozenset[str] = frozenset()
+    secret: bytes = field(default=b"", repr=False)
+    max_parameters: float = 1e9
+    body_bytes: int = 1_000_000
+    import_bytes: int = 10_000_000
+
+    @property
+    def secure(self) -> bool:
+        """Whether pages travel over https."""
+        return self.base_url.startswith("https://")
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The values of the Host header that are answered."""
+        if self.shared:
+            return frozenset({urlsplit(self.base_url).netloc.lower()})
+        return frozenset(f"{name}:{self.port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The values of the Origin header from which something may be changed."""
+        return frozenset(f"{'https' if self.secure else 'http'}://{host}" for host in self.hosts)
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session cookie. Cookies do not know ports: two servers on one machine must not log each other out."""
+        return "__Host-nullius" if self.secure else f"nullius-{self.port}"
+
+
+def settings(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    shared: bool = False,
+    private: bool = False,
+    base_url: str = "",
+    maintainers: frozenset[str] = frozenset(),
+) -> Settings:
+    """Check how a server is to be set up. Raises UsageError for an address that others reach without --shared, for a shared one without https."""
+    base_url = base_url.rstrip("/")
+    if not shared:
+        if not loopback(host):
+            raise UsageError(
+                f"{host} can be reached by others; write --shared (with accounts), or leave --host out to stay on this machine"
+            )
+        shown = f"[{host}]" if ":" in host else host
+        return Settings(host, port, False, private, f"http://{shown}:{port}", secret=secret())
+    parts = urlsplit(base_url)
+    if parts.scheme != "https" or not parts.netloc or parts.path:
+        raise UsageError(f"a shared server needs --base-url https://HOST, the address that people type, not '{base_url}'")
+    return Settings(host, port, True, private, base_url, frozenset(name.lower() for name in maintainers), secret())
+
+
+def loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def secret() -> bytes:
+    """Return the key that signs cookies and links: NULLIUS_SECRET, else a file in the data folder that only this user can read."""
+    named = os.environ.get("NULLIUS_SECRET")
+    if named:
+        return named.encode()
+    path = Path(data_dir()) / "web-secret"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        found = path.read_bytes()
+        if len(found) >= 32:
+            return found
+        path.unlink()  # written halfway
+        return secret()
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path.read_bytes()

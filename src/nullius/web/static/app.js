@@ -1,0 +1,80 @@
+// Everything works without this file. With it: keys, copying, choices that apply at once, and the end of a live run.
+(() => {
+  'use strict';
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const typing = (target) => target.matches('input, textarea, select, [contenteditable]');
+
+  // keys: j k between cards, u vote, s save, enter open, / search
+  let at = -1;
+  const cards = () => all('.cards > li');
+  const go = (to) => {
+    const list = cards();
+    if (!list.length) return;
+    list[at]?.classList.remove('now');
+    at = Math.max(0, Math.min(list.length - 1, to));
+    list[at].classList.add('now');
+    list[at].querySelector('h2 a')?.focus({preventScroll: true});
+    list[at].scrollIntoView({block: 'nearest'});
+  };
+  const press = (selector) => cards()[at]?.querySelector(selector)?.click();
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+    const act = {
+      '/': () => document.querySelector('#q')?.focus(),
+      j: () => go(at + 1),
+      k: () => go(at - 1),
+      u: () => press('.vote button'),
+      s: () => press('.save button'),
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
+  document.addEventListener('focusin', (event) => {
+    const card = event.target.closest?.('.cards > li');
+    if (!card) return;
+    cards()[at]?.classList.remove('now');
+    at = cards().indexOf(card);
+    card.classList.add('now');
+  });
+
+  // a choice applies when it is made; the button beside it is for browsers without this
+  all('[data-submits]').forEach((select) => {
+    select.form.querySelector('[data-without-script]')?.setAttribute('hidden', '');
+    select.addEventListener('change', () => select.form.requestSubmit());
+  });
+
+  // copy a command
+  all('[data-copy]').forEach((button) => {
+    button.hidden = false;
+    button.addEventListener('click', async () => {
+      const text = document.getElementById(button.dataset.copy).textContent.replace(/^\$ /, '');
+      try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = 'copied';
+      } catch {
+        const range = document.createRange();
+        range.selectNodeContents(document.getElementById(button.dataset.copy));
+        getSelection().removeAllRanges();
+        getSelection().addRange(range);
+        button.textContent = 'selected';
+      }
+    });
+  });
+
+  // figures to explore: loaded on click only
+  all('[data-frame]').forEach((link) => link.addEventListener('click', (event) => {
+    event.preventDefault();
+    const frame = document.createElement('iframe');
+    frame.setAttribute('sandbox', 'allow-scripts');
+    frame.title = link.dataset.title || 'interactive figure';
+    frame.src = link.href;
+    link.closest('figure').querySelector('img')?.replaceWith(frame);
+    link.remove();
+  }));
+
+  // a live run that has ended: the permanent page
+  document.addEventListener('ended', () => location.reload());
+  const zone = document.querySelector('[data-time-zone]');
+  if (zone && !zone.value) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone || 'UTC';
+})();

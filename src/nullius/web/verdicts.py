@@ -1,0 +1,168 @@
+"""Verdicts as pages need them: chips for a card, a matrix for a paper. Read from the journal when it has changed, else from memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from nullius.lab import journal, queue
+from nullius.lab.schema import reading, run
+from nullius.web import registry
+
+FRESH_SECONDS = 1.0
+DECIDED = ("holds", "fails", "inconclusive")
+
+
+@dataclass
+class Index:
+    """All current verdicts. stamp: of the journal when they were read. by: (slug, subject's name) → verdicts, in the study's order."""
+
+    stamp: tuple[Any, ...] = ()
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    by: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    by_slug: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[tuple[str, str, bool], float] = field(default_factory=dict)
+
+
+_index, _looked, _lock = Index(), 0.0, threading.Lock()
+
+
+def stamp() -> tuple[Any, ...]:
+    """Return what changes whenever a run is asked for, begins or ends."""
+    query = sa.select(sa.func.count(), sa.func.max(run.c.finished), sa.func.max(run.c.id), sa.func.count().filter(run.c.state == "running"))
+    with reading() as connection:
+        return tuple(connection.execute(query.select_from(run)).one())
+
+
+def index() -> Index:
+    """Return the verdicts so far; at most a second old."""
+    global _index, _looked
+    if time.monotonic() - _looked < FRESH_SECONDS and _index.stamp:
+        return _index
+    with _lock:
+        if time.monotonic() - _looked < FRESH_SECONDS and _index.stamp:
+            return _index
+        now = (*stamp(), str(journal.data_dir()))
+        if now != _index.stamp:
+            _index = _read(now)
+        _looked = time.monotonic()
+        return _index
+
+
+def forget() -> None:
+    """Look at the journal again at the next request: something was asked for or cancelled here."""
+    global _looked
+    _looked = 0.0
+
+
+def _read(now: tuple[Any, ...]) -> Index:
+    found = Index(stamp=now, verdicts=journal.latest_verdicts())
+    for verdict in found.verdicts:
+        name = verdict["subject"]["name"]
+        found.by.setdefault((verdict["slug"], name), []).append(verdict)
+        found.by_slug.setdefault(verdict["slug"], []).append(verdict)
+        if verdict["wall_seconds"]:
+            found.seconds[verdict["slug"], name, verdict["full"]] = verdict["wall_seconds"]
+    return found
+
+
+def digests(slug: str) -> dict[str, str]:
+    """Return digest → id of the claims as worded today."""
+    return {claim["digest"]: claim["id"] for claim in registry.claims(slug)}
+
+
+def chips(slug: str | None, subject: str) -> list[dict[str, Any]]:
+    """Return the verdicts of a paper on one subject, as worded today, decided ones first: what a card shows."""
+    if not slug:
+        return []
+    today = digests(slug)
+    own = [v for v in index().by.get((slug, subject), []) if not today or v["digest"] in today]
+    order = {"holds": 0, "fails": 1, "inconclusive": 2, "out of reach": 3}
+    return sorted(({name: v[name] for name in ("claim", "word", "effect", "run", "reason")} for v in own), key=lambda v: order[v["word"]])
+
+
+def tally(slug: str | None, subject: str | None = None) -> dict[str, int]:
+    """Return how many verdicts of each word a paper has, on one subject or on all."""
+    words = dict.fromkeys(("holds", "fails", "inconclusive", "out of reach"), 0)
+    today = digests(slug) if slug else {}
+    for verdict in index().by_slug.get(slug or "", []):
+        if (subject is None or verdict["subject"]["name"] == subject) and (not today or verdict["digest"] in today):
+            words[verdict["word"]] += 1
+    return words
+
+
+def subjects_of(slug: str) -> list[dict[str, Any]]:
+    """Return the subjects that a paper has verdicts on, by name."""
+    found = {v["subject"]["sha256"]: v["subject"] for v in index().by_slug.get(slug, [])}
+    return sorted(found.values(), key=lambda subject: (subject["name"], subject["sha256"]))
+
+
+def matrix(slug: str, mine: str = "") -> dict[str, Any]:
+    """Return claims × subjects: what a paper says, and what came out on each subject, mine first.
+
+    claims: each with `cells`, one for each of `subjects` (None: not run). earlier: verdicts on wordings that are no longer registered.
+    """
+    subjects = sorted(subjects_of(slug), key=lambda subject: subject["name"] != mine)
+    own = {(v["digest"], v["subject"]["sha256"]): v for v in index().by_slug.get(slug, [])}
+    claims = [{**claim, "cells": [_cell(own.get((claim["digest"], s["sha256"]))) for s in subjects]} for claim in registry.claims(slug)]
+    today = digests(slug)
+    earlier = [_cell_of(v) for v in index().by_slug.get(slug, []) if v["digest"] not in today]
+    return {"slug": slug, "subjects": [_about(subject) for subject in subjects], "claims": claims, "earlier": earlier}
+
+
+def _about(subject: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: subject[name] for name in ("name", "sha256", "parameters", "architecture")}
+
+
+def _cell(verdict: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return _cell_of(verdict) if verdict else None
+
+
+def _cell_of(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    names = (
+        "claim",
+        "wording",
+        "word",
+        "reason",
+        "effect",
+        "control",
+        "p_holm",
+        "run",
+        "runs",
+        "agreeing",
+        "full",
+        "finished",
+        "digest",
+        "unit",
+    )
+    return {**{name: verdict[name] for name in names}, "subject": verdict["subject"]["name"]}
+
+
+def expected_seconds(slug: str, subject: str, full: bool = False) -> float | None:
+    """Return how long a run is expected to take: as long as the last one like it, else what the study says, larger subjects in proportion."""
+    found = index().seconds.get((slug, subject, full)) or queue.expected_seconds(slug, subject, full)
+    if found or full:
+        return found
+    about = registry.known(slug)
+    if about is None:
+        return None
+    from nullius.models.sources import sources
+
+    own, default = sources().get(subject), sources().get(about["subject"])
+    return about["minutes"] * 60 * (max(1.0, own.parameters / default.parameters) if own and default else 1.0)
+
+
+def recent(since: str, until: str) -> list[dict[str, Any]]:
+    """Return the verdicts that runs gave in a span of time (dates, the last one included), newest first."""
+    found = [v for v in index().verdicts if since <= (v["finished"] or "")[:10] <= until]
+    return sorted(found, key=lambda v: v["finished"], reverse=True)
+
+
+def decisive(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many of each word."""
+    return {word: sum(v["word"] == word for v in verdicts) for word in (*DECIDED, "out of reach")}

@@ -1,0 +1,154 @@
+"""Numbers, times and verdicts as people read them: filters of the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from nullius.lab.figures import GLYPH
+
+WORDS = ("holds", "fails", "inconclusive", "out of reach", "not run")
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+def glyph(word: str) -> str:
+    """The sign of a verdict; it says what the colour says."""
+    return GLYPH.get(word, "·")
+
+
+def kind(word: str) -> str:
+    """A verdict as the name of a CSS class."""
+    return word.replace(" ", "-")
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number with a true minus sign: 0.41, −3.20, 1.2e-05; words as they are, a dash for nothing."""
+    if value is None or value == "":
+        return "–"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ").replace("-", "−")
+    size = abs(value)
+    text = f"{value:.{digits}e}" if size and (size < 10**-digits / 2 or size >= 1e6) else f"{value:.{digits}f}"
+    return (text if float(text) else f"{0:.{digits}f}").replace("-", "−")
+
+
+def interval(found: Mapping[str, Any] | None) -> str:
+    """0.41 [0.30, 0.52]; an open end is infinite."""
+    if not found:
+        return "–"
+    lo = "−∞" if found["lo"] is None else number(float(found["lo"]))
+    hi = "∞" if found["hi"] is None else number(float(found["hi"]))
+    return f"{number(float(found['estimate']))} [{lo}, {hi}]"
+
+
+def probability(value: float | None) -> str:
+    """0.03, <0.001"""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def day(value: str | date | None, *, weekday: bool = False) -> str:
+    """4 Nov 2025, or Tue 4 November 2025."""
+    if not value:
+        return ""
+    when = date.fromisoformat(value[:10]) if isinstance(value, str) else value
+    if weekday:
+        return f"{DAYS[when.weekday()][:3]} {when.day} {MONTHS[when.month - 1]} {when.year}"
+    return f"{when.day} {MONTHS[when.month - 1][:3]} {when.year}"
+
+
+def age(value: str | datetime | None, now: datetime | None = None) -> str:
+    """just now, 5 min ago, 3 h ago, 2 days ago, then the date."""
+    if not value:
+        return ""
+    when = datetime.fromisoformat(value) if isinstance(value, str) else value
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    seconds = ((now or datetime.now(UTC)) - when).total_seconds()
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    if seconds < 86400:
+        return f"{seconds / 3600:.0f} h ago"
+    days = int(seconds // 86400)
+    return f"{days} day{'s' if days > 1 else ''} ago" if days < 14 else day(when.date())
+
+
+def clock(seconds: float | None) -> str:
+    """0:42, 12:05, 2:10:00"""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def about(seconds: float | None) -> str:
+    """~20 s, ~2 min, ~3 h"""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"~{max(5, round(seconds / 5) * 5)} s"
+    return f"~{round(seconds / 60)} min" if seconds < 5400 else f"~{seconds / 3600:.1f} h"
+
+
+def size(value: float | None) -> str:
+    """134 M, 1.2 B: parameters."""
+    if value is None:
+        return "–"
+    return f"{value / 1e9:.1f} B" if value >= 1e9 else f"{value / 1e6:.0f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def bytes_(value: float | None) -> str:
+    """512 B, 3.4 kB, 0.9 GB"""
+    if value is None:
+        return "–"
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= least * 0.95:
+            return f"{value / least:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """1 author, 3 authors"""
+    return f"{number(n)} {one if n == 1 else many or one + 's'}"
+
+
+def week(name: str) -> tuple[date, date]:
+    """Monday and Sunday of an ISO week such as 2025-W45. Raises ValueError for one that does not exist."""
+    monday = datetime.strptime(f"{name}-1", "%G-W%V-%u").date()
+    if week_name(monday) != name:
+        raise ValueError(f"there is no week {name}")
+    return monday, monday + timedelta(days=6)
+
+
+def week_name(when: date) -> str:
+    year, number_, _ = when.isocalendar()
+    return f"{year}-W{number_:02d}"
+
+
+def month(name: str) -> tuple[date, date]:
+    """First and last day of a month such as 2025-11. Raises ValueError for one that does not exist."""
+    first = date.fromisoformat(f"{name}-01")
+    return first, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+
+
+FILTERS = {
+    "glyph": glyph,
+    "kind": kind,
+    "number": number,
+    "interval": interval,
+    "probability": probability,
+    "day": day,
+    "age": age,
+    "clock": clock,
+    "about": about,
+    "size": size,
+    "bytes": bytes_,
+    "plural": plural,
+}
