@@ -21,30 +21,10 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 MOST_CHARACTERS = 5_000
-_TAGS = set(
-    [
-        "a",
-        "blockquote",
-        "br",
-        "code",
-        "em",
-        "h4",
-        "hr",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "s",
-        "strong",
-        "table",
-        "tbody",
-        "td",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-    ]
-)
+_TAGS = {
+    *("a", "blockquote", "br", "code", "em", "h4", "hr", "li", "ol", "p", "pre", "s", "strong"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
 
 
 def write(account: str, paper_id: int, text: str, *, run_id: str | None = None, claim: str | None = None, parent: int | None = None) -> int:
