@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -35,8 +36,9 @@ def create(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(make_ready, schema.url())
-        await run_in_threadpool(registry.described)
+        waking = asyncio.create_task(run_in_threadpool(registry.refresh))  # takes seconds after an update; pages show what is known
         yield
+        waking.cancel()
         await app.state.live.close()
 
     app = FastAPI(title="nullius", version=nullius.__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)

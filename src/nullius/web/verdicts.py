@@ -76,26 +76,6 @@ def digests(slug: str) -> dict[str, str]:
     return {claim["digest"]: claim["id"] for claim in registry.claims(slug)}
 
 
-def chips(slug: str | None, subject: str) -> list[dict[str, Any]]:
-    """Return the verdicts of a paper on one subject, as worded today, decided ones first: what a card shows."""
-    if not slug:
-        return []
-    today = digests(slug)
-    own = [v for v in index().by.get((slug, subject), []) if not today or v["digest"] in today]
-    order = {"holds": 0, "fails": 1, "inconclusive": 2, "out of reach": 3}
-    return sorted(({name: v[name] for name in ("claim", "word", "effect", "run", "reason")} for v in own), key=lambda v: order[v["word"]])
-
-
-def tally(slug: str | None, subject: str | None = None) -> dict[str, int]:
-    """Return how many verdicts of each word a paper has, on one subject or on all."""
-    words = dict.fromkeys(("holds", "fails", "inconclusive", "out of reach"), 0)
-    today = digests(slug) if slug else {}
-    for verdict in index().by_slug.get(slug or "", []):
-        if (subject is None or verdict["subject"]["name"] == subject) and (not today or verdict["digest"] in today):
-            words[verdict["word"]] += 1
-    return words
-
-
 def subjects_of(slug: str) -> list[dict[str, Any]]:
     """Return the subjects that a paper has verdicts on, by name."""
     found = {v["subject"]["sha256"]: v["subject"] for v in index().by_slug.get(slug, [])}

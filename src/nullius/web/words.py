@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from nullius.lab.figures import GLYPH
@@ -117,25 +117,6 @@ def bytes_(value: float | None) -> str:
 def plural(n: int, one: str, many: str = "") -> str:
     """1 author, 3 authors"""
     return f"{number(n)} {one if n == 1 else many or one + 's'}"
-
-
-def week(name: str) -> tuple[date, date]:
-    """Monday and Sunday of an ISO week such as 2025-W45. Raises ValueError for one that does not exist."""
-    monday = datetime.strptime(f"{name}-1", "%G-W%V-%u").date()
-    if week_name(monday) != name:
-        raise ValueError(f"there is no week {name}")
-    return monday, monday + timedelta(days=6)
-
-
-def week_name(when: date) -> str:
-    year, number_, _ = when.isocalendar()
-    return f"{year}-W{number_:02d}"
-
-
-def month(name: str) -> tuple[date, date]:
-    """First and last day of a month such as 2025-11. Raises ValueError for one that does not exist."""
-    first = date.fromisoformat(f"{name}-01")
-    return first, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
 
 
 FILTERS = {

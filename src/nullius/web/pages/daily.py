@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
-from nullius.web import shelf, verdicts, words
+from nullius.errors import UsageError
+from nullius.feed import listings
+from nullius.feed.shapes import ORDERS, Period
+from nullius.web import shelf, verdicts
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page
 
-SPANS = (7, 30, 365, 0)
+SPANS = (0, 7, 30, 365)
+ON_A_PAGE = 100
 
 
 @page("/", "day.html")
 def today(visit: Visit) -> Answer:
     """The newest day that has papers."""
-    newest = shelf.newest_day()
-    return _day(visit, newest or datetime.now(UTC).date())
+    return _day(visit, None)
 
 
 @get("/day")
@@ -42,108 +46,88 @@ def _date(text: str) -> date:
         raise Problem(404, f"'{text[:40]}' is no date; write 2025-11-04.", "", ("/", "The newest day")) from None
 
 
-def _order(visit: Visit) -> str:
-    order = visit.query("order", "newest")
-    if order not in shelf.ORDERS:
-        raise Problem(422, f"Papers are ordered by {', '.join(shelf.ORDERS)}, not by '{order[:40]}'.")
-    return order
+def _how(visit: Visit) -> dict[str, Any]:
+    """What a list of papers is asked for with."""
+    order = shelf.order_of(visit.query("order", "newest"))
+    who = {"subject": visit.subject, "account": shelf.whose(visit.person)}
+    return {"order": order, **who, "limit": ON_A_PAGE, "cursor": visit.query("cursor")[:500]}
 
 
-def _day(visit: Visit, when: date) -> dict[str, Any]:
-    order = _order(visit)
-    ids = shelf.ids_between(when, when, order)
-    older, newer = shelf.around(when)
-    found = shelf.cards(ids[:200], visit.person, visit.subject)
+def _listed(visit: Visit, period: Period) -> dict[str, Any]:
+    listing = period.listing
     return {
-        "schema": "nullius.web.day/1",
-        "day": when.isoformat(),
-        "older": older.isoformat() if older else None,
-        "newer": newer.isoformat() if newer else None,
-        "order": order,
-        "orders": list(shelf.ORDERS),
-        "count": len(ids),
-        "runnable": sum(card["runnable"] for card in found),
+        "first": period.first.isoformat(),
+        "last": period.last.isoformat(),
+        "older": period.older,
+        "newer": period.newer,
+        "order": visit.query("order", "newest"),
+        "orders": list(ORDERS),
+        "count": listing.total,
+        "runnable": listing.runnable,
+        "cursor": listing.cursor,
         "subject": visit.subject,
-        "cards": found,
+        "cards": [shelf.shown(card, visit.subject) for card in listing.cards],
     }
+
+
+def _day(visit: Visit, when: date | None) -> dict[str, Any]:
+    period = listings.day(when, **_how(visit))
+    return {"schema": "nullius.web.day/1", "day": period.name, **_listed(visit, period)}
 
 
 @page("/week", "span.html")
 def this_week(visit: Visit) -> Answer:
     """The week of the newest day."""
-    newest = shelf.newest_day() or datetime.now(UTC).date()
-    return _span(visit, "week", words.week_name(newest), *words.week(words.week_name(newest)))
+    year, number, _ = listings.day(limit=1).first.isocalendar()
+    return _span(visit, "week", listings.week(year, number, **_how(visit)))
 
 
 @page("/week/{week}", "span.html")
 def week(visit: Visit) -> Answer:
     """The papers of an ISO week, and what was decided in it."""
-    name = visit.params["week"]
+    match = re.fullmatch(r"([0-9]{4})-W([0-9]{2})", visit.params["week"])
+    if not match:
+        raise Problem(404, f"There is no week '{visit.params['week'][:40]}'; write 2025-W45.", "", ("/week", "The newest week"))
+    year, number = int(match[1]), int(match[2])
     try:
-        if len(name) != 8:
-            raise ValueError
-        return _span(visit, "week", name, *words.week(name))
-    except (ValueError, OverflowError):
-        now = words.week_name(shelf.newest_day() or datetime.now(UTC).date())
-        raise Problem(
-            404, f"There is no week '{name[:40]}'; write 2025-W45.", "", (f"/week/{_near_week(name) or now}", "The nearest week")
-        ) from None
-
-
-def _near_week(name: str) -> str:
-    """Week 53 of a year that has 52 is near its last."""
-    year = name[:4]
-    if not (year.isascii() and year.isdecimal() and 1 <= int(year) <= 9998):
-        return ""
-    return words.week_name(date(int(year), 12, 28))
+        return _span(visit, "week", listings.week(year, number, **_how(visit)))
+    except UsageError:
+        close = listings.nearest_week(year, number)
+        raise Problem(404, f"There is no week {match[0]}.", "", (f"/week/{close}", f"The nearest: {close}")) from None
 
 
 @page("/month", "span.html")
 def this_month(visit: Visit) -> Answer:
     """The month of the newest day."""
-    name = (shelf.newest_day() or datetime.now(UTC).date()).isoformat()[:7]
-    return _span(visit, "month", name, *words.month(name))
+    newest = listings.day(limit=1).first
+    return _span(visit, "month", listings.month(newest.year, newest.month, **_how(visit)))
 
 
 @page("/month/{month}", "span.html")
 def month(visit: Visit) -> Answer:
     """The papers of a month, and what was decided in it."""
-    name = visit.params["month"]
+    match = re.fullmatch(r"([0-9]{4})-([0-9]{2})", visit.params["month"])
+    if not match:
+        raise Problem(404, f"There is no month '{visit.params['month'][:40]}'; write 2025-11.", "", ("/month", "The newest month"))
+    year, number = int(match[1]), int(match[2])
     try:
-        if len(name) != 7:
-            raise ValueError
-        return _span(visit, "month", name, *words.month(name))
-    except (ValueError, OverflowError):
-        now = (shelf.newest_day() or datetime.now(UTC).date()).isoformat()[:7]
-        raise Problem(404, f"There is no month '{name[:40]}'; write 2025-11.", "", (f"/month/{now}", "The newest month")) from None
+        return _span(visit, "month", listings.month(year, number, **_how(visit)))
+    except UsageError:
+        close = f"{min(max(year, 1), 9998):04}-{min(max(number, 1), 12):02}"
+        raise Problem(404, f"There is no month {match[0]}.", "", (f"/month/{close}", f"The nearest: {close}")) from None
 
 
-def _span(visit: Visit, kind: str, name: str, first: date, last: date) -> dict[str, Any]:
-    order = _order(visit)
-    ids = shelf.ids_between(first, last, order)
-    older, newer = shelf.around(first)[0], shelf.around(last)[1]
-
-    def label(when: date | None) -> str | None:
-        return None if when is None else words.week_name(when) if kind == "week" else when.isoformat()[:7]
-
-    decided = verdicts.recent(first.isoformat(), last.isoformat())
+def _span(visit: Visit, kind: str, period: Period) -> dict[str, Any]:
+    decided = verdicts.recent(period.first.isoformat(), period.last.isoformat())
     return {
         "schema": f"nullius.web.{kind}/1",
         "kind": kind,
-        "name": name,
-        "first": first.isoformat(),
-        "last": last.isoformat(),
-        "older": label(older),
-        "newer": label(newer),
-        "order": order,
-        "orders": list(shelf.ORDERS),
-        "count": len(ids),
+        "name": period.name,
+        **_listed(visit, period),
         "decided": verdicts.decisive(decided),
         "verdicts": [
             {**{n: v[n] for n in ("slug", "claim", "word", "effect", "run")}, "subject": v["subject"]["name"]} for v in decided[:12]
         ],
-        "subject": visit.subject,
-        "cards": shelf.cards(ids[:200], visit.person, visit.subject),
     }
 
 
@@ -152,15 +136,14 @@ def trending(visit: Visit) -> Answer:
     """Papers by heat: what is voted for, run and decided now; the parts are shown."""
     days = visit.query("days", "0")
     if days not in {str(span) for span in SPANS}:
-        raise Problem(422, f"Trending is of the last {', '.join(str(s) for s in SPANS if s)} days, or of all (0), not '{days[:20]}'.")
-    found = shelf.trending(int(days), 50)
-    shown = {card["key"]: card for card in shelf.cards([entry["id"] for entry in found], visit.person, visit.subject)}
-    cards = [{**shown[entry["key"]], "heat": entry["heat"], "parts": entry["parts"]} for entry in found if entry["key"] in shown]
+        raise Problem(422, f"Trending is of the last 7, 30 or 365 days, or of all (0), not '{days[:20]}'.")
+    cards, cursor = shelf.trending(int(days), visit.person, visit.subject, cursor=visit.query("cursor")[:500])
     return {
         "schema": "nullius.web.trending/1",
         "days": int(days),
         "spans": list(SPANS),
         "subject": visit.subject,
         "as_of": datetime.now(UTC).replace(second=0, microsecond=0).isoformat(),
+        "cursor": cursor,
         "cards": cards,
     }

@@ -6,8 +6,12 @@ from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
+from nullius.errors import UsageError
+from nullius.feed import discussion
+from nullius.feed.shapes import Note
+from nullius.feed.tables import LOCAL
 from nullius.lab import journal
-from nullius.web import calibrations, citing, discussing, registry, shelf, verdicts
+from nullius.web import calibrations, citing, registry, shelf, verdicts
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page, post
 
@@ -53,7 +57,7 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
         "run_count": len(runs),
         "similar_by": by,
         "similar": shelf.similar(found, by, visit.person, visit.subject),
-        "notes": discussing.notes(found["id"]),
+        "notes": [shown_note(note) for note in discussion.thread(found["id"])],
     }
 
 
@@ -126,18 +130,36 @@ def _button(visit: Visit, found: dict[str, Any], template: str) -> Answer:
     return {"template": template, "card": card, "here": visit.form.get("next", "/")}
 
 
+def shown_note(note: Note) -> dict[str, Any]:
+    """A note as plain data."""
+    names = ("id", "run", "claim", "account", "text", "html", "created", "edited", "removed")
+    by = note.author or ("you" if note.account == LOCAL else "somebody who left")
+    return {**{name: getattr(note, name) for name in names}, "by": by, "replies": [shown_note(reply) for reply in note.replies]}
+
+
 @post("/papers/{key}/notes")
 def add_note(visit: Visit) -> Response:
     """Add a note to a paper, to one verdict of it, or to another note."""
     visit.need("note")
-    found = shelf.paper(visit.params["key"])
-    discussing.add(visit.person, found["id"], visit.form)
+    found, form = shelf.paper(visit.params["key"]), visit.form
+    run_id, _, claim = form.get("about", "").partition("/")
+    parent = form.get("parent", "")
+    if parent and not (parent.isascii() and parent.isdecimal() and len(parent) < 10):
+        raise Problem(422, "This is no note to answer.")
+    about = {"run_id": run_id or None, "claim": claim or None, "parent": int(parent) if parent else None}
+    discussion.write(visit.person.account, found["id"], form.get("text", ""), **about)
     return visit.back(f"/papers/{found['key']}#notes")
 
 
 @post("/notes/{id}/remove")
 def remove_note(visit: Visit) -> Response:
-    """Take a note's text away: one's own, or any for a maintainer."""
+    """Take a note away: one's own, or any for a maintainer."""
     visit.need("note")
-    discussing.remove(visit.person, visit.params["id"])
+    number = visit.params["id"]
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise Problem(404, "There is no such note.")
+    try:
+        discussion.remove(visit.person.account, int(number), maintainer=visit.person.role == "maintainer")
+    except UsageError as error:
+        raise Problem(403, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
     return visit.back("/")
