@@ -1,0 +1,82 @@
+"""Cross-model activation patching (CMAP; Prakash et al. 2024): what one model computes, pasted into another of the same architecture.
+
+Both run on the same text. Where a tuned model does a task better than its base, pasting the outputs of one group of heads into the base shows
+whether it is they that became better. It presupposes that both speak in the same basis: a model from another seed gives noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nullius.errors import SubjectError
+from nullius.instruments import taps
+from nullius.instruments.circuits import Group
+from nullius.instruments.interventions import Intervention, applied, interchange
+from nullius.instruments.path_runs import positions
+from nullius.instruments.where import Where
+from nullius.models.language_model import Batch, LanguageModel
+
+
+@torch.no_grad()
+def patch(
+    model: LanguageModel,
+    donor: LanguageModel,
+    texts: Sequence[str] | Batch,
+    groups: Sequence[Group],
+    *,
+    site: Literal["z", "q", "k", "v"] = "z",
+    hold: bool = False,
+    batch_size: int = 64,
+) -> Tensor:
+    """Logits of `model` at the last position [n, V] with the groups' heads taken from `donor` at the groups' positions.
+
+    site: the heads' outputs z, or their queries; keys and values are those that they read, at all positions. hold: the model's own z
+    stays as it was at all positions but the last, so that only what the last token does with the paste is seen. Texts have one length.
+    Raises SubjectError where the two models are not of one shape, UsageError for groups that do not fit.
+    """
+    _check(model, donor)
+    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+    out = []
+    for start in range(0, len(batch.input_ids), batch_size):
+        chosen = range(start, min(start + batch_size, len(batch.input_ids)))
+        part = Batch(batch.input_ids[list(chosen)], batch.attention_mask[list(chosen)])
+        n, length = part.input_ids.shape
+        theirs = taps.read(donor, Batch(*(t.to(donor.device) for t in (part.input_ids, part.attention_mask))), [site], positions="all")[
+            site
+        ]
+        changes: list[Intervention] = []
+        if hold:
+            own = taps.read(model, part, ["z"], positions="all")["z"]
+            changes += [interchange(Where("z", i, positions=range(length - 1)), own[i]) for i in range(model.anatomy.n_layers)]
+        for group in groups:
+            at = positions(group.rows(chosen).at, n, length)
+            columns = "all" if at is None or site in "kv" else at[:, None]
+            for layer, heads in _by_layer(model, group, site).items():
+                changes.append(interchange(Where(site, layer, heads=heads, positions=columns), theirs[layer].to(model.device)))
+        with applied(model, changes):
+            out.append(model.logits(part).float().cpu())
+    return torch.cat(out)
+
+
+def _by_layer(model: LanguageModel, group: Group, site: str) -> dict[int, list[int]]:
+    """The heads of a group by layer; for keys and values, the key-value heads that they read."""
+    shared = model.anatomy.n_heads // model.anatomy.n_kv_heads if site in "kv" else 1
+    found: dict[int, list[int]] = {}
+    for head in group.heads:
+        here = found.setdefault(head.layer, [])
+        if head.head // shared not in here:
+            here.append(head.head // shared)
+    return found
+
+
+def _check(model: LanguageModel, donor: LanguageModel) -> None:
+    for name in ("family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model"):
+        ours, theirs = getattr(model.anatomy, name), getattr(donor.anatomy, name)
+        if ours != theirs:
+            raise SubjectError(f"{donor.name} and {model.name} are not of one architecture: {name} is {theirs} and {ours}")
+    if donor.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise SubjectError(f"{donor.name} and {model.name} do not share a vocabulary: they would not read the same text")

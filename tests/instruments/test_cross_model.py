@@ -1,0 +1,94 @@
+"""Cross-model patching: from itself nothing changes; a head that only the donor has is found; other shapes and vocabularies are refused."""
+
+import copy
+
+import pytest
+import torch
+from tests.conftest import FAMILIES, make_toy
+from tests.instruments.test_circuits import batch_of
+
+from nullius.errors import SubjectError, UsageError
+from nullius.instruments import cross_model, taps
+from nullius.instruments.circuits import Group
+from nullius.instruments.heads import Head
+from nullius.models.language_model import LanguageModel
+
+GROUPS = [Group("a", (Head(0, 1), Head(1, 3)), tuple(i % 8 for i in range(12))), Group("b", (Head(2, 0), Head(2, 2)))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("site", ["z", "q", "k", "v"])
+def test_null_a_model_gives_itself_what_it_has(toys, family, site):
+    model = toys[family]
+    batch = batch_of(model)
+    plain = model.logits(batch).detach()
+    for hold in (False, True):
+        assert torch.allclose(cross_model.patch(model, model, batch, GROUPS, site=site, hold=hold), plain, atol=1e-5)
+
+
+def tuned(model, change):
+    """A copy with some heads' output projection changed."""
+    other = LanguageModel.wrap(copy.deepcopy(model.hf), model.tokenizer, "tuned")
+    width = other.anatomy.d_head
+    with torch.no_grad():
+        for head in change:
+            other.anatomy.o_proj(head.layer).weight[:, head.head * width : (head.head + 1) * width].normal_(
+                generator=torch.Generator().manual_seed(head.head)
+            )
+    return other
+
+
+def test_planted_queries_are_what_differs(toy):
+    """The donor differs in the query of 2.1 alone: pasting it makes the model the donor; pasting another, or its keys, changes nothing."""
+    donor = LanguageModel.wrap(copy.deepcopy(toy.hf), toy.tokenizer, "tuned")
+    width = toy.anatomy.d_head
+    with torch.no_grad():
+        donor.hf.model.layers[2].self_attn.q_proj.weight[width : 2 * width].mul_(-1)
+    batch = batch_of(toy)
+    goal, plain = donor.logits(batch).detach(), toy.logits(batch).detach()
+    assert not torch.allclose(goal, plain, atol=1e-3)
+    group = Group("found", (Head(2, 1),))
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [group], site="q"), goal, atol=1e-5)
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [group], site="z"), goal, atol=1e-5)
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [group], site="v"), plain, atol=1e-5)
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [Group("other", (Head(2, 3),))], site="q"), plain, atol=1e-5)
+
+
+def test_it_is_what_hooks_by_hand_give(toy):
+    donor = tuned(toy, [Head(0, 2), Head(1, 0)])
+    batch = batch_of(toy)
+    theirs = taps.read(donor, batch, ["z"], positions="all")["z"]
+
+    def paste(z):
+        z = z.clone()
+        for i in range(12):
+            z[i, i % 8, 3] = theirs[1][i, i % 8, 3]
+        return z
+
+    with torch.no_grad(), taps.edit(toy, "z", 1, paste):
+        expected = toy.logits(batch)
+    group = Group("a", (Head(1, 3),), tuple(i % 8 for i in range(12)))
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [group], batch_size=5), expected, atol=1e-5)
+
+
+def test_held_values_stop_what_goes_through_other_positions(toy):
+    """A paste at an earlier position reaches the last token only through other tokens' outputs, or through its own attention to them."""
+    donor = tuned(toy, [Head(0, 2)])
+    batch = batch_of(toy)
+    early = [Group("v", (Head(1, 0),))]
+    free = cross_model.patch(toy, donor, batch, early, site="v")
+    held = cross_model.patch(toy, donor, batch, early, site="v", hold=True)
+    assert not torch.allclose(free, held, atol=1e-4)
+
+
+def test_refusals(toy, toys, tokenizer):
+    batch = batch_of(toy)
+    with pytest.raises(SubjectError, match="not of one architecture: family is gpt2 and llama"):
+        cross_model.patch(toy, toys["gpt2"], batch, GROUPS)
+    other = make_toy("llama", tokenizer)
+    other.tokenizer = copy.deepcopy(tokenizer)
+    other.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(SubjectError, match="do not share a vocabulary"):
+        cross_model.patch(toy, other, batch, GROUPS)
+    with pytest.raises(UsageError, match="head 9 does not exist"):
+        cross_model.patch(toy, toy, batch, [Group("a", (Head(1, 9),))])
