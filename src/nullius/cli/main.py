@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from nullius import __version__
-from nullius.cli import models
+from nullius.cli import models, train, web
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 
 app.add_typer(models.app, name="models")
+app.add_typer(feed.app, name="feed")
+web.register(app)
+app.command()(train.train)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name from `nullius models`, a hub id, a directory or a GGUF file.")]

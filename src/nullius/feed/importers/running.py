@@ -1,0 +1,205 @@
+"""An import from beginning to end: batches of 500 in a transaction each, the cursor with them, so that an import that is killed goes on.
+
+Killed at any instruction, what was written is whole batches, and the same command goes on behind the last of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import sqlalchemy as sa
+from ulid import ULID
+
+from nullius.errors import NulliusError, UsageError
+from nullius.feed.database import reading, writing
+from nullius.feed.importers import store
+from nullius.feed.importers.decode import MOST_FROM_FILE, Document
+from nullius.feed.importers.fetch import Fetcher
+from nullius.feed.importers.records import Record, Reject
+from nullius.feed.importers.sources import Cursor, Found, from_web, parse
+from nullius.feed.tables import import_reject, import_run
+from nullius.lab.journal import now
+
+BATCH = 500
+MOST_REJECTS = 10_000  # kept of one import; the rest is counted
+_LOCK = 0x696D70  # PostgreSQL's advisory lock: one batch is written at a time
+
+
+@dataclass
+class Report:
+    """What an import came to. error: why it ended before its end, empty when it did not; cursor: where it would go on."""
+
+    id: str
+    address: str
+    seen: int = 0
+    new: int = 0
+    changed: int = 0
+    rejected: int = 0
+    error: str = ""
+    cursor: str = ""
+    warnings: list[str] = field(default_factory=list)
+    rejects: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def imported(self) -> int:
+        """How many usable records there were, those already known included."""
+        return self.seen
+
+    @property
+    def summary(self) -> str:
+        """Return "52 imported, 1 rejected", with how many of them were new or changed."""
+        text = f"{self.imported:,} imported, {self.rejected:,} rejected"
+        return f"{text} ({self.new:,} new, {self.changed:,} changed)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)
+
+
+def import_from(
+    address: str,
+    *,
+    day: datetime.date | None = None,
+    fetcher: Fetcher | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    stdin: BinaryIO | None = None,
+    today: datetime.date | None = None,
+) -> Report:
+    """Import papers from a web address, a file, or - for standard input. An import of the same that broke off is gone on with.
+
+    day: the day of a page that does not say its own. Raises UsageError for a file that is not there. What goes wrong on the way (a source that
+    does not answer, a document that breaks off) stands in the report's `error`; what came before it is kept.
+    """
+    if address.startswith(("http://", "https://")):
+        window, source = "", "web"
+        fetcher = fetcher or Fetcher(say=say)
+        cursor = _left_off(address, window)
+        if cursor:
+            say("going on where the last import of this broke off")
+        return _run(address, source, window, from_web(address, fetcher, cursor, day), [], cursor, today)
+    with _opened(address, stdin) as (document, window):
+        return _run(address, "file", window, _of_document(document, day, _left_off(address, window)), document.warnings, "", today)
+
+
+def import_document(document: Document, *, day: datetime.date | None = None, today: datetime.date | None = None) -> Report:
+    """Import papers from a document that is here already (an upload, pasted text)."""
+    return _run(document.name, "file", "", _of_document(document, day, ""), document.warnings, "", today)
+
+
+def _of_document(document: Document, day: datetime.date | None, cursor: str) -> Iterator[Found]:
+    done = int(cursor) if cursor.isdecimal() else 0
+    number = 0
+    for number, found in enumerate(parse(document, day), start=1):
+        if number > done:
+            yield found
+            if number % BATCH == 0:
+                yield Cursor(str(number))
+    yield Cursor("")
+
+
+@contextmanager
+def _opened(name: str, stdin: BinaryIO | None) -> Iterator[tuple[Document, str]]:
+    if name == "-":
+        with tempfile.TemporaryFile() as held:
+            source = stdin or sys.stdin.buffer
+            while piece := source.read(1 << 20):
+                held.write(piece)
+                if held.tell() > MOST_FROM_FILE:
+                    raise NulliusError(f"standard input is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
+            yield Document(held, "standard input"), ""
+        return
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no file {name}; import takes a web address, a file or - for standard input")
+    with path.open("rb") as content:
+        state = path.stat()
+        if state.st_size > MOST_FROM_FILE:
+            raise NulliusError(f"{name} is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
+        yield Document(content, name), f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _left_off(address: str, window: str) -> str:
+    """The cursor of the last import of this: from the web, if it did not come to its end; of a file, if it was killed."""
+    if address == "-":
+        return ""
+    query = sa.select(import_run.c.cursor, import_run.c.state).where(import_run.c.address == address, import_run.c.window == window)
+    with reading() as connection:
+        last = connection.execute(query.order_by(import_run.c.id.desc()).limit(1)).first()
+    return last.cursor if last is not None and (last.state == "running" or not window) else ""
+
+
+def _run(
+    address: str, source: str, window: str, found: Iterator[Found], warnings: list[str], cursor: str, today: datetime.date | None
+) -> Report:
+    report = Report(str(ULID()), address, cursor=cursor, warnings=warnings)
+    with writing() as connection:
+        row = {
+            "id": report.id,
+            "source": source,
+            "address": address,
+            "window": window,
+            "cursor": cursor,
+            "state": "running",
+            "started": now(),
+        }
+        connection.execute(import_run.insert().values(**row))
+    batch: list[Record] = []
+    rejects: list[Reject] = []
+    try:
+        for one in found:
+            if isinstance(one, Record):
+                batch.append(one)
+            elif isinstance(one, Reject):
+                rejects.append(one)
+            else:
+                report.cursor = one.value
+                _write(report, batch, rejects, today)
+            if len(batch) + len(rejects) >= BATCH:
+                _write(report, batch, rejects, today)
+    except NulliusError as error:
+        report.error = str(error)
+    _write(report, batch, rejects, today, state="failed" if report.error else "done")
+    return report
+
+
+def _write(report: Report, batch: list[Record], rejects: list[Reject], today: datetime.date | None, state: str = "running") -> None:
+    """Write what was read since the last time, and the cursor behind it, in one transaction."""
+    with writing() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        tally = store.write(connection, batch, today)
+        report.seen, report.new, report.changed = report.seen + tally.seen, report.new + tally.new, report.changed + tally.changed
+        rows = [{"import_run": report.id, "position": one.position, "reason": one.reason, "head": one.head[:200]} for one in rejects]
+        room = max(0, MOST_REJECTS - report.rejected)
+        if rows[:room]:
+            connection.execute(import_reject.insert(), rows[:room])
+        report.rejected += len(rows)
+        report.rejects += [{name: row[name] for name in ("position", "reason", "head")} for row in rows[:room]]
+        counts = {"seen": report.seen, "new": report.new, "changed": report.changed, "rejected": report.rejected}
+        ended = {} if state == "running" else {"finished": now(), "error": report.error}
+        connection.execute(
+            import_run.update().where(import_run.c.id == report.id).values(**counts, cursor=report.cursor, state=state, **ended)
+        )
+    batch.clear()
+    rejects.clear()
+
+
+def imports(limit: int = 50) -> list[dict[str, Any]]:
+    """Return the last imports, newest first (the columns of `import_run`)."""
+    with reading() as connection:
+        rows = connection.execute(sa.select(import_run).order_by(import_run.c.id.desc()).limit(limit)).mappings()
+        return [dict(row) for row in rows]
+
+
+def rejects_of(import_id: str, limit: int = 1000) -> list[dict[str, Any]]:
+    """Return what an import left out: position, reason, head."""
+    query = sa.select(import_reject).where(import_reject.c.import_run == import_id).order_by(import_reject.c.id).limit(limit)
+    with reading() as connection:
+        return [{name: row[name] for name in ("position", "reason", "head")} for row in connection.execute(query).mappings()]

@@ -1,0 +1,150 @@
+"""What an address or a file is, and how to read all of it: page after page, each with the cursor at which to go on."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from nullius.feed.importers import arxiv, bibtex, huggingface, page
+from nullius.feed.importers.decode import Document
+from nullius.feed.importers.fetch import Fetcher
+from nullius.feed.importers.records import Record, Reject, Unreadable
+
+ATOM_PAGE = 500
+ATOM_WINDOW = 10_000  # the search is reported to end there: bulk goes through OAI-PMH
+_BIBTEX = re.compile(r"^\s*@\s*[A-Za-z]+\s*[{(]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """All before this place was given out. value: how to go on from here; empty at the end."""
+
+    value: str
+
+
+Found = Record | Reject | Cursor
+
+
+def parse(document: Document, day: datetime.date | None = None) -> Iterator[Record | Reject]:
+    """Give the papers of a document, whatever it is of the formats that nullius reads. Raises Unreadable for anything else."""
+    start = document.start().lstrip("\ufeff \t\n")
+    if not start.strip():
+        raise Unreadable(f"{document.name} is empty")
+    lowered = start[:2000].lower()
+    if start[0] in "[{":
+        yield from huggingface.parse(document)
+    elif lowered.startswith("<!doctype html") or "<html" in lowered:
+        yield from page.parse_html(document, day)
+    elif "<oai-pmh" in lowered or "<listrecords" in lowered:
+        yield from (found for found in arxiv.parse_oai(document) if not isinstance(found, arxiv.Token))
+    elif start[0] == "<":
+        yield from (found for found in _atom_or_unreadable(document) if not isinstance(found, arxiv.Total))
+    elif _BIBTEX.search(start):
+        yield from bibtex.parse(document)
+    else:
+        yield from page.parse_text("".join(document.text()), document.name, day)
+
+
+def _atom_or_unreadable(document: Document) -> Iterator[Record | Reject | arxiv.Total]:
+    found = False
+    for one in arxiv.parse_atom(document):
+        found = True
+        yield one
+    if not found:
+        raise Unreadable(f"{document.name} is XML, but neither an Atom feed nor an OAI-PMH answer with papers in it")
+
+
+def from_web(address: str, fetcher: Fetcher, cursor: str = "", day: datetime.date | None = None) -> Iterator[Found]:
+    """Give the papers of an address, from a cursor on: all pages of a list, all answers of OAI-PMH, or one document."""
+    parts = urlsplit(address)
+    path = parts.path.rstrip("/")
+    if match := re.fullmatch(r"/(?:abs|pdf|html)/([^/]+(?:/\d{7})?(?:v\d+)?)(?:\.pdf)?", path):
+        address = urlunsplit(("https", "export.arxiv.org", "/api/query", urlencode({"id_list": match[1]}), ""))
+        parts, path = urlsplit(address), "/api/query"
+    elif match := re.fullmatch(r"/papers/(\d{4}\.\d{4,5})(?:\.md)?", path):
+        address = urlunsplit((parts.scheme, parts.netloc, f"/api/papers/{match[1]}", "", ""))
+    way: dict[str, Callable[[str, Fetcher, str], Iterator[Found]]] = {
+        "/api/daily_papers": _daily,
+        "/api/query": _atom,
+        "/oai": _oai,
+        "/oai2": _oai,
+    }
+    if path in way:
+        yield from way[path](address, fetcher, cursor)
+        return
+    yield from parse(fetcher.get(address), day)
+    yield Cursor("")
+
+
+def _with(address: str, **change: str) -> str:
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(query=urlencode({**dict(parse_qsl(parts.query)), **change})))
+
+
+def _asked(address: str, name: str, otherwise: int) -> int:
+    value = dict(parse_qsl(urlsplit(address).query)).get(name, "")
+    return int(value[:9]) if value.isdecimal() else otherwise
+
+
+def _daily(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
+    """All pages of a list of daily papers; the cursor is the number of the next page."""
+    limit = min(max(_asked(address, "limit", 100), 1), 100)
+    number = int(cursor) if cursor.isdecimal() else _asked(address, "p", 0)
+    while True:
+        items = list(huggingface.parse(fetcher.get(_with(address, p=str(number), limit=str(limit)))))
+        yield from items
+        number += 1
+        if len(items) < limit:
+            yield Cursor("")
+            return
+        yield Cursor(str(number))
+
+
+def _atom(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
+    """All pages of a search; the cursor is the number of the next entry."""
+    size = min(max(_asked(address, "max_results", ATOM_PAGE), 1), 2000)
+    start = int(cursor) if cursor.isdecimal() else _asked(address, "start", 0)
+    wanted = _asked(address, "max_results", ATOM_WINDOW) + _asked(address, "start", 0)
+    while True:
+        found = list(_atom_or_unreadable(fetcher.get(_with(address, start=str(start), max_results=str(size)))))
+        total = next((one.value for one in found if isinstance(one, arxiv.Total)), 0)
+        entries = [one for one in found if not isinstance(one, arxiv.Total)]
+        yield from entries
+        start += len(entries)
+        if not entries or start >= min(total, wanted, ATOM_WINDOW):
+            yield Cursor("")
+            return
+        yield Cursor(str(start))
+
+
+def _oai(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
+    """All answers to ListRecords; the cursor is the resumption token. One that has expired begins the window again: nothing is read twice over."""
+    base = urlunsplit(urlsplit(address)._replace(query="", fragment=""))
+    first = _with(address, verb="ListRecords", metadataPrefix="arXivRaw")
+    token = cursor
+    expired = False
+    while True:
+        asked = f"{base}?{urlencode({'verb': 'ListRecords', 'resumptionToken': token})}" if token else first
+        following = ""
+        try:
+            for found in arxiv.parse_oai(fetcher.get(asked)):
+                if isinstance(found, arxiv.Token):
+                    following = found.value
+                else:
+                    yield found
+        except arxiv.Refused as refused:
+            if refused.code == "noRecordsMatch":
+                yield Cursor("")
+                return
+            if refused.code != "badResumptionToken" or not token or expired:
+                raise
+            fetcher.say("the list's resumption token has expired: beginning the list again")
+            token, expired = "", True
+            continue
+        yield Cursor(following)
+        if not following:
+            return
+        token = following

@@ -1,0 +1,71 @@
+"""What `nullius feed sync` fetches: Hugging Face's daily papers, and arXiv's records of a set, since the last time."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+
+from nullius.feed.database import reading
+from nullius.feed.importers import huggingface
+from nullius.feed.importers.fetch import Fetcher
+from nullius.feed.importers.running import Report, import_from
+from nullius.feed.tables import import_run
+
+OAI = "https://oaipmh.arxiv.org/oai"
+SET = "cs:cs:CL"
+DAYS = 7
+
+
+def sync(
+    *,
+    days: int = DAYS,
+    oai_set: str = SET,
+    hub: str | None = None,
+    oai: str = OAI,
+    fetcher: Fetcher | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    today: datetime.date | None = None,
+) -> list[Report]:
+    """Fetch what is new; one report for each day of the hub and one for arXiv. What fails stands in its report, the others go on.
+
+    days: how far to look back the first time. hub: Hugging Face's address (default: HF_ENDPOINT, else huggingface.co). oai_set: a set of
+    arXiv's; empty for none.
+    """
+    today = today or datetime.datetime.now(datetime.UTC).date()
+    hub = hub or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    fetcher = fetcher or Fetcher(say=say)
+    reports = []
+    day = _since(f"{hub.rstrip('/')}/api/daily_papers", today, days)
+    while day <= today:
+        reports.append(import_from(huggingface.address(hub, day, 0), fetcher=fetcher, say=say, today=today))
+        if reports[-1].error:  # a source that does not answer for one day will not for the next
+            break
+        day += datetime.timedelta(days=1)
+    if oai_set:
+        reports.append(import_from(_oai_address(oai, oai_set, today, days), fetcher=fetcher, say=say, today=today))
+    return reports
+
+
+def _since(base: str, today: datetime.date, days: int) -> datetime.date:
+    """The day of the last import of a source that came to its end (it is fetched again: a day's page grows), at most `days` ago."""
+    first = today - datetime.timedelta(days=days)
+    query = sa.select(sa.func.max(import_run.c.started)).where(import_run.c.address.startswith(base, autoescape=True), import_run.c.state == "done")
+    with reading() as connection:
+        last = connection.execute(query).scalar()
+    return max(first, datetime.date.fromisoformat(last[:10]) - datetime.timedelta(days=1)) if last else first
+
+
+def _oai_address(oai: str, oai_set: str, today: datetime.date, days: int) -> str:
+    """What to ask arXiv: the unfinished list of last time, else what changed since the last finished one."""
+    query = sa.select(import_run.c.address, import_run.c.cursor, import_run.c.state)
+    query = query.where(import_run.c.address.startswith(f"{oai}?", autoescape=True), import_run.c.address.contains(urlencode({"set": oai_set})))
+    with reading() as connection:
+        last = connection.execute(query.order_by(import_run.c.id.desc()).limit(1)).first()
+    if last is not None and last.cursor and last.state != "done":
+        return str(last.address)
+    since = _since(f"{oai}?", today, days)
+    return f"{oai}?{urlencode({'verb': 'ListRecords', 'metadataPrefix': 'arXivRaw', 'set': oai_set, 'from': since.isoformat()})}"

@@ -1,0 +1,68 @@
+"""The records of an XML document, one by one, from text that comes in pieces. Entities, DTDs and external references are refused (defusedxml)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from xml.etree.ElementTree import Element, ParseError, XMLPullParser
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser
+
+from nullius.feed.importers.records import Unreadable
+
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_DECLARATION = re.compile(r"\s*<\?xml[^>]*\?>")
+
+
+def elements(pieces: Iterable[str], tags: set[str], name: str) -> Iterator[tuple[str, Element]]:
+    """Give (tag, element) for each element with one of the tags (without namespace), complete. It is emptied afterwards.
+
+    Raises Unreadable, after the last whole one, when the document breaks off, is no XML or has a DTD or entities.
+    """
+    # the text is decoded already: whatever the declaration says, what the parser gets is UTF-8
+    parser = XMLPullParser(events=("end",), _parser=DefusedXMLParser(encoding="utf-8", forbid_dtd=True))  # type: ignore[call-arg]
+    number, first = 0, True
+    try:
+        for piece in pieces:
+            if first:
+                piece, first = _DECLARATION.sub("", piece, count=1), False
+            parser.feed(_ILLEGAL.sub("", piece).encode())
+            for _, element in parser.read_events():
+                tag = local(element.tag)
+                if tag in tags:
+                    number += 1
+                    yield tag, element
+                    element.clear()
+        parser.close()
+        for _, element in parser.read_events():
+            if local(element.tag) in tags:
+                yield local(element.tag), element
+    except ParseError as error:
+        raise Unreadable(f"{name}: the XML breaks off or is damaged after record {number} ({error})") from None
+    except DefusedXmlException:
+        raise Unreadable(f"{name}: the XML declares a document type or entities, which no feed needs; refused") from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{name}: the XML cannot be read after record {number} ({error})") from None
+
+
+def local(tag: object) -> str:
+    """Return a tag without its namespace."""
+    return str(tag).rsplit("}", 1)[-1]
+
+
+def text(element: Element, *path: str) -> str:
+    """Return the text of the first child reached by tags (without namespace), or an empty string."""
+    for tag in path:
+        for child in element:
+            if local(child.tag) == tag:
+                element = child
+                break
+        else:
+            return ""
+    return "".join(element.itertext())
+
+
+def children(element: Element, tag: str) -> list[Element]:
+    """Return the children with a tag (without namespace)."""
+    return [child for child in element if local(child.tag) == tag]
