@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from nullius import __version__
-from nullius.cli import models, train, web
+from nullius.cli import feed, models, train, web
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
