@@ -20,14 +20,24 @@ import nullius
 from nullius.errors import NulliusError
 from nullius.feed.database import make_ready
 from nullius.lab import schema
-from nullius.web import assets, registry, safety, site, who
+from nullius.web import api, assets, assistants, registry, safety, site, who
 from nullius.web.live import Live
 from nullius.web.pages import runs as run_pages
 from nullius.web.problems import Problem, from_error
 from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
-PAGES = ("frame", "daily", "papers", "runs", "subjects")
+PAGES = (
+    "pages.frame",
+    "pages.daily",
+    "pages.papers",
+    "pages.runs",
+    "pages.subjects",
+    "pages.searching",
+    "pages.personal",
+    "pages.subscribing",
+)
+PAGES += ("atom", "badge", "signing", "describing")
 
 
 def create(settings: Settings) -> FastAPI:
@@ -37,7 +47,8 @@ def create(settings: Settings) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(make_ready, schema.url())
         waking = asyncio.create_task(run_in_threadpool(registry.refresh))  # takes seconds after an update; pages show what is known
-        yield
+        async with assistant.session_manager.run():
+            yield
         waking.cancel()
         await app.state.live.close()
 
@@ -46,8 +57,10 @@ def create(settings: Settings) -> FastAPI:
     app.state.site, app.state.settings = pages, settings
     app.state.live = Live(lambda run_id: _piece(pages, run_id))
     for name in PAGES:
-        import_module(f"nullius.web.pages.{name}")
-    app.router.routes += [*assets.routes, Route("/runs/{id}/live", _watch), *site.routes(pages)]
+        import_module(f"nullius.web.{name}")
+    assistant = assistants.make(settings)
+    app.include_router(api.router)
+    app.router.routes += [*assistants.routes(assistant, settings), *assets.routes, Route("/runs/{id}/live", _watch), *site.routes(pages)]
     app.add_middleware(safety.Guard, settings=settings)
     for kind in (Problem, NulliusError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer)

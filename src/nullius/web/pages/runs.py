@@ -110,7 +110,7 @@ def run(visit: Visit) -> dict[str, Any]:
     asked = queue.asked(found["id"])
     return {
         "schema": "nullius.web.run/1",
-        "run": _public(found),
+        "run": public(found),
         "paper": shelf.brief(found["slug"]),
         "live": live,
         "progress": progress(found, events) if found["state"] == "running" else None,
@@ -123,8 +123,8 @@ def run(visit: Visit) -> dict[str, Any]:
     }
 
 
-def _public(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the server's own folders."""
+def public(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without the server's own folders."""
     kept = [{name: entry[name] for name in ("name", "bytes", "sha256")} for entry in found["artefacts"]]
     return {**found, "artefacts": kept}
 
@@ -197,7 +197,7 @@ def everything(visit: Visit) -> Response:
     found = record(visit.params["id"])
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("record.json", dumps(_public(found), indent=2))
+        archive.writestr("record.json", dumps(public(found), indent=2))
         for entry in found["artefacts"]:
             path = Path(data_dir()) / "runs" / found["id"] / entry["name"]
             if path.is_file():

@@ -1,0 +1,94 @@
+"""Running the server: address, one-time link, worker, orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from nullius.errors import NulliusError
+from nullius.feed.database import make_ready
+from nullius.lab import schema
+from nullius.web import who
+from nullius.web.app import create
+from nullius.web.settings import Settings
+
+BACKLOG = 512
+
+
+def serve(settings: Settings, *, browser: bool, worker: bool, say: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C. Raises NulliusError when the port is taken."""
+    listening = _listen(settings)
+    make_ready(schema.url())
+    if settings.shared:
+        say(f"nullius: {settings.base_url} (listening on {settings.host}:{settings.port})")
+    else:
+        address = f"{settings.base_url}/enter?key={who.key_to_enter(settings)}"
+        say(f"nullius: {settings.base_url} can be read; to vote and run, open this address, once:\n{address}")
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    config = uvicorn.Config(
+        create(settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        proxy_headers=settings.shared,
+        lifespan="on",
+    )
+    with _worker() if worker else contextlib.nullcontext():
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        raise NulliusError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; another nullius may be there, or choose --port"
+        ) from None
+    listening.listen(BACKLOG)
+    return listening
+
+
+@contextlib.contextmanager
+def _worker() -> Iterator[None]:
+    """A worker beside the server, which ends with it."""
+    process = subprocess.Popen([sys.executable, "-m", "nullius.web.serving", str(os.getpid())], start_new_session=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _work(parent: int) -> None:
+    """What the worker's process does: work while the server lives. Another worker on this machine does as well."""
+    from nullius.lab.worker import Worker
+
+    one = Worker(say=lambda line: print(f"worker: {line}", flush=True))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: one.stop())
+    try:
+        one.work(idle=lambda: os.getppid() == parent)
+    except NulliusError as error:
+        print(f"worker: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]))
