@@ -1,0 +1,174 @@
+"""Desiderata-based component masking (DCM; Davies et al. 2023, Prakash et al. 2024): which heads carry a stated piece of information.
+
+A desideratum is a set of pairs of texts with an answer that the base text should get when one piece of information comes from the source: the
+object that stands at the source's position, say. A mask m in [0, 1] for each head mixes its output, z ← m z + (1 − m) z_source, and is learned to
+make that answer likely with as few heads as possible. Rounded, it names the heads; how often the answer then comes out, on pairs that were
+not used, says whether they carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullius.errors import UsageError
+from nullius.instruments import taps
+from nullius.instruments.heads import Head
+from nullius.instruments.patching import _check_lengths
+from nullius.instruments.path_runs import positions
+from nullius.models.language_model import Batch, LanguageModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Desideratum:
+    """Pairs of texts of one length, with the token that should come out [n]; at: the heads' position in base and source, for each pair."""
+
+    base: Batch
+    source: Batch
+    targets: tuple[int, ...]
+    at: tuple[int, ...]
+    source_at: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.base.input_ids)
+        if not len(self.targets) == len(self.at) == len(self.source_at) == len(self.source.input_ids) == n:
+            raise UsageError(f"{n} base texts need as many sources, targets and positions")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, rows: Sequence[int]) -> Desideratum:
+        """Some of the pairs."""
+        chosen = list(rows)
+        base, source = (Batch(side.input_ids[chosen], side.attention_mask[chosen]) for side in (self.base, self.source))
+        return Desideratum(base, source, *(tuple(values[i] for i in chosen) for values in (self.targets, self.at, self.source_at)))
+
+    def split(self, rng: np.random.Generator, shares: tuple[float, float] = (0.5, 0.25)) -> tuple[Desideratum, Desideratum, Desideratum]:
+        """Split at random into training, validation and test pairs."""
+        order = rng.permutation(len(self)).tolist()
+        first, second = round(shares[0] * len(self)), round((shares[0] + shares[1]) * len(self))
+        return self.part(order[:first]), self.part(order[first:second]), self.part(order[second:])
+
+    def shuffled(self, rng: np.random.Generator) -> Desideratum:
+        """The same pairs with each other's targets: a null desideratum."""
+        return Desideratum(self.base, self.source, tuple(self.targets[i] for i in rng.permutation(len(self))), self.at, self.source_at)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A learned mask over candidate heads. values: m of each [heads]. found: the heads whose rounded mask takes the source's value.
+
+    validation: share of validation pairs whose target came out, with the rounded mask.
+    """
+
+    heads: tuple[Head, ...]
+    values: np.ndarray
+    found: tuple[Head, ...]
+    validation: float
+
+
+def learn(
+    model: LanguageModel,
+    train: Desideratum,
+    validation: Desideratum,
+    heads: Sequence[Head],
+    *,
+    l1: float = 0.01,
+    rate: float = 0.1,
+    epochs: int = 2,
+    batch_size: int = 32,
+    rng: np.random.Generator,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Mask:
+    """Learn which of `heads` to take from the source. Starts at m = 1 (all heads their own); Adam, m clamped to [0, 1] before each step.
+
+    Loss: −mean target logit + l1 · Σ(1 − m). After each quarter of an epoch the rounded mask is tried on the validation pairs; the best one is
+    returned, on a tie the one that takes fewer heads. Raises UsageError for heads that do not exist and pairs of unequal length.
+    """
+    _check(model, train, heads)
+    m = torch.ones(len(heads), device=model.device, requires_grad=True)
+    optimiser = torch.optim.Adam([m], lr=rate)
+    steps = max(1, -(-len(train) // batch_size))
+    best: tuple[float, int, np.ndarray] | None = None
+    every = max(1, steps // 4)
+    for epoch in range(epochs):
+        order = rng.permutation(len(train)).tolist()
+        for step in range(steps):
+            part = train.part(order[step * batch_size : (step + 1) * batch_size])
+            with torch.no_grad():
+                m.clamp_(0, 1)
+            with _mixed(model, part, heads, m):
+                logits = model.logits(part.base).float()
+            targets = torch.tensor(part.targets, device=model.device)
+            loss = -logits.gather(1, targets[:, None]).mean() + l1 * (1 - m).sum()
+            (m.grad,) = torch.autograd.grad(loss, m)
+            optimiser.step()
+            if on_step is not None:
+                on_step(epoch * steps + step + 1, epochs * steps)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                values = m.detach().clamp(0, 1).cpu().numpy().copy()
+                taken = [head for head, value in zip(heads, values, strict=True) if round(float(value)) == 0]
+                score = float(accuracy(model, validation, taken).mean())
+                if best is None or (score, -len(taken)) > best[:2]:
+                    best = (score, -len(taken), values)
+    assert best is not None
+    found = tuple(head for head, value in zip(heads, best[2], strict=True) if round(float(value)) == 0)
+    return Mask(tuple(heads), best[2], found, best[0])
+
+
+@torch.no_grad()
+def accuracy(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> np.ndarray:
+    """1 where the target is the greedy next token when these heads come from the source [n]; no heads: what the model says anyway."""
+    out = []
+    for start in range(0, len(pairs), batch_size):
+        part = pairs.part(range(start, min(start + batch_size, len(pairs))))
+        with _mixed(model, part, heads, torch.zeros(len(heads), device=model.device)):
+            out.append((model.logits(part.base).argmax(-1).cpu() == torch.tensor(part.targets)).double().numpy())
+    return np.concatenate(out)
+
+
+@contextmanager
+def _mixed(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], m: Tensor) -> Iterator[None]:
+    """While open, z ← m z + (1 − m) z_source for each head at the pairs' positions."""
+    n, length = pairs.base.input_ids.shape
+    row = torch.arange(n, device=model.device)
+    here, there = (positions(at, n, length) for at in (pairs.at, pairs.source_at))
+    assert here is not None
+    assert there is not None
+    here, there = here.to(model.device), there.to(model.device)
+    layers = sorted({head.layer for head in heads})
+    source = taps.read(model, pairs.source, ["z"], layers, positions="all")["z"] if layers else None
+    with ExitStack() as stack:
+        for i, layer in enumerate(layers):
+            assert source is not None
+            numbers = [j for j, head in enumerate(heads) if head.layer == layer]
+            own = torch.tensor([heads[j].head for j in numbers], device=model.device)
+            value = source[i][row, there][:, own]  # [n, heads, d_head]
+
+            def mix(z: Tensor, own: Tensor = own, value: Tensor = value, numbers: list[int] = numbers) -> Tensor:
+                weight = m[numbers][None, :, None].to(z.dtype)
+                index = (row[:, None], here[:, None], own[None, :])
+                return z.index_put(index, weight * z[index] + (1 - weight) * value)
+
+            stack.enter_context(taps.edit(model, "z", layer, mix))
+        yield
+
+
+def _check(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head]) -> None:
+    _check_lengths(model, pairs.base, pairs.source)
+    if not heads:
+        raise UsageError("no candidate heads: give at least one")
+    for head in heads:
+        if not (0 <= head.layer < model.anatomy.n_layers and 0 <= head.head < model.anatomy.n_heads):
+            raise UsageError(
+                f"head {head} does not exist: {model.name} has {model.anatomy.n_layers} layers of {model.anatomy.n_heads} heads"
+            )
