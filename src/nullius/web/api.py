@@ -112,13 +112,7 @@ def papers(
     return finding.papers(visit.person, wish)
 
 
-@router.get("/papers/{key}", response_model=shapes.PaperBody)
-def paper(visit: Asker, key: Key) -> Any:
-    """One paper: claims, verdicts on every subject, runs, notes."""
-    return paper_pages.details(visit, shelf.paper(key))
-
-
-@router.get("/papers/{key}/matrix", response_model=shapes.Matrix)
+@router.get("/papers/{key:path}/matrix", response_model=shapes.Matrix)
 def matrix(visit: Asker, key: Key) -> Any:
     """Claims × subjects."""
     found = shelf.paper(key)
@@ -127,20 +121,20 @@ def matrix(visit: Asker, key: Key) -> Any:
     return verdicts.matrix(found["slug"], visit.subject)
 
 
-@router.get("/papers/{key}/similar", response_model=shapes.Papers)
+@router.get("/papers/{key:path}/similar", response_model=shapes.Papers)
 def similar(visit: Asker, key: Key, by: Literal["meaning", "newest", "instrument"] = "meaning") -> Any:
     """Ten papers like this one."""
     found = shelf.similar(shelf.paper(key), by, visit.person, visit.subject)
     return {"papers": found, "total": len(found), "cursor": None}
 
 
-@router.post("/papers/{key}/vote", response_model=shapes.Votes)
+@router.post("/papers/{key:path}/vote", response_model=shapes.Votes)
 def vote(visit: Asker, key: Key) -> Any:
     """Vote; twice is once."""
     return _vote(visit, key, True)
 
 
-@router.delete("/papers/{key}/vote", response_model=shapes.Votes)
+@router.delete("/papers/{key:path}/vote", response_model=shapes.Votes)
 def unvote(visit: Asker, key: Key) -> Any:
     """Take the vote back."""
     return _vote(visit, key, False)
@@ -151,6 +145,12 @@ def _vote(visit: Visit, key: str, on: bool) -> dict[str, Any]:
     found = shelf.paper(key)
     shelf.set_vote(visit.person, found["id"], on)
     return {"votes": shelf.by_id(found["id"])["votes"], "voted": on}
+
+
+@router.get("/papers/{key:path}", response_model=shapes.PaperBody)
+def paper(visit: Asker, key: Key) -> Any:
+    """One paper: claims, verdicts on every subject, runs, notes."""
+    return paper_pages.details(visit, shelf.paper(key))
 
 
 @router.get("/claims", response_model=shapes.Claims)
@@ -280,7 +280,7 @@ def saved(visit: Asker, cursor: Cursor = "", limit: Limit = 50) -> Any:
     return {"saved": rows[:limit], "cursor": rows[limit - 1]["created"] if len(rows) > limit else None}
 
 
-@router.put("/saved/{key}", response_model=shapes.Votes)
+@router.put("/saved/{key:path}", response_model=shapes.Votes)
 def save(visit: Asker, key: Key, wish: shapes.SaveWish) -> Any:
     """Save a paper, or change what is kept beside it."""
     visit.need("save")
@@ -289,7 +289,7 @@ def save(visit: Asker, key: Key, wish: shapes.SaveWish) -> Any:
     return {"votes": found["votes"], "voted": shelf.cards([found["id"]], visit.person, visit.subject)[0]["voted"]}
 
 
-@router.delete("/saved/{key}", status_code=204, response_class=Response)
+@router.delete("/saved/{key:path}", status_code=204, response_class=Response)
 def unsave(visit: Asker, key: Key) -> Response:
     """Take a paper out of one's library."""
     visit.need("save")

@@ -205,7 +205,7 @@ def routes(site: Site) -> list[Route]:
 
 def _weight(path: str) -> int:
     """How particular a path is: fixed parts count, names that may hold anything come last."""
-    return 100 * path.count("/") + 10 * (path.count("/") - path.count("{")) - 1000 * path.endswith(":path}")
+    return 100 * path.count("/") + 10 * (path.count("/") - path.count("{")) + path.count("}.") - 1000 * path.endswith(":path}")
 
 
 def _pager(site: Site, handler: Handler, template: str) -> Callable[[Request], Any]:

@@ -18,7 +18,7 @@ from nullius.web.site import Answer, Visit, get, page, post
 SIMILAR = ("meaning", "newest", "instrument")
 
 
-@page("/papers/{key}", "paper.html")
+@page("/papers/{key:path}", "paper.html")
 def paper(visit: Visit) -> Answer:
     """A paper. Other names of it (versions, former names) lead to its one address; citation formats also by Accept."""
     key = visit.params["key"]
@@ -87,25 +87,25 @@ def _cited(found: dict[str, Any], form: str) -> Response:
     return Response(text, media_type=kind, headers=headers)
 
 
-@get("/papers/{key}.bib")
+@get("/papers/{key:path}.bib")
 def bib(visit: Visit) -> Response:
     """BibTeX."""
     return _cited(shelf.paper(visit.params["key"]), "bibtex")
 
 
-@get("/papers/{key}.ris")
+@get("/papers/{key:path}.ris")
 def ris(visit: Visit) -> Response:
     """RIS, which Zotero, EndNote and Mendeley read."""
     return _cited(shelf.paper(visit.params["key"]), "ris")
 
 
-@get("/papers/{key}.csl.json")
+@get("/papers/{key:path}.csl.json")
 def csl(visit: Visit) -> Response:
     """CSL-JSON."""
     return _cited(shelf.paper(visit.params["key"]), "csl")
 
 
-@post("/papers/{key}/vote")
+@post("/papers/{key:path}/vote")
 def vote(visit: Visit) -> Answer:
     """Vote for a paper, or take the vote back. With htmx the answer is the button as it is now."""
     visit.need("vote")
@@ -114,7 +114,7 @@ def vote(visit: Visit) -> Answer:
     return _button(visit, found, "_vote.html")
 
 
-@post("/papers/{key}/save")
+@post("/papers/{key:path}/save")
 def save(visit: Visit) -> Answer:
     """Put a paper into the reader's library, or take it out."""
     visit.need("save")
@@ -137,7 +137,7 @@ def shown_note(note: Note) -> dict[str, Any]:
     return {**{name: getattr(note, name) for name in names}, "by": by, "replies": [shown_note(reply) for reply in note.replies]}
 
 
-@post("/papers/{key}/notes")
+@post("/papers/{key:path}/notes")
 def add_note(visit: Visit) -> Response:
     """Add a note to a paper, to one verdict of it, or to another note."""
     visit.need("note")

@@ -42,7 +42,7 @@ def library(visit: Visit) -> Answer:
     }
 
 
-@post("/library/{key}")
+@post("/library/{key:path}")
 def annotate(visit: Visit) -> Response:
     """Change what is kept beside a saved paper."""
     visit.need("save")

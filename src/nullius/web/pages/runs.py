@@ -226,7 +226,7 @@ def again(visit: Visit) -> Response:
     return see(f"/runs/{made}")
 
 
-@post("/papers/{key}/run")
+@post("/papers/{key:path}/run")
 def start(visit: Visit) -> Response:
     """Queue a run of a paper's study, as the form on its page asks."""
     paper = shelf.paper(visit.params["key"])

@@ -121,7 +121,7 @@ def download(visit: Visit) -> Response:
     return Response(text, media_type="text/html; charset=utf-8", headers=headers)
 
 
-@page("/compare/{slug}", "compare.html")
+@page("/compare/{slug:path}", "compare.html")
 def compare(visit: Visit) -> Answer:
     """One paper, several subjects: a forest plot for each claim, a table under it, paired differences where stimuli are shared."""
     found = shelf.paper(visit.params["slug"])
