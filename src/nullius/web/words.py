@@ -40,9 +40,11 @@ def interval(found: Mapping[str, Any] | None) -> str:
     """0.41 [0.30, 0.52]; an open end is infinite."""
     if not found:
         return "–"
-    lo = "−∞" if found["lo"] is None else number(float(found["lo"]))
-    hi = "∞" if found["hi"] is None else number(float(found["hi"]))
-    return f"{number(float(found['estimate']))} [{lo}, {hi}]"
+    ends = [found["estimate"], found["lo"], found["hi"]]
+    largest = max(abs(end) for end in ends if end is not None)
+    digits = 2 if largest >= 0.05 or not largest else 3 if largest >= 0.005 else 4
+    estimate, lo, hi = ("" if end is None else f"{end:.{digits}f}".replace("-", "−") for end in ends)
+    return f"{estimate} [{lo or '−∞'}, {hi or '∞'}]"
 
 
 def probability(value: float | None) -> str:

@@ -72,7 +72,9 @@ def _listed(visit: Visit, period: Period) -> dict[str, Any]:
 
 def _day(visit: Visit, when: date | None) -> dict[str, Any]:
     period = listings.day(when, **_how(visit))
-    return {"schema": "nullius.web.day/1", "day": period.name, **_listed(visit, period)}
+    listed = _listed(visit, period)
+    totals = verdicts.decisive([chip for card in listed["cards"] for chip in card["chips"]])
+    return {"schema": "nullius.web.day/1", "day": period.name, **listed, "totals": totals if any(totals.values()) else None}
 
 
 @page("/week", "span.html")
