@@ -85,7 +85,10 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
         done, state = _go_on(config, out, trainee, mixture, listener)
         trainee.body.to(here.device)
         if config.recompute:
-            trainee.hf.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = (
+                getattr(trainee.hf, "activation_checkpointing_enable", None) or trainee.hf.gradient_checkpointing_enable
+            )  # the older name
+            enable({"use_reentrant": False})
         flops = measurement.flops_per_token(trainee.hf, config.sequence)
         outside = outside_layers(trainee.hf)
         if here.world > 1:
@@ -175,9 +178,11 @@ class _Run:
             self._step(done)
             done += 1
             last = done == config.steps
+            if done % config.log == 0 or done == start + 1 or last:
+                self._report(done)
             stop = here.total(float(bool(asked_to_stop))) > 0
             look, keep = done % config.evaluate.every == 0 or last, done % config.save.every == 0 or last or stop
-            if done % config.log == 0 or done == start + 1 or look or keep:
+            if look or keep:
                 self._report(done)
             if look and rows is not None:
                 with self._autocast():

@@ -1,0 +1,183 @@
+"""Configurations are read strictly; schedules, optimisers and the count of operations do what they say."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullius.errors import NulliusError, UsageError
+from nullius.training import config as configuration
+from nullius.training import measurement
+from nullius.training.config import Config, Optimiser, Schedule, differences, plain
+from nullius.training.optimisers import Optimisers, outside_layers
+from nullius.training.schedules import factor
+
+GOOD = """
+out: run
+steps: 100
+sequence: 64
+batch: 8
+data: {train: [{path: a.txt, weight: 2}]}
+tokenizer: {vocabulary: 500}
+model: {new: {model_type: llama}}
+optimiser: {rate: 3e-4, betas: [0.9, 0.99]}
+"""
+
+
+def read(tmp_path, text, *changes) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, "utf-8")
+    return configuration.load(path, changes)
+
+
+def test_a_good_one(tmp_path):
+    config = read(tmp_path, GOOD, "steps=7", "schedule.name=wsd", "evaluate.samples=[The, A]")
+    assert config.steps == 7
+    assert config.optimiser.rate == 3e-4  # YAML reads a text
+    assert config.optimiser.betas == (0.9, 0.99)
+    assert config.schedule == Schedule("wsd")
+    assert config.evaluate.samples == ("The", "A")
+    assert config.data.train[0].path == str(tmp_path / "a.txt")
+    assert config.data.train[0].weight == 2.0
+    assert config.out == str(tmp_path / "run")
+    assert differences(plain(config), read(tmp_path, GOOD)) == ["schedule.name was 'wsd', is 'cosine'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("stpes=3", "unknown key 'stpes'; nearest: steps"),
+        ("optimiser.rat=3", "unknown key 'rat' in optimiser; nearest: rate"),
+        ("zzz=3", "unknown key 'zzz'; known: out"),
+        ("steps=many", "steps must be a whole number, not 'many'"),
+        ("steps=1.5", "steps must be a whole number, not 1.5"),
+        ("steps=true", "steps must be a whole number, not True"),
+        ("compile=1", "compile must be true or false, not 1"),
+        ("optimiser.rate=fast", "optimiser.rate must be a number, not 'fast'"),
+        ("optimiser.betas=[1, 2, 3]", "optimiser.betas must be a list of 2"),
+        ("optimiser.name=muno", "optimiser.name is 'muno'; choose adamw, muon; nearest: muon"),
+        ("optimiser=fast", "optimiser must be a section with keys, not 'fast'"),
+        ("data.train=[{weight: 1}]", r"key 'path' is missing in data.train\[0\]"),
+        ("data.train=[]", "data.train names no file"),
+        ("data.train=[{path: a, weight: 0}]", "every weight in data.train must be above 0"),
+        ("steps=0", "steps must be above 0"),
+        ("optimiser.clip=-1", "optimiser.clip must not be below 0"),
+        ("schedule.floor=2", "parts of a whole"),
+        ("model.load=x", "model needs one of new"),
+        ("model.new={hidden_size: 3}", "model.new needs a model_type"),
+        ("tokenizer={}", "tokenizer needs one of load"),
+        ("tokenizer.load=x", "tokenizer needs one of load"),
+        ("model.lora={}", "finetune a model that model.load names"),
+        ("model={load: x, lora: {}, parts: {mlps: [0]}}", "not both"),
+        ("steps", "write section.key=value"),
+        ("steps.more=1", "leads to no key"),
+        ("steps=[", "expected"),
+    ],
+)
+def test_bad_ones(tmp_path, change, words):
+    with pytest.raises(UsageError, match=words) as error:
+        read(tmp_path, GOOD, change)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no keys"),
+        ("- a\n- b", "holds no keys"),
+        ("steps: 1\nsteps: 2\n", "c.yaml, line 2: key 'steps' is given twice"),
+        ("a: [1,\nb: 2\n", "c.yaml, line "),
+        ("steps: 1\n", "key 'out' is missing"),
+    ],
+)
+def test_bad_files(tmp_path, text, words):
+    with pytest.raises(UsageError, match=words):
+        read(tmp_path, text)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"out: run\nname: b\xe4d\n")
+    with pytest.raises(UsageError, match=r"c.yaml, line 2: not UTF-8"):
+        configuration.load(tmp_path / "c.yaml")
+    with pytest.raises(UsageError, match="cannot read .*No such file"):
+        configuration.load(tmp_path / "none.yaml")
+
+
+@given(
+    name=st.sampled_from(["constant", "cosine", "linear", "wsd"]),
+    steps=st.integers(1, 300),
+    warmup=st.integers(0, 100),
+    floor=st.floats(0, 1),
+    decay=st.floats(0, 1),
+)
+def test_schedules_rise_stay_and_fall(name, steps, warmup, floor, decay):
+    rates = [factor(Schedule(name, warmup, floor, decay), step, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 or rate >= floor for rate in rates)
+    rise, fall = rates[: min(warmup, steps)], rates[warmup:]
+    assert rise == sorted(rise)
+    assert fall == sorted(fall, reverse=True)
+    if fall:
+        assert fall[0] == 1
+        assert fall[-1] >= floor - 1e-12
+        if name == "constant":
+            assert set(fall) == {1.0}
+
+
+def test_wsd_stays_and_then_falls():
+    rates = [factor(Schedule("wsd", 10, 0.1, 0.25), step, 100) for step in range(101)]
+    assert rates[10:76] == [1.0] * 66
+    assert rates[100] == pytest.approx(0.1)
+    assert math.isclose(rates[87], 1 - 0.9 * 12 / 25)
+
+
+def test_who_gets_muon(toy):
+    named = dict(toy.hf.named_parameters())
+    adamw, muon = Optimisers(named, Optimiser("muon"), outside_layers(toy.hf), fused=False).all
+    names = {id(value): name for name, value in named.items()}
+    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert by_muon == {name for name, value in named.items() if ".layers." in name and value.ndim == 2}
+    decayed, free = adamw.param_groups
+    assert {names[id(p)] for p in decayed["params"]} == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert free["weight_decay"] == 0.0
+    assert all(p.ndim == 1 for p in free["params"])
+
+
+def test_state_of_other_sizes_is_refused(toy):
+    optimisers = Optimisers(dict(toy.hf.named_parameters()), Optimiser(), set(), fused=False)
+    with pytest.raises(NulliusError, match=r"model.norm.weight \[7\] does not fit: this model has a weight of \[32\]"):
+        optimisers.restore({"model.norm.weight/exp_avg": torch.zeros(7)})
+    with pytest.raises(NulliusError, match="no such weight"):
+        optimisers.restore({"nothing/exp_avg": torch.zeros(7)})
+
+
+def test_operations_are_counted_as_torch_counts_them(toys):
+    """Against torch's own counter, which counts the masked half of the attention too."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for family in ("llama", "gpt2", "gpt_neox"):
+        hf = toys[family].hf
+        tokens = torch.zeros(1, 256, dtype=torch.long)
+        hf.set_attn_implementation("eager")
+        try:
+            with FlopCounterMode(display=False) as counter:
+                hf(input_ids=tokens).logits.sum().backward()
+        finally:
+            hf.set_attn_implementation("sdpa")
+            hf.zero_grad(set_to_none=True)
+        mixing = 3 * 6 * 256 * 32  # layers · 6 · T · width
+        assert (measurement.flops_per_token(hf, 256) + mixing) * 256 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_metrics_behind_the_step_are_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st', "utf-8")
+    metrics = measurement.Metrics(path, 2)
+    metrics.write({"step": 3, "loss": 1.0})
+    assert path.read_text("utf-8") == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
+
+
+def test_peaks():
+    assert measurement.peak_tflops(torch.device("cpu")) == 0
+    assert measurement.peak_tflops(torch.device("cpu"), 2.5) == 2.5
