@@ -101,7 +101,7 @@ def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"out: run\nname: b\xe4d\n")
     with pytest.raises(UsageError, match=r"c.yaml, line 2: not UTF-8"):
         configuration.load(tmp_path / "c.yaml")
-    with pytest.raises(UsageError, match="cannot read .*No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*No such file"):
         configuration.load(tmp_path / "none.yaml")
 
 

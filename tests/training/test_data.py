@@ -98,7 +98,7 @@ def test_a_failed_packing_leaves_nothing(tmp_path, tokenizer, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packed, "_write", full)
-    with pytest.raises(NulliusError, match="cannot write the packed data set .*No space left on device; free some space"):
+    with pytest.raises(NulliusError, match=r"cannot write the packed data set .*No space left on device; free some space"):
         pack(Source(str(path)), tokenizer, 0, quiet)
     assert [p.name for p in (tmp_path / "cache" / "packed").iterdir() if not p.name.endswith(".lock")] == []
 

@@ -242,7 +242,7 @@ def test_models_that_cannot_be_made(tiny, model, words):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny):
-    with pytest.raises(NulliusError, match="the loss of step .* is nan; there is no checkpoint yet; lower optimiser.rate"):
+    with pytest.raises(NulliusError, match=r"the loss of step .* is nan; there is no checkpoint yet; lower optimiser.rate"):
         train(replace(tiny, optimiser=Optimiser(rate=1e30, clip=0.0), save=Save(every=100)))
 
 
