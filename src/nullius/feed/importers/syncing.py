@@ -53,7 +53,9 @@ def sync(
 def _since(base: str, today: datetime.date, days: int) -> datetime.date:
     """The day of the last import of a source that came to its end (it is fetched again: a day's page grows), at most `days` ago."""
     first = today - datetime.timedelta(days=days)
-    query = sa.select(sa.func.max(import_run.c.started)).where(import_run.c.address.startswith(base, autoescape=True), import_run.c.state == "done")
+    query = sa.select(sa.func.max(import_run.c.started)).where(
+        import_run.c.address.startswith(base, autoescape=True), import_run.c.state == "done"
+    )
     with reading() as connection:
         last = connection.execute(query).scalar()
     return max(first, datetime.date.fromisoformat(last[:10]) - datetime.timedelta(days=1)) if last else first
@@ -62,7 +64,9 @@ def _since(base: str, today: datetime.date, days: int) -> datetime.date:
 def _oai_address(oai: str, oai_set: str, today: datetime.date, days: int) -> str:
     """What to ask arXiv: the unfinished list of last time, else what changed since the last finished one."""
     query = sa.select(import_run.c.address, import_run.c.cursor, import_run.c.state)
-    query = query.where(import_run.c.address.startswith(f"{oai}?", autoescape=True), import_run.c.address.contains(urlencode({"set": oai_set})))
+    query = query.where(
+        import_run.c.address.startswith(f"{oai}?", autoescape=True), import_run.c.address.contains(urlencode({"set": oai_set}))
+    )
     with reading() as connection:
         last = connection.execute(query.order_by(import_run.c.id.desc()).limit(1)).first()
     if last is not None and last.cursor and last.state != "done":

@@ -1,0 +1,164 @@
+"""Sentence vectors of papers, made in the background: newest first, some hundred at a time, kept in the database and in the search files."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from nullius.errors import NulliusError
+from nullius.feed.database import reading, writing
+from nullius.feed.readable import readable
+from nullius.feed.search import minilm, vectors, weights, words
+from nullius.feed.tables import claim, embedding, paper
+
+MODEL = weights.NAME
+BATCH = 64
+Encode = Callable[[Sequence[str]], vectors.Floats]
+
+
+def texts(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is embedded of papers: title and abstract; without an abstract title, our summary and what the claims say."""
+    slugs = [row["slug"] for row in rows if row["slug"] and not row["abstract"]]
+    wordings: dict[str, str] = {}
+    if slugs:
+        query = sa.select(claim.c.slug, claim.c.description).where(claim.c.slug.in_(slugs), claim.c.retired_at.is_(None))
+        for slug, about in connection.execute(query.order_by(claim.c.slug, claim.c.position)):
+            wordings[slug] = f"{wordings.get(slug, '')} {about['wording']}."
+    return [_text(row, wordings.get(row["slug"] or "", "")) for row in rows]
+
+
+def _text(row: Mapping[str, Any], wordings: str) -> str:
+    rest = row["abstract"] or f"{row['summary'] or row['their_summary'] or ''}{wordings}"
+    return f"{readable(row['title'])}. {readable(rest)}"
+
+
+def missing(limit: int = 1) -> int:
+    """Return how many papers have no vector yet, counted up to `limit`."""
+    with reading() as connection:
+        chosen = _without(limit).subquery()
+        return connection.execute(sa.select(sa.func.count()).select_from(chosen)).scalar() or 0
+
+
+def _without(limit: int) -> sa.Select[Any]:
+    columns = [paper.c[name] for name in ("id", "slug", "title", "abstract", "summary", "their_summary")]
+    has = sa.exists(sa.select(embedding.c.paper).where(embedding.c.paper == paper.c.id, embedding.c.model == MODEL))
+    query = sa.select(*columns).where(paper.c.merged_into.is_(None), ~has)
+    return query.order_by(paper.c.published.desc().nulls_last(), paper.c.id.desc()).limit(limit)
+
+
+def embed(
+    *, most: int | None = None, seconds: float | None = None, device: str = "cpu", progress: Callable[[int], None] = lambda done: None
+) -> int:
+    """Embed papers that have no vector, newest first, then those whose text changed; return how many. One process at a time.
+
+    most, seconds: stop after so many papers, or so long. device: cpu (numpy), or one of torch's. Raises NulliusError without weights.
+    """
+    from filelock import FileLock, Timeout
+
+    if not weights.here():
+        raise NulliusError("the weights for search by meaning are not here; `nullius feed index` fetches them")
+    where = words.folder() / "vectors"
+    where.mkdir(parents=True, exist_ok=True)
+    end = None if seconds is None else time.monotonic() + seconds
+    done = 0
+    try:
+        with FileLock(where / "writing.lock", timeout=0):
+            _complete(where)
+            encode = _encoder(device)
+            for batch in _batches():
+                done += _embed_batch(where, encode, batch)
+                progress(done)
+                if (most is not None and done >= most) or (end is not None and time.monotonic() > end):
+                    break
+    except Timeout:
+        pass  # another process is at it
+    return done
+
+
+def _encoder(device: str) -> Encode:
+    if device == "cpu":
+        return minilm.load(weights.folder()).encode
+    from nullius.feed.search.minilm_torch import encoder
+
+    return encoder(weights.folder(), device)
+
+
+def _batches() -> Iterator[list[tuple[int, str]]]:
+    """Give (number, text) of papers without a vector until there are none, then of those whose text is not the one that was embedded."""
+    while True:
+        with reading() as connection:
+            rows = connection.execute(_without(BATCH)).mappings().all()
+            batch = list(zip([row["id"] for row in rows], texts(connection, rows), strict=True))
+        if not batch:
+            break
+        yield batch
+    yield from _changed()
+
+
+def _changed() -> Iterator[list[tuple[int, str]]]:
+    columns = [paper.c[name] for name in ("id", "slug", "title", "abstract", "summary", "their_summary")]
+    last = 0
+    while True:
+        with reading() as connection:
+            query = sa.select(*columns, embedding.c.text_sha256).join(embedding, embedding.c.paper == paper.c.id)
+            query = (
+                query.where(embedding.c.model == MODEL, paper.c.id > last, paper.c.merged_into.is_(None)).order_by(paper.c.id).limit(1000)
+            )
+            rows = connection.execute(query).mappings().all()
+            found = texts(connection, rows)
+        if not rows:
+            return
+        last = rows[-1]["id"]
+        stale = [(row["id"], text) for row, text in zip(rows, found, strict=True) if _digest(text) != row["text_sha256"]]
+        for start in range(0, len(stale), BATCH):
+            yield stale[start : start + BATCH]
+
+
+def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -> int:
+    found = encode([text for _, text in batch])
+    packed, scales = vectors.quantise(found)
+    numbers = [number for number, _ in batch]
+    with writing() as connection:
+        present = set(connection.execute(sa.select(paper.c.id).where(paper.c.id.in_(numbers))).scalars())
+        connection.execute(embedding.delete().where(embedding.c.paper.in_(numbers), embedding.c.model == MODEL))
+        rows = [
+            {"paper": number, "model": MODEL, "text_sha256": _digest(text), "vector": packed[i].tobytes(), "scale": float(scales[i])}
+            for i, (number, text) in enumerate(batch)
+            if number in present
+        ]
+        if rows:
+            connection.execute(embedding.insert(), rows)
+    vectors.append(where, numbers, packed, scales)
+    return len(batch)
+
+
+def _complete(where: Any) -> None:
+    """Bring the files up to the table: after a kill between the two, or when the files were removed."""
+    held = set(vectors.open_vectors(where).numbers.tolist())
+    with reading() as connection:
+        total = connection.execute(sa.select(sa.func.count()).select_from(embedding).where(embedding.c.model == MODEL)).scalar() or 0
+    if total <= len(held):
+        return
+    last = 0
+    while True:
+        query = sa.select(embedding.c.paper, embedding.c.vector, embedding.c.scale).where(
+            embedding.c.model == MODEL, embedding.c.paper > last
+        )
+        with reading() as connection:
+            rows = connection.execute(query.order_by(embedding.c.paper).limit(10_000)).all()
+        if not rows:
+            return
+        last = rows[-1].paper
+        fresh = [row for row in rows if row.paper not in held]
+        if fresh:
+            packed = np.frombuffer(b"".join(row.vector for row in fresh), np.int8).reshape(len(fresh), -1)
+            vectors.append(where, [row.paper for row in fresh], packed, np.array([row.scale for row in fresh], np.float32))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

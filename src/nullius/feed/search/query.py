@@ -1,0 +1,158 @@
+"""The query language: words, "phrases", -words, and filters such as author:merullo.
+
+Any text is a query; what is not understood is said, and left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nullius.feed.text import clean
+
+LONGEST = 2_000  # characters that are read
+MOST_WORDS = 48
+VERDICTS = {
+    "holds": "holds",
+    "hold": "holds",
+    "fails": "fails",
+    "fail": "fails",
+    "inconclusive": "inconclusive",
+    "out-of-reach": "out of reach",
+}
+_PIECE = re.compile(r'(-?)(?:([A-Za-z]{2,12}):)?(?:"([^"]*)"|(\S+))')
+_ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z]{2})?/\d{7})(?:v\d{1,3})?", re.IGNORECASE)
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter, as it was written (text) and as it is applied. value: a word, a date, True or False."""
+
+    name: str
+    value: str | bool | datetime.date
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query taken apart. asked: all of it that is no filter, for meaning; known: an arXiv id in it."""
+
+    text: str
+    words: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    known: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """The words and phrases, in one line."""
+        return " ".join([*self.words, *self.phrases])
+
+    def without(self, one: Filter) -> Query:
+        """Return the query without one of its filters."""
+        return replace(self, filters=tuple(entry for entry in self.filters if entry != one))
+
+
+def parse(text: str) -> Query:
+    """Take a query apart. Never raises.
+
+    >>> parse('who "bound entities" -music runnable:yes after:2024')
+    ... # doctest: +ELLIPSIS
+    Query(text=..., words=('who',), phrases=('bound entities',), excluded=('music',), filters=(Filter(name='runnable', value=True, ...
+    """
+    text = clean(text).strip()
+    messages = [f"only the first {LONGEST:,} characters were read"] if len(text) > LONGEST else []
+    words: list[str] = []
+    phrases: list[str] = []
+    excluded: list[str] = []
+    filters: list[Filter] = []
+    known: list[str] = []
+    for match in _PIECE.finditer(text[:LONGEST]):
+        minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
+        value = quoted if quoted is not None else bare
+        if (identifier := _ARXIV.fullmatch(match[0].strip('"')) or (name == "id" and _ARXIV.fullmatch(value))) is not None and identifier:
+            known.append(identifier[1].lower())
+        elif name in _FILTERS:
+            try:
+                filters.append(Filter(name, _FILTERS[name](value.strip()), match[0]))
+            except ValueError as problem:
+                messages.append(f"{match[0][:60]}: {problem}; searched without it")
+        elif name and bare is not None and not value.startswith("//") and not minus:
+            messages.append(f"'{name}:' is no filter; there are {', '.join(f'{known}:' for known in _FILTERS)}; searched without it")
+        elif minus and (name or quoted is None or quoted):
+            excluded += _WORD.findall(value)
+        elif quoted is not None:
+            phrases += [quoted] if _WORD.search(quoted) else []
+        else:
+            words += _WORD.findall(f"{name}:{value}" if name else value)
+    if len(words) > MOST_WORDS:
+        messages.append(f"only the first {MOST_WORDS} words were searched for")
+    unique = dict.fromkeys(words[:MOST_WORDS])
+    return Query(
+        text, tuple(unique), tuple(phrases[:8]), tuple(excluded[:MOST_WORDS]), tuple(dict.fromkeys(filters)), tuple(known), tuple(messages)
+    )
+
+
+def _text(value: str) -> str:
+    if not _WORD.search(value):
+        raise ValueError("it needs a value")
+    return value
+
+
+def _yes_no(value: str) -> bool:
+    if value.lower() in ("yes", "no", "true", "false"):
+        return value.lower() in ("yes", "true")
+    raise ValueError("it takes yes or no")
+
+
+def _verdict(value: str) -> str:
+    if value.lower() not in VERDICTS:
+        raise ValueError(f"it takes {', '.join(dict.fromkeys(VERDICTS.values()))}".replace("out of reach", "out-of-reach"))
+    return VERDICTS[value.lower()]
+
+
+def _code(value: str) -> str:
+    if value.lower() != "code":
+        raise ValueError("papers can have code: has:code")
+    return "code"
+
+
+def _date(last: bool) -> Callable[[str], datetime.date]:
+    def read(value: str) -> datetime.date:
+        match = re.fullmatch(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?", value)
+        try:
+            if match is None:
+                raise ValueError
+            year, month, day = (int(part) if part else None for part in match.groups())
+            assert year is not None
+            if day:
+                return datetime.date(year, month or 1, day)
+            if not last:
+                return datetime.date(year, month or 1, 1)
+            following = datetime.date(year + (month in (None, 12)), 1 if month in (None, 12) else (month or 0) + 1, 1)
+            return following - datetime.timedelta(days=1)
+        except (ValueError, OverflowError):
+            raise ValueError("a date is written 2024, 2024-05 or 2024-05-31") from None
+
+    return read
+
+
+_FILTERS: dict[str, Callable[[str], str | bool | datetime.date]] = {
+    "author": _text,
+    "cat": _text,
+    "day": _date(last=False),
+    "after": _date(last=False),
+    "before": _date(last=True),
+    "runnable": _yes_no,
+    "verdict": _verdict,
+    "subject": _text,
+    "instrument": _text,
+    "source": _text,
+    "has": _code,
+    "id": _text,
+}
