@@ -1,11 +1,14 @@
 """Patching sweeps: every cell equals the plain run of that cell, on every family; planted and null cases; clear refusals."""
 
+import itertools
+
 import pytest
 import torch
 from tests.conftest import FAMILIES, make_toy
 
-from nullius.errors import UsageError
-from nullius.instruments import patching, taps
+from nullius.errors import NulliusError, SubjectError, UsageError
+from nullius.instruments import patching, taps, wavefront
+from nullius.instruments.interventions import orthonormal
 
 BASE = ["The doctor saw the old man by the river and spoke to", "The farmer saw the old dog by the garden and spoke to"]
 
@@ -27,10 +30,11 @@ ANSWERS = [[11, 12], [13, 14]]
 
 
 @torch.no_grad()
-def cell_by_cell(model, base, source, site, column_of):
+def cell_by_cell(model, base, source, site, column_of, basis=None):
     """The sweep as anyone would write it: one whole run per cell."""
     kept = taps.read(model, source, [site], positions="all")[site]
-    n_columns = base.input_ids.shape[1] if column_of == "position" else model.anatomy.n_heads
+    blocks = column_of if isinstance(column_of, list) else None
+    n_columns = {"position": base.input_ids.shape[1], "head": model.anatomy.n_heads}[column_of] if blocks is None else len(blocks)
     answers = torch.tensor(ANSWERS)
     out = torch.zeros(2, model.anatomy.n_layers, n_columns)
     for layer in range(model.anatomy.n_layers):
@@ -38,8 +42,14 @@ def cell_by_cell(model, base, source, site, column_of):
 
             def patch(x, layer=layer, column=column):
                 x = x.clone()
-                index = (slice(None), column) if column_of == "position" else (slice(None), slice(None), column)
-                x[index] = kept[layer][index]
+                index = (
+                    (slice(None), column) if column_of == "position" else (slice(None), slice(None), blocks[column] if blocks else column)
+                )
+                if basis is None:
+                    x[index] = kept[layer][index]
+                else:
+                    onto = basis[layer] if basis.ndim == 3 else basis
+                    x[index] += (kept[layer][index] - x[index]) @ onto.T @ onto
                 return x
 
             with taps.edit(model, site, layer, patch):
@@ -48,18 +58,55 @@ def cell_by_cell(model, base, source, site, column_of):
     return out
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out"])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 def test_every_residual_cell_is_the_plain_run(model, site):
     base, source = pairs(model)
+    if site == "resid_mid" and model.anatomy.parallel:
+        with pytest.raises(SubjectError, match="no resid_mid"):
+            patching.residual(model, base, source, ANSWERS, site=site)
+        return
     sweep = patching.residual(model, base, source, ANSWERS, site=site)
     assert torch.allclose(sweep.values, cell_by_cell(model, base, source, site, "position"), atol=1e-4)
-    assert sweep.checked == 4
+    assert sweep.checked == 8
 
 
 def test_every_head_cell_is_the_plain_run(model):
     base, source = pairs(model)
     sweep = patching.heads(model, base, source, ANSWERS)
     assert torch.allclose(sweep.values, cell_by_cell(model, base, source, "z", "head"), atol=1e-4)
+
+
+def test_every_neuron_block_is_the_plain_run(model):
+    base, source = pairs(model)
+    sweep = patching.neurons(model, base, source, ANSWERS, blocks=5)
+    edges = [round(i * model.anatomy.d_mlp / 5) for i in range(6)]
+    blocks = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    assert torch.allclose(sweep.values, cell_by_cell(model, base, source, "mlp_post", blocks), atol=1e-4)
+
+
+def test_a_subspace_is_the_plain_run(model):
+    """One for all layers, and one for each."""
+    base, source = pairs(model)
+    torch.manual_seed(0)
+    each = torch.stack([orthonormal(torch.randn(3, model.anatomy.d_model)) for _ in range(model.anatomy.n_layers)])
+    for basis, site in ((each[0], "resid_pre"), (each, "resid_post"), (each[1], "attn_out")):
+        sweep = patching.residual(model, base, source, ANSWERS, site=site, basis=basis)
+        assert torch.allclose(sweep.values, cell_by_cell(model, base, source, site, "position", basis), atol=1e-4)
+
+
+def test_whole_space_and_no_space(toy):
+    base, source = pairs(toy)
+    plain = patching.residual(toy, base, source, ANSWERS).values
+    everything = patching.residual(toy, base, source, ANSWERS, basis=torch.eye(32)).values
+    assert torch.allclose(everything, plain, atol=1e-4)
+    with pytest.raises(UsageError, match=r"basis must be \[k, 32\] or \[3, k, 32\]"):
+        patching.residual(toy, base, source, ANSWERS, basis=torch.eye(31))
+    with pytest.raises(UsageError, match="not orthonormal"):
+        patching.residual(toy, base, source, ANSWERS, basis=torch.ones(2, 32))
+    with pytest.raises(UsageError, match="no residual sweep over 'z'"):
+        patching.residual(toy, base, source, ANSWERS, site="z")
+    with pytest.raises(UsageError, match="64 neurons cannot be cut into 65 blocks"):
+        patching.neurons(toy, base, source, ANSWERS, blocks=65)
 
 
 @pytest.mark.parametrize("first", [0, 9])
@@ -69,12 +116,12 @@ def test_first_and_last_position(toy, first):
     assert torch.allclose(sweep.values, cell_by_cell(toy, base, source, "resid_pre", "position"), atol=1e-4)
 
 
-@pytest.mark.parametrize("max_rows", [1, 3, 5, 512])
-def test_the_size_of_a_pass_does_not_matter(toy, max_rows):
+@pytest.mark.parametrize("max_tokens", [1, 7, 25, 4096])
+def test_the_size_of_a_pass_does_not_matter(toy, max_tokens):
     base, source = pairs(toy)
-    small = patching.heads(toy, base, source, ANSWERS, max_rows=max_rows)
+    small = patching.heads(toy, base, source, ANSWERS, max_tokens=max_tokens)
     assert torch.allclose(small.values, patching.heads(toy, base, source, ANSWERS).values, atol=1e-5)
-    small = patching.residual(toy, base, source, ANSWERS, max_rows=max_rows)
+    small = patching.residual(toy, base, source, ANSWERS, max_tokens=max_tokens)
     assert torch.allclose(small.values, patching.residual(toy, base, source, ANSWERS).values, atol=1e-5)
 
 
@@ -90,6 +137,37 @@ def test_a_window_shorter_than_the_text(tokenizer):
     base, source = pairs(model)
     sweep = patching.residual(model, base, source, ANSWERS)
     assert torch.allclose(sweep.values, cell_by_cell(model, base, source, "resid_pre", "position"), atol=1e-4)
+
+
+def test_planted_one_block_of_neurons_carries_everything(tokenizer):
+    """Of a model whose heads are silent but for one that copies, and of whose neurons only some write, the sweep must find those."""
+    model = make_toy("llama", tokenizer)
+    with torch.no_grad():
+        for layer in range(model.anatomy.n_layers):
+            weight = model.anatomy.down_proj(layer).weight
+            keep = weight[:, 16:32].clone() if layer == 1 else None
+            weight.zero_()
+            if keep is not None:
+                weight[:, 16:32] = keep
+            if layer > 0:
+                model.anatomy.o_proj(layer).weight.zero_()
+    base, source = pairs(model)
+    base.input_ids[:, -1] = source.input_ids[:, -1]
+    restored = patching.neurons(model, base, source, ANSWERS, blocks=4).restored()
+    assert restored[1, 1].abs() > 0.01
+    others = restored.clone()
+    others[1, 1] = 0
+    assert others.abs().max() < 1e-4
+
+
+def test_a_sweep_that_disagrees_with_plain_runs_says_so(toy, monkeypatch):
+    """A wavefront that is off by a little in every row is caught by the cells that are run the plain way."""
+    honest = wavefront.travel
+    monkeypatch.setattr(wavefront, "travel", lambda *args, **kwargs: honest(*args, **kwargs) + 0.1)
+    base, source = pairs(toy)
+    for sweep in (patching.residual, patching.heads, patching.neurons):
+        with pytest.raises(NulliusError, match="disagrees with plain runs"):
+            sweep(toy, base, source, ANSWERS)
 
 
 def test_planted_one_head_carries_everything(tokenizer):

@@ -1,6 +1,7 @@
 """Activation patching over whole grids of sites, exactly, without the work that mathematics makes unnecessary (see `wavefront`).
 
-`residual` asks at which layer and position the difference between two runs lives in the residual stream; `heads` asks which heads carry it.
+`residual` asks at which layer and position the difference between two runs lives in the residual stream (or in a subspace of it); `heads` and
+`neurons` ask which heads and which blocks of neurons carry it.
 Base and source texts are pairs of equal length. Denoising: the base is the corrupted text, the source the clean one; noising: the reverse.
 Every sweep checks itself: some random cells are run the plain way, whole, and must agree.
 """
@@ -8,18 +9,20 @@ Every sweep checks itself: some random cells are run the plain way, whole, and m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
-from nullius.instruments import taps, wavefront
+from nullius.instruments import grids, taps, wavefront
 from nullius.models.language_model import Batch, LanguageModel
 
 Metric = Callable[[Tensor], Tensor]
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 def difference(logits: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def difference(logits: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Sweep:
     """values: the metric with each cell patched, [n, layers, columns] (columns: positions or heads). base, source: the metric of the plain
-    runs [n]. checked: cells that were also run the plain way; gap: the largest difference seen there."""
+    runs [n]. checked: random cells that were also run the plain way; gap: the largest difference seen there."""
 
     values: Tensor
     base: Tensor
@@ -49,101 +52,200 @@ class Sweep:
         return (self.values - self.base[:, None, None]).mean(0) / whole
 
 
+Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+Texts = Sequence[str] | Batch
+
+
 @torch.no_grad()
 def residual(
     model: LanguageModel,
-    base: Sequence[str] | Batch,
-    source: Sequence[str] | Batch,
+    base: Texts,
+    source: Texts,
     answers: Sequence[Sequence[int]],
     *,
-    site: Literal["resid_pre", "attn_out", "mlp_out"] = "resid_pre",
+    site: Site = "resid_pre",
+    basis: Tensor | None = None,
     metric: Metric = difference,
-    max_rows: int = 512,
-    checks: int = 4,
+    max_tokens: int | None = None,
+    checks: int = 8,
 ) -> Sweep:
     """Patch one site at each layer and position. answers: token ids [n, k] whose logits the metric reads at the last position.
 
     Positions before the first token in which the pairs differ cannot matter and are not run: their cells hold the base's value.
-    max_rows: sequences in one forward pass. Raises UsageError for pairs of unequal length, NulliusError when a checked cell disagrees.
+    basis: orthonormal rows [k, d_model], or [layers, k, d_model]: patch what lies in that subspace only. max_tokens: positions in one pass (None:
+    what suits the machine). checks: random cells of random pairs that are also run the plain way. Raises UsageError for pairs of unequal length,
+    NulliusError when a checked cell disagrees.
     """
-    pair = Pair(model, base, source, answers, metric)
-    n_layers, length = model.anatomy.n_layers, pair.length
-    kept = taps.read(model, pair.source, [site], positions="all")[site]
-    values = pair.metric_base[:, None, None].repeat(1, n_layers, length)
-    group = max(1, max_rows // pair.n)
-    for start in range(pair.first, length):
-
-        def write(layer: int, x: Tensor, start: int = start) -> None:
-            x[:, 0] = kept[layer][:, start]
-
-        for layers in _groups(n_layers, group):
-            out = wavefront.wave(model, pair.run, start, layers, 1, site, write)
-            values[:, layers, start] = pair.measure(out).squeeze(1).T
-
-    def plain(layer: int, column: int) -> Tensor:
-        def patch(x: Tensor) -> Tensor:
-            x = x.clone()
-            x[:, column] = kept[layer][:, column]
-            return x
-
-        return pair.plain(site, layer, patch)
-
-    return pair.checked(values, plain, checks)
+    sweep = residual_grid(model, base, source, answers, site, basis, metric)
+    return sweep.run(sweep.all_cells(), max_tokens, checks)
 
 
 @torch.no_grad()
 def heads(
     model: LanguageModel,
-    base: Sequence[str] | Batch,
-    source: Sequence[str] | Batch,
+    base: Texts,
+    source: Texts,
     answers: Sequence[Sequence[int]],
     *,
     metric: Metric = difference,
-    max_rows: int = 512,
-    checks: int = 4,
+    max_tokens: int | None = None,
+    checks: int = 8,
 ) -> Sweep:
     """Patch one head's output z at all positions, for each layer and head. Arguments and errors as in `residual`."""
-    pair = Pair(model, base, source, answers, metric)
-    n_layers, n_heads = model.anatomy.n_layers, model.anatomy.n_heads
-    kept = taps.read(model, pair.source, ["z"], positions="all")["z"]
-    values = pair.metric_base[:, None, None].repeat(1, n_layers, n_heads)
-
-    def write(layer: int, x: Tensor) -> None:
-        by_copy = x.unflatten(0, (n_heads, pair.n))
-        for head in range(n_heads):
-            by_copy[head, :, :, head] = kept[layer][:, pair.first :, head]
-
-    if pair.first < pair.length:
-        for layers in _groups(n_layers, max(1, max_rows // (pair.n * n_heads))):
-            out = wavefront.wave(model, pair.run, pair.first, layers, n_heads, "z", write)
-            values[:, layers] = pair.measure(out).permute(2, 0, 1)
-
-    def plain(layer: int, column: int) -> Tensor:
-        def patch(x: Tensor) -> Tensor:
-            x = x.clone()
-            x[:, :, column] = kept[layer][:, :, column]
-            return x
-
-        return pair.plain("z", layer, patch)
-
-    return pair.checked(values, plain, checks)
+    sweep = head_grid(model, base, source, answers, metric)
+    return sweep.run(sweep.all_cells(), max_tokens, checks)
 
 
-def _groups(n_layers: int, size: int) -> list[list[int]]:
-    return [list(range(i, min(i + size, n_layers))) for i in range(0, n_layers, size)]
+@torch.no_grad()
+def neurons(
+    model: LanguageModel,
+    base: Texts,
+    source: Texts,
+    answers: Sequence[Sequence[int]],
+    *,
+    blocks: int = 16,
+    metric: Metric = difference,
+    max_tokens: int | None = None,
+    checks: int = 8,
+) -> Sweep:
+    """Patch a block of neurons (mlp_post) at all positions, for each layer and each of `blocks` neighbouring blocks of about equal size.
+
+    Other arguments and errors as in `residual`.
+    """
+    sweep = neuron_grid(model, base, source, answers, blocks, metric)
+    return sweep.run(sweep.all_cells(), max_tokens, checks)
+
+
+def residual_grid(
+    model: LanguageModel, base: Texts, source: Texts, answers: Sequence[Sequence[int]], site: Site, basis: Tensor | None, metric: Metric
+) -> Cells:
+    """Make the grid of `residual` without running it."""
+    if site not in get_args(Site):
+        raise UsageError(f"no residual sweep over '{site}'; sites: {', '.join(get_args(Site))}")
+    anatomy = model.anatomy
+    if basis is not None:
+        allowed = (anatomy.d_model,) if basis.ndim == 2 else (anatomy.n_layers, anatomy.d_model)
+        if basis.ndim not in (2, 3) or (basis.shape[-1], *basis.shape[:-2])[::-1] != allowed:
+            raise UsageError(f"basis must be [k, {anatomy.d_model}] or [{anatomy.n_layers}, k, {anatomy.d_model}]; got {list(basis.shape)}")
+        unit = torch.eye(basis.shape[-2], device=basis.device, dtype=basis.dtype)
+        if float((basis @ basis.mT - unit).abs().max()) > 1e-3:
+            raise UsageError("basis is not orthonormal: make it so with `interventions.orthonormal`")
+        basis = basis.to(model.device)[..., None, :, :] if basis.ndim == 3 else basis.to(model.device)
+    pair = Pair(model, base, source, answers, metric, [site])
+    return Cells(pair, grids.Positions(anatomy, pair.run, pair.there[site], site, basis))
+
+
+def head_grid(model: LanguageModel, base: Texts, source: Texts, answers: Sequence[Sequence[int]], metric: Metric) -> Cells:
+    """Make the grid of `heads` without running it."""
+    pair = Pair(model, base, source, answers, metric, ["z"])
+    return Cells(pair, grids.Heads(model.anatomy, pair.run, pair.there["z"], pair.first))
+
+
+def neuron_grid(model: LanguageModel, base: Texts, source: Texts, answers: Sequence[Sequence[int]], blocks: int, metric: Metric) -> Cells:
+    """Make the grid of `neurons` without running it."""
+    pair = Pair(model, base, source, answers, metric, ["mlp_post"])
+    return Cells(pair, grids.NeuronBlocks(model.anatomy, pair.run, pair.there["mlp_post"], pair.first, blocks))
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Pairs of texts and the grid of cells that can be patched between them."""
+
+    pair: Pair
+    grid: grids.Grid
+
+    def all_cells(self) -> list[tuple[int, int]]:
+        """Every (layer, column) whose patch can matter."""
+        columns = [column for column in range(self.grid.columns) if self.pair.first <= self.grid.start(column) < self.pair.length]
+        return [(layer, column) for layer in range(self.pair.model.anatomy.n_layers) for column in columns]
+
+    @torch.no_grad()
+    def run(self, cells: Sequence[tuple[int, int]], max_tokens: int | None = None, checks: int = 8) -> Sweep:
+        """Patch some cells, exactly. What is not among them holds the base's value."""
+        pair, n, length = self.pair, self.pair.n, self.pair.length
+        values = pair.metric_base[:, None, None].repeat(1, pair.model.anatomy.n_layers, self.grid.columns)
+        limit = max_tokens or tokens_per_pass(pair.model)
+        ordered = sorted((self.grid.start(column), layer, column) for layer, column in cells)
+        for start, group in groupby(ordered, key=lambda cell: cell[0]):
+            waiting = [(layer, column) for _, layer, column in group]
+            span = length - start
+            at_once, few = max(1, limit // (n * span)), min(n, max(1, limit // span))
+            for i in range(0, len(waiting), at_once):
+                some = waiting[i : i + at_once]
+                last = torch.cat([self._last(start, some, slice(j, j + few)) for j in range(0, n, few)], 1)
+                layers, columns = (torch.tensor(side, device=values.device) for side in zip(*some, strict=True))
+                values[:, layers, columns] = pair.measure(last[None])[0].T
+        gap = self._gap(values, cells, checks) if len(cells) else 0.0
+        return Sweep(values, pair.metric_base, pair.metric_source, checks if len(cells) else 0, gap)
+
+    def _last(self, start: int, cells: Sequence[tuple[int, int]], pairs: slice) -> Tensor:
+        """The final norm's output for cells of one start, in order: [cells, pairs, d_model]."""
+        pair = self.pair
+        joining = [self.grid.joined(layer, [c for _, c in group], pairs) for layer, group in groupby(cells, key=lambda cell: cell[0])]
+        few = pair.run.pairs(pairs)
+        return wavefront.travel(pair.model, few, start, joining).unflatten(0, (len(cells), len(few.ids)))
+
+    def _gap(self, values: Tensor, cells: Sequence[tuple[int, int]], checks: int) -> float:
+        """Run random cells of random pairs the plain way, whole texts through all layers, and return the largest difference.
+
+        They are rows of one batch, each with a patch of its own. Raises NulliusError when one disagrees.
+        """
+        if checks < 1:
+            return 0.0
+        pair, model = self.pair, self.pair.model
+        random = torch.Generator().manual_seed(0)
+        chosen = [cells[int(i)] for i in torch.randint(len(cells), (checks,), generator=random)]
+        texts = torch.randint(pair.n, (checks,), generator=random)
+        batch = Batch(pair.base.input_ids[texts], pair.base.attention_mask[texts])
+        with ExitStack() as stack:
+            for layer in {layer for layer, _ in chosen}:
+
+                def patch(x: Tensor, layer: int = layer) -> Tensor:
+                    x = x.clone()
+                    for row, (where, column) in enumerate(chosen):
+                        if where == layer:
+                            self.grid.put(x[row], layer, column, int(texts[row]))
+                    return x
+
+                stack.enter_context(taps.edit(model, self.grid.site, layer, patch))
+            logits = model.logits(batch).float()
+        gap = 0.0
+        for row, (layer, column) in enumerate(chosen):
+            text = int(texts[row])
+            read = pair.base_logits.clone()  # a metric may treat each pair in its own way: it sees them all
+            read[text] = logits[row, pair.answers[text]]
+            gap = max(gap, abs(float(pair.metric(read)[text] - values[text, layer, column])))
+        if gap > TOLERANCE[model.dtype] * max(1.0, float(values.abs().max())):
+            raise NulliusError(f"the sweep on {model.name} disagrees with plain runs by {gap:.2g}: please report this model")
+        return gap
+
+
+def tokens_per_pass(model: LanguageModel) -> int:
+    """Positions that one pass should carry: what stays in the cache of a CPU core; on a GPU what fits into a quarter of the free memory."""
+    if model.device.type != "cuda":
+        return 768
+    anatomy = model.anatomy
+    free, _ = torch.cuda.mem_get_info(model.device)
+    each = (8 * anatomy.d_model + 4 * anatomy.d_mlp + 4 * anatomy.n_heads * anatomy.d_head) * model.dtype.itemsize
+    return max(1024, int(free / 4 / each))
 
 
 class Pair:
-    """Base and source texts, their plain runs, and the metric. Made without gradients."""
+    """Base and source texts, their plain runs, and the metric. Made without gradients.
+
+    run: the base run; there: the source's activations at `sites`, by name [layers, n, T, ...]. first: the first position in which a pair
+    differs. metric_base, metric_source: the metric of the plain runs [n]; base_logits: the answers' logits in the base run [n, k].
+    """
 
     @torch.no_grad()
     def __init__(
         self,
         model: LanguageModel,
-        base: Sequence[str] | Batch,
-        source: Sequence[str] | Batch,
+        base: Texts,
+        source: Texts,
         answers: Sequence[Sequence[int]],
         metric: Metric,
+        sites: Sequence[str] = (),
     ) -> None:
         self.model, self.metric = model, metric
         self.base, self.source = (texts if isinstance(texts, Batch) else model.encode(texts) for texts in (base, source))
@@ -154,11 +256,13 @@ class Pair:
             raise UsageError(f"answers must be token ids [{self.n}, k], one row for each pair; got {list(self.answers.shape)}")
         differs = (self.base.input_ids != self.source.input_ids).any(0).nonzero()
         self.first = int(differs[0]) if len(differs) else self.length
-        self.run = wavefront.run_base(model, self.base)
-        self.metric_base = metric(model.logits(self.base).float().gather(1, self.answers))
-        self.metric_source = metric(model.logits(self.source).float().gather(1, self.answers))
+        self.run = wavefront.run_base(model, self.base, [site for site in sites if site != "resid_pre"])
+        self.there, source_end = wavefront.keep(model, self.source, sites)
+        self.base_logits = self.run.logits.gather(1, self.answers)
+        self.metric_base = metric(self.base_logits)
+        self.metric_source = metric(source_end["logits"].gather(1, self.answers))
         seen = self.measure(self.run.last[None, None])[0, 0]
-        if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype]:
+        if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype] * max(1.0, float(self.base_logits.abs().max())):
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that this sweep does not know")
 
     def measure(self, last: Tensor) -> Tensor:
@@ -172,22 +276,6 @@ class Pair:
         if anatomy.logit_softcap:
             logits = anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap)
         return self.metric(logits.flatten(0, 2)).view(last.shape[:3])
-
-    def plain(self, site: str, layer: int, patch: Callable[[Tensor], Tensor]) -> Tensor:
-        """One cell as anyone would run it: the whole text, all layers [n]."""
-        with taps.edit(self.model, site, layer, patch):
-            return self.metric(self.model.logits(self.base).float().gather(1, self.answers))
-
-    def checked(self, values: Tensor, plain: Callable[[int, int], Tensor], checks: int) -> Sweep:
-        """Run random cells the plain way; raise NulliusError when one disagrees."""
-        generator = torch.Generator().manual_seed(0)
-        gap = 0.0
-        for _ in range(checks):
-            layer, column = (int(torch.randint(extent, (1,), generator=generator)) for extent in values.shape[1:])
-            gap = max(gap, float((values[:, layer, column] - plain(layer, column)).abs().max()))
-        if gap > TOLERANCE[self.model.dtype]:
-            raise NulliusError(f"the sweep on {self.model.name} disagrees with plain runs by {gap:.2g}: please report this model")
-        return Sweep(values, self.metric_base, self.metric_source, checks, gap)
 
 
 def _check_lengths(model: LanguageModel, base: Batch, source: Batch) -> None:

@@ -6,6 +6,7 @@ cell, a sweep over L layers and T positions is L·T forward passes. Most of that
 - positions before the patched one are those of the base run (attention is causal): their keys and values are kept and read as a prefix;
 - layers below the patched one are those of the base run: a cell's rows *join* the batch at the patched layer, as the base run's residual
   stream with the patch in it, and from there on travel up together with all rows that joined below;
+- positions other than the last are not carried beyond the last layer's attention;
 - vocabulary rows that nobody reads are never made.
 
 So one pass over the suffix from position t carries the cells of all layers at t. It runs on the untouched transformers model, through hooks.
@@ -13,18 +14,19 @@ So one pass over the suffix from position t carries the cells of all layers at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nullius.instruments import resume, taps
 from nullius.models import hooks
+from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_input, with_input
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -33,29 +35,64 @@ Write = Callable[[int, Tensor], None]  # (layer, the site's tensor for the rows 
 
 @dataclass(frozen=True)
 class Base:
-    """The run into which is patched. ids: [n, T], no padding; stream: resid_pre of every layer [layers, n, T, d_model]; keys, values by layer."""
+    """The run into which is patched. ids: [n, T], no padding; stream: resid_pre of every layer [layers, n, T, d_model]; keys, values by layer.
+
+    last: output of the final norm at the last position [n, d_model]. end: resid_post of the last layer [n, T, d_model]. logits: as the model
+    itself makes them, at the last position [n, V]. sites: what else was asked for, by name [layers, n, T, ...].
+    """
 
     ids: Tensor
     stream: Tensor
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    last: Tensor  # output of the final norm at the last position [n, d_model]
+    last: Tensor
+    end: Tensor
+    logits: Tensor
+    sites: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def pairs(self, rows: slice) -> Base:
+        """Return the same for some of the texts."""
+        parts = (tuple(part[rows] for part in side) for side in (self.keys, self.values))
+        return Base(self.ids[rows], self.stream[:, rows], *parts, self.last[rows], self.end[rows], self.logits[rows])
+
+    def below(self, layer: int) -> Tensor:
+        """The residual stream at a layer's input [n, T, d_model]; layer n_layers: what leaves the last one."""
+        return self.end if layer == len(self.stream) else self.stream[layer]
 
 
 @torch.no_grad()
-def run_base(model: LanguageModel, batch: Batch) -> Base:
+def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> Base:
     """Run the base texts once and keep what every cell needs."""
     cache = DynamicCache()
-    kept: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for layer in range(model.anatomy.n_layers):
-            handle = hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", layer), partial(kept.__setitem__, layer))
-            stack.callback(handle.remove)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-        last = model.hf.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    kept, out = keep(model, batch, ("resid_pre", *sites), cache)
     layers: Any = cache.layers
-    stream = torch.stack([kept[layer] for layer in range(model.anatomy.n_layers)])
-    return Base(batch.input_ids, stream, tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), last)
+    others = {site: kept[site] for site in sites}
+    keys, values = tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
+    return Base(batch.input_ids, kept["resid_pre"], keys, values, out["last"], out["end"], out["logits"], others)
+
+
+@torch.no_grad()
+def keep(
+    model: LanguageModel, batch: Batch, sites: Sequence[str], cache: DynamicCache | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run whole texts once. Returns the sites [layers, n, T, ...]; and "end", "last" and "logits" as in `Base`."""
+    anatomy = model.anatomy
+    kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
+    out: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for site in sites:
+            for layer in range(anatomy.n_layers):
+                take = partial(kept[site].__setitem__, layer)
+                stack.callback(hooks.on_read(anatomy, anatomy.site(site, layer), take).remove)
+
+        def at_the_end(_module: Any, args: Any, output: Tensor) -> None:
+            out["end"], out["last"] = args[0], output[:, -1]
+
+        stack.callback(anatomy.final_norm.register_forward_hook(at_the_end).remove)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+        given = model.hf(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+        out["logits"] = given.logits[:, -1].float()
+    return {site: torch.stack([kept[site][layer] for layer in range(anatomy.n_layers)]) for site in sites}, out
 
 
 class _Prefix(DynamicCache):
@@ -71,11 +108,59 @@ class _Prefix(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.start == 0:
             return key_states, value_states
-        times = key_states.shape[0] // self.base.ids.shape[0]
         whole = []
         for new, old in ((key_states, self.base.keys[layer_idx]), (value_states, self.base.values[layer_idx])):
-            whole.append(torch.cat([old[:, :, : self.start].repeat(times, 1, 1, 1), new], 2))
+            n, heads, _, width = old.shape
+            both = new.new_empty(len(new), heads, self.start + new.shape[2], width)
+            both.unflatten(0, (-1, n))[:, :, :, : self.start] = old[:, :, : self.start]
+            both[:, :, self.start :] = new
+            whole.append(both)
         return whole[0], whole[1]
+
+
+@torch.no_grad()
+def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple[int, Tensor]], prune: bool = True) -> Tensor:
+    """Send patched rows up through the model, over the suffix from `start`; return the final norm's output at the last position [rows, d_model].
+
+    joining: (layer, rows) by ascending layer: the residual stream at that layer's input [copies · n, T − start, d_model], copy by copy (layer
+    n_layers: at the final norm). Rows come back in this order. prune: in the last layer only the last position goes on behind the attention;
+    hooks of the caller there would see that position alone.
+    """
+    anatomy, length = model.anatomy, base.ids.shape[1]
+    above = [rows for layer, rows in joining if layer == anatomy.n_layers]
+    out = []
+    inside = [(layer, rows) for layer, rows in joining if layer < anatomy.n_layers]
+    if inside:
+        lowest, first = inside[0]
+        with ExitStack() as stack:
+            stack.enter_context(resume.from_layer(model, lowest, first[:1]))
+            for i, (layer, rows) in enumerate(inside):
+                stack.callback(anatomy.layers[layer].register_forward_pre_hook(_joining(rows, alone=i == 0), with_kwargs=True).remove)
+            if prune and start < length - 1:
+                for module in _behind_the_attention(anatomy):
+                    stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
+            passed = model.hf.base_model(
+                input_ids=base.ids[:1, start:],
+                attention_mask=_mask(model, start, length),
+                position_ids=torch.arange(start, length, device=base.ids.device)[None],
+                past_key_values=_Prefix(base, start),
+                use_cache=True,
+            )
+        out.append(passed.last_hidden_state[:, -1])
+    out += [anatomy.final_norm(rows[:, -1:])[:, -1] for rows in above]
+    return torch.cat(out)
+
+
+def _behind_the_attention(anatomy: Anatomy) -> list[nn.Module]:
+    """The modules of the last layer at which all positions but the last can be dropped (the stream that they are added to keeps its shape)."""
+    layer = anatomy.n_layers - 1
+    norm = anatomy.mlp_norm(layer)
+    feed_forward = anatomy.mlp(layer) if norm is None or norm is anatomy.attn_norm(layer) else norm
+    return [anatomy.o_proj(layer), feed_forward]
+
+
+def _last_only(_module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return with_input(args, kwargs, first_input(args, kwargs)[:, -1:].contiguous())
 
 
 @torch.no_grad()
@@ -85,25 +170,17 @@ def wave(model: LanguageModel, base: Base, start: int, layers: Sequence[int], co
     layers: ascending. copies: cells per layer (1, or the number of heads); each is a copy of the n base rows. When a layer's rows have
     joined, write(layer, x) changes the site there in place: x is [copies · n, T − start, ...], copy by copy.
     """
-    n, length = base.ids.shape
+    n = len(base.ids)
+    joining = []
     with ExitStack() as stack:
-        stack.enter_context(resume.from_layer(model, layers[0], base.stream[layers[0]][:1, start:]))
         for layer in layers:
             rows = base.stream[layer][:, start:].repeat(copies, 1, 1)
             if site == "resid_pre":
                 write(layer, rows)
             else:
                 stack.enter_context(taps.edit(model, site, layer, _newest(layer, copies * n, write)))
-            hook = _joining(rows, alone=layer == layers[0])
-            stack.callback(model.anatomy.layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
-        out = model.hf.base_model(
-            input_ids=base.ids[:1, start:],
-            attention_mask=_mask(model, start, length),
-            position_ids=torch.arange(start, length, device=base.ids.device)[None],
-            past_key_values=_Prefix(base, start),
-            use_cache=True,
-        )
-    return out.last_hidden_state[:, -1].view(len(layers), copies, n, -1)
+            joining.append((layer, rows))
+        return travel(model, base, start, joining, prune=False).view(len(layers), copies, n, -1)
 
 
 def _joining(rows: Tensor, alone: bool) -> Callable[..., Any]:
