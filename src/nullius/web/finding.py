@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nullius.errors import UsageError
 from nullius.feed import catalogue, listings
-from nullius.feed import papers as feed_papers
+from nullius.feed.search import engine
+from nullius.lab.schema import url
 from nullius.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -68,23 +69,33 @@ def papers(person: Person, wish: Wish) -> dict[str, Any]:
 
 
 def search(person: Person, text: str, subject: str, *, cursor: str = "", limit: int = 20) -> dict[str, Any]:
-    """Return what a query finds: papers (cards with `why` and marked words), total, cursor, milliseconds, message, filters, dropped."""
+    """Return what a query finds: papers (cards with `why` and marked words), total, cursor, milliseconds, message, filters, dropped.
+
+    Raises Problem 422 for a cursor that is none.
+    """
     from nullius.web import shelf
 
-    started = time.perf_counter()
-    hits = catalogue.search(text[:5000]) if text.strip() else []
-    ids = [feed_papers.find(entry.slug).id for entry in hits[:limit]]
-    cards = shelf.cards(ids, person, subject)
-    words = catalogue.words(text)
-    found = [{**card, "why": "words", "marked": mark(card["title"], words), "excerpt": mark(card["summary"], words)} for card in cards]
+    try:
+        found = engine.search(text[:5000], limit=limit, cursor=cursor, subject=subject, account=shelf.whose(person))
+    except UsageError as error:
+        raise Problem(422, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    words = catalogue.words(found.query.asked)
+    rows = []
+    for hit in found.hits:
+        card = shelf.shown(hit.card, subject)
+        marked = {"marked": mark(card["title"], words), "excerpt": mark(card["summary"], words)}
+        rows.append({**card, "why": {"known": "named", "both": "words and meaning"}.get(hit.why, hit.why), **marked})
+    filters = [{"text": one.text, "without": found.query.without(one).text} for one in found.query.filters]
+    dropped = [f"Without {name} there are {n:,}.".replace(",", " ") for name, n in found.removed.items()]
     return {
-        "papers": found,
-        "total": len(hits),
-        "cursor": None,
-        "milliseconds": (time.perf_counter() - started) * 1000,
-        "message": None,
-        "filters": [],
-        "dropped": [],
+        "papers": rows,
+        "total": found.total,
+        "cursor": found.cursor or None,
+        "milliseconds": found.milliseconds,
+        "message": " ".join(f"{line[:1].upper()}{line[1:]}." for line in found.messages) or None,
+        "meaning": found.meaning,
+        "filters": filters,
+        "dropped": dropped,
     }
 
 
@@ -105,5 +116,12 @@ def mark(text: str, stems: Sequence[str]) -> str:
 
 def like(found: Mapping[str, Any], n: int) -> list[int]:
     """Return the numbers of papers like one, nearest first."""
-    hits = [entry for entry in catalogue.search(f"{found['title']} {found['summary'] or ''}", limit=n + 1) if entry.slug != found["slug"]]
-    return [feed_papers.find(entry.slug).id for entry in hits[:n]]
+    ranked = _like(" ".join(part for part in (found["title"], found["summary"] or found["abstract"]) if part)[:1000], str(url()), n)
+    return [number for number in ranked if number != found["id"]][:n]
+
+
+@lru_cache(maxsize=2048)
+def _like(text: str, _database: str, n: int) -> tuple[int, ...]:
+    """A paper's own words as a query; kept, since a paper's page is read more often than papers are added."""
+    plain = re.sub(r'[":\-]', " ", text)
+    return tuple(engine.rank(plain)[: n + 1])
