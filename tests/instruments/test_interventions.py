@@ -243,6 +243,25 @@ def test_in_generation_each_new_token_is_steered(model):
     assert iv.generate(model, texts, [], 5) == model.generate(texts, 5)
 
 
+@torch.no_grad()
+def test_attention_between_two_positions_is_cut(model):
+    """A pattern's units are its keys: what a head reads at one of them is taken out of z, by hand."""
+    batch, group = model.pad([list(range(5, 15))] * 2), model.anatomy.n_heads // model.anatomy.n_kv_heads
+    plain = taps.read(model, batch, ["z", "v", "pattern"], [1], positions="all")
+    cut = iv.set_to(Where("pattern", 1, heads=[2], units=[3, 4], positions=[-1], rows=[1]), 0.0)
+    with applied(model, [cut]):
+        edited = taps.read(model, batch, ["z"], [1], positions="all")["z"][0]
+    expected = plain["z"][0].clone()
+    read = plain["pattern"][0][1, 2, -1, 3:5] @ plain["v"][0][1, 3:5, 2 // group]
+    expected[1, -1, 2] -= read
+    assert torch.allclose(edited, expected, atol=1e-4)
+    assert read.abs().max() > 1e-3
+    other = plain["pattern"][0].transpose(1, 2).flip(0)
+    with applied(model, [iv.interchange(Where("pattern", 1, units=list(range(10))), other)]):
+        swapped = taps.read(model, batch, ["z"], [1], positions="all")["z"][0]
+    assert torch.allclose(swapped, plain["z"][0], atol=1e-4)  # both texts are the same
+
+
 def test_logits_are_a_site(model):
     batch = model.encode(TEXTS)
     with applied(model, [iv.set_to(Where("logits", units=[7], positions="last"), -100.0)]):
@@ -311,6 +330,9 @@ BAD = [
     (lambda: iv.scale(Where("k", 1, heads=[2]), 0.0), "head 2 does not exist: k of layer 1 has heads 0 to 1"),
     (lambda: iv.scale(Where("resid_pre", 1, heads=[0]), 0.0), "resid_pre has no heads"),
     (lambda: iv.scale(Where("mlp_post", 1, units=[64]), 0.0), "unit 64 does not exist: mlp_post of layer 1 has units 0 to 63"),
+    (lambda: iv.scale(Where("pattern", 1, units=[60]), 0.0), "unit 60 does not exist: pattern of layer 1 has units 0 to"),
+    (lambda: iv.scale(Where("pattern", 1, heads=[4]), 0.0), "head 4 does not exist: pattern of layer 1 has heads 0 to 3"),
+    (lambda: iv.set_to(Where("pattern", 1), torch.zeros(4, 8)), "want `units`"),
     (lambda: iv.scale(Where("mlp_post", 1, units=[]), 0.0), "at least one"),
     (lambda: iv.scale(Where("mlp_post", 1, units=[3, 3]), 0.0), "once each"),
     (lambda: iv.scale(Where("mlp_post", 1, positions="ends"), 0.0), "no positions 'ends'"),

@@ -199,5 +199,55 @@ def test_gradients_flow_through_edits(toys):
 def test_what_an_architecture_lacks_is_said(toys):
     with pytest.raises(SubjectError, match="gpt_neox runs attention and feed-forward in parallel: it has no resid_mid"):
         taps.read(toys["gpt_neox"], toys["gpt_neox"].encode(TEXTS), ["resid_mid"])
-    with pytest.raises(SubjectError, match="can be read, not edited"), taps.edit(toys["llama"], "pattern", 0, torch.zeros_like):
-        pass
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_what_is_read_beside_a_pattern_is_that_of_a_plain_pass(toy, kernel):
+    """Bit for bit: the model's own kernel goes on computing. And only the heads that were asked for are kept."""
+    batch, before = toy.encode(TEXTS), toy.hf.config._attn_implementation
+    toy.hf.set_attn_implementation(kernel)
+    try:
+        plain = taps.read(toy, batch, ["resid_post", "z"])
+        beside = taps.read(toy, batch, ["resid_post", "z", "pattern"])
+        assert all(torch.equal(plain[site], beside[site]) for site in plain)
+        some = taps.read(toy, batch, ["pattern", "z", "resid_post"], [1], heads=[3, 0])
+        assert torch.equal(some["pattern"][0], beside["pattern"][1][:, [3, 0]])
+        assert torch.equal(some["z"][0], plain["z"][1][:, [3, 0]])
+        assert torch.equal(some["resid_post"][0], plain["resid_post"][1])
+        assert toy.hf.config._attn_implementation == kernel
+    finally:
+        toy.hf.set_attn_implementation(before)
+    with pytest.raises(UsageError, match="head 4 does not exist: z of toy-llama has heads 0 to 3"):
+        taps.read(toy, batch, ["z"], heads=[4])
+
+
+@torch.no_grad()
+def test_an_edited_pattern_is_what_z_is_made_with(model):
+    """z = pattern · values, with the pattern that fn returns; the identity changes nothing but rounding; other layers are as they were."""
+    batch, group = model.encode(TEXTS), model.anatomy.n_heads // model.anatomy.n_kv_heads
+
+    def no_first_key(pattern):
+        pattern = pattern.clone()
+        pattern[:, 2, :, 1] = 0
+        return pattern
+
+    plain = taps.read(model, batch, ["z", "v", "pattern"], positions="all")
+    logits = model.logits(batch)
+    with taps.edit(model, "pattern", 1, no_first_key):
+        edited = taps.read(model, batch, ["z"], positions="all")["z"]
+        changed = model.logits(batch)
+    values = plain["v"][1].repeat_interleave(group, 2)
+    expected = torch.einsum("bhqk,bkhd->bqhd", no_first_key(plain["pattern"][1]), values)
+    real = batch.attention_mask.bool()
+    assert torch.allclose(edited[1][real], expected[real], atol=1e-4)
+    assert torch.equal(edited[0], plain["z"][0])
+    assert not torch.allclose(changed, logits, atol=1e-4)
+    with taps.edit(model, "pattern", 1, lambda pattern: pattern):
+        assert torch.allclose(model.logits(batch), logits, atol=1e-4)
+    assert torch.equal(model.logits(batch), logits)
+
+
+def test_a_kernel_without_a_pattern_is_said(toy, monkeypatch):
+    monkeypatch.setattr(type(toy.hf.config), "_attn_implementation", "flash_attention_2")
+    with pytest.raises(SubjectError, match="runs flash_attention_2, which gives no attention pattern"):
+        taps.read(toy, toy.encode(TEXTS), ["pattern"])

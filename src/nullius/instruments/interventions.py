@@ -145,7 +145,7 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
             if site == "logits":
                 stack.callback(model.hf.register_forward_hook(_on_logits(group)).remove)
             else:
-                stack.enter_context(taps.edit(model, site, layer, _edit(group)))
+                stack.enter_context(taps.edit(model, site, layer, _by_query(_edit(group)) if site == "pattern" else _edit(group)))
         yield
 
 
@@ -191,6 +191,11 @@ def _edit(plans: Sequence[tuple[Plan, Change]]) -> Callable[[Tensor], Tensor]:
         return x
 
     return edit
+
+
+def _by_query(edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A pattern comes as [B, heads, query, key]: positions are those of the queries, units the keys."""
+    return lambda pattern: edit(pattern.transpose(1, 2)).transpose(1, 2)
 
 
 def _on_logits(plans: Sequence[tuple[Plan, Change]]) -> Callable[..., None]:

@@ -52,8 +52,8 @@ class Base:
 
     def pairs(self, rows: slice) -> Base:
         """Return the same for some of the texts."""
-        parts = (tuple(part[rows] for part in side) for side in (self.keys, self.values))
-        return Base(self.ids[rows], self.stream[:, rows], *parts, self.last[rows], self.end[rows], self.logits[rows])
+        keys, values = (tuple(part[rows] for part in side) for side in (self.keys, self.values))
+        return Base(self.ids[rows], self.stream[:, rows], keys, values, self.last[rows], self.end[rows], self.logits[rows])
 
     def below(self, layer: int) -> Tensor:
         """The residual stream at a layer's input [n, T, d_model]; layer n_layers: what leaves the last one."""

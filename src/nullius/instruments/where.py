@@ -129,12 +129,16 @@ class Plan:
             self.layer, n_heads, width = 0, 0, anatomy.unembedding().shape[0]
         else:
             site = anatomy.site(where.site, where.layer)
-            self.layer, n_heads = site.layer, site.heads
+            self.layer, n_heads = site.layer, anatomy.n_heads if where.site == "pattern" else site.heads
             width = anatomy.d_head if n_heads else anatomy.d_mlp if where.site == "mlp_post" else anatomy.d_model
         if where.heads is not None and not n_heads:
-            raise UsageError(f"{where.site} has no heads: leave out `heads`, or choose among q, k, v, z")
+            raise UsageError(f"{where.site} has no heads: leave out `heads`, or choose among q, k, v, z, pattern")
         self.heads = self._indices("head", where.heads, n_heads)
-        self.units = self._indices("unit", where.units, width)
+        self.units = self._indices("unit", where.units, None if where.site == "pattern" else width)
+        if where.site == "pattern":  # as wide as the text that comes
+            if where.basis is not None or (where.units is None and (values or wholes)):
+                raise UsageError("of a pattern, values and interchanges want `units` (keys), and there is no `basis`")
+            width = 1 + int(self.units.max()) if self.units is not None else 0
         self.basis = None if where.basis is None else self._checked_basis(where.basis, width).to(model.device)
         size = len(self.basis) if self.basis is not None else width if self.units is None else len(self.units)
         self.part = ((n_heads if self.heads is None else len(self.heads)), size) if n_heads else (size,)
@@ -148,7 +152,10 @@ class Plan:
         self.run_wide = None
         for name, (like, value) in wholes.items():
             front = 0 if like == "site" else 2
-            if value.ndim != front + len(whole) or tuple(value.shape[front:]) != whole:
+            fits = value.ndim == front + len(whole) and tuple(value.shape[front:]) == whole
+            if where.site == "pattern":
+                fits = value.ndim == front + 2 and value.shape[front] == n_heads and value.shape[-1] >= width
+            if not fits:
                 sizes = ", ".join([*(["rows", "columns"] if front else []), *map(str, whole)])
                 raise UsageError(f"{name} at {self} must be the whole site [{sizes}]; got {list(value.shape)}")
             self.run_wide = value.shape[1] if like == "run" else self.run_wide
@@ -222,6 +229,8 @@ class Plan:
         cells = self.cells(x.shape[0], x.shape[1], x.device)
         if cells is None:
             return x
+        if self.units is not None and int(self.units.max()) >= x.shape[-1]:
+            raise UsageError(f"unit {int(self.units.max())} does not exist: {self} has units 0 to {x.shape[-1] - 1}")
         index = (cells.line, cells.column)
         whole = x[index]
         part = self.part_of(whole)

@@ -1,0 +1,94 @@
+"""The attention pattern of a running model, also where the model uses a fused kernel, which has none to give.
+
+While watched, a layer's attention is computed as ever, by the kernel that the model uses, and beside it the pattern, by the eager formula of the
+model's own code: what the model goes on with is bit for bit the same, and other layers pay nothing. An edited pattern replaces the kernel's
+output by pattern · values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nullius.errors import SubjectError
+from nullius.models.language_model import LanguageModel
+
+Watch = Callable[[Tensor], Tensor | None]  # pattern [B, heads, query, key] → nothing, or another one to go on with
+_KERNELS = ("eager", "sdpa")
+_watches: dict[int, list[tuple[Watch, bool]]] = {}  # by attention module (its id), while it is watched: in the order in which they came
+
+
+@contextmanager
+def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = False) -> Iterator[None]:
+    """While open, hand the pattern of some layers [B, heads, query, key] to a function each time it is made. May be nested.
+
+    watches: by layer; what returns a tensor of the same shape edits the pattern. last: only the last query's row is made (for reading).
+    Raises UsageError for a layer that does not exist, SubjectError for a kernel or an architecture that gives no pattern.
+    """
+    before = model.hf.config._attn_implementation
+    kernel = before.removeprefix("nullius_")
+    modules = {layer: model.anatomy.site("pattern", layer).module for layer in watches}
+    if kernel not in _KERNELS:
+        raise SubjectError(f"{model.name} runs {before}, which gives no attention pattern: load it with sdpa or eager attention")
+    for module in modules.values():
+        if not hasattr(sys.modules[type(module).__module__], "eager_attention_forward"):
+            raise SubjectError(f"the attention of {model.anatomy.family} gives no pattern")
+    for layer, module in modules.items():
+        _watches.setdefault(id(module), []).append((watches[layer], last))
+    if before == kernel:
+        model.hf.set_attn_implementation(f"nullius_{kernel}")
+    try:
+        yield
+    finally:
+        if before == kernel:
+            model.hf.set_attn_implementation(before)
+        for layer, module in modules.items():
+            _watches[id(module)].remove((watches[layer], last))
+            if not _watches[id(module)]:
+                del _watches[id(module)]
+
+
+def _attend(kernel: str) -> Callable[..., Any]:
+    """An attention function of transformers that runs another one, and serves those who watch."""
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        inner = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
+        out, weights = inner(module, query, key, value, attention_mask, **kwargs)
+        for watch, last in _watches.get(id(module), []):
+            rows = slice(-1, None) if last else slice(None)
+            if weights is None or last:
+                mask = _additive(attention_mask, query, key)[..., rows, :]
+                pattern = eager(module, query[:, :, rows], key, value, mask, **kwargs)[1]
+            else:
+                pattern = weights
+            edited = watch(pattern)
+            if edited is not None:
+                weights = edited
+                groups = edited.shape[1] // value.shape[1]
+                out = (edited @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
+        return out, weights
+
+    return attend
+
+
+def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """The mask as the eager formula wants it. None: causal, as a fused kernel takes it."""
+    if mask is None:
+        queries, keys = query.shape[2], key.shape[2]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, torch.finfo(query.dtype).min)
+
+
+for _kernel in _KERNELS:
+    AttentionInterface.register(f"nullius_{_kernel}", _attend(_kernel))
+    AttentionMaskInterface.register(f"nullius_{_kernel}", AttentionMaskInterface()[_kernel])
