@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from tests.lab import tiny
 
 from nullius.errors import NulliusError
-from nullius.feed import claims, papers, tables
+from nullius.feed import papers, tables
 from nullius.feed.database import writing
 from nullius.feed.text import key
 from nullius.lab import Lab, runner
 from nullius.lab.journal import now
 from nullius.lab.studies import Study, get
+from nullius.web import registry
 
 SCRIPT = '<script>alert("x")</script> & "quoted" <img src=x onerror=alert(1)>'
 HOSTILE = "2511.00001"
@@ -64,7 +65,7 @@ def subject(name: str):  # type: ignore[no-untyped-def]
 
 def fill() -> None:
     """Fill a data folder."""
-    claims.refresh()
+    registry.refresh()
     for i, name in enumerate(("smollm2-135m", "gemma3-270m")):
         for slug in ("factual-recall", "concept-depth"):
             runner.run(standing_in(slug, seed=i), subject(name), seed=i)

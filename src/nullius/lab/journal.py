@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from nullius.errors import NulliusError, UsageError
 from nullius.lab import records
-from nullius.lab.schema import artefact, finding, reading, run, run_event, verdict, writing
+from nullius.lab.schema import artefact, finding, reading, request, run, run_event, verdict, writing
 from nullius.lab.schema import subject as _subject
 from nullius.paths import data_dir
 
@@ -178,10 +178,23 @@ def _records(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str,
     ]
 
 
-def list_runs(slug: str | None = None, subject: str | None = None, limit: int = 20, state: str | None = None) -> list[dict[str, Any]]:
-    """Return records, newest first. subject: any of its names, or its hash."""
+def list_runs(
+    slug: str | None = None,
+    subject: str | None = None,
+    limit: int = 20,
+    state: str | None = None,
+    *,
+    before: str = "",
+    account: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return records, newest first. subject: any of its names, or its hash. account: only what it asked a worker for.
+
+    before: only runs asked for before this one (an id), in that order: for going through them page by page.
+    """
     recover()
-    query = sa.select(run).order_by(run.c.started.desc(), run.c.id.desc()).limit(limit)
+    query = sa.select(run).limit(limit)
+    query = query.where(run.c.id < before).order_by(run.c.id.desc()) if before else query.order_by(run.c.started.desc(), run.c.id.desc())
+    query = query if account is None else query.join(request, request.c.run_id == run.c.id).where(request.c.account == account)
     query = query if slug is None else query.where(run.c.slug == slug)
     query = query if subject is None else query.where(_named(subject))
     query = query if state is None else query.where(run.c.state == state)

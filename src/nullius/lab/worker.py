@@ -74,7 +74,7 @@ class Worker:
         """
         lock = FileLock(data_dir() / f"worker-{(self.device or 'default').replace(':', '-')}-{socket.gethostname()}.lock")
         try:
-            with lock.acquire(timeout=0):
+            with lock.acquire(timeout=1):
                 while not self.stopping:
                     if not self.once() and not idle():
                         return

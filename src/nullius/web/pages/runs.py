@@ -15,7 +15,7 @@ from starlette.responses import Response
 from nullius.errors import NulliusError
 from nullius.lab import journal, queue
 from nullius.paths import data_dir
-from nullius.web import asking, shelf, verdicts
+from nullius.web import asking, registry, shelf, verdicts
 from nullius.web.problems import Problem, from_error
 from nullius.web.site import Visit, get, page, post, see
 
@@ -239,3 +239,17 @@ def start(visit: Visit) -> Response:
     wish = asking.Wish(paper["slug"], subject, form.get("scale") == "full", int(seed), options)
     made = asking.ask(visit.person, wish, visit.settings, key=form.get("key") or secrets.token_hex(8))
     return see(f"/runs/{made}")
+
+
+@post("/subjects/run-all")
+def start_all(visit: Visit) -> Response:
+    """Queue every study that has no verdict on a subject yet."""
+    visit.need("run-full")
+    name = visit.form.get("subject", "").strip()
+    if name not in shelf.subject_names():
+        raise Problem(422, f"There is no subject '{name[:80]}' here.", "Choose one of the list.", ("/subjects", "Subjects"))
+    done = {v["slug"] for v in verdicts.index().verdicts if v["subject"]["name"] == name}
+    waiting = {r["slug"] for r in journal.list_runs(limit=1000, state="queued") if r["asked_subject"] == name}
+    for slug in sorted(set(registry.described()) - done - waiting):
+        asking.ask(visit.person, asking.Wish(slug, name), visit.settings)
+    return see("/runs")
