@@ -9,6 +9,12 @@ from nullius.errors import UsageError
 from nullius.instruments import masks, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.masks import Desideratum
+from nullius.models import wired_tracker
+from nullius.models.wired_tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, TRANSMITTER
+from nullius.stimuli import boxes
+
+EVERY = [Head(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+QUERY_LABEL, LAST = 17, 18
 
 
 def desideratum(model, n=6):
@@ -51,3 +57,57 @@ def test_splits_and_refusals(toy):
         masks.learn(toy, pair, pair, [Head(5, 0)], rng=np.random.default_rng(0))
     with pytest.raises(UsageError, match="as many sources"):
         Desideratum(pair.base, pair.source, (1,), pair.at, pair.source_at)
+
+
+def swaps(model, kind, n=128, seed=0):
+    """A desideratum on the wired tracker, at the label asked about or at the last token."""
+    drawn = boxes.swaps(kind, np.random.default_rng(seed), n, 4, objects=OBJECTS, labels=LABELS, style="short")
+    base, source = (model.encode([side.prompt for side in drawn.field(name)]) for name in ("base", "source"))
+    targets = tuple(model.first_token(target) for target in drawn.field("target"))
+
+    def at(place):
+        return Desideratum(base, source, targets, (place,) * n, (place,) * n)
+
+    return at
+
+
+def learned(model, pairs, seed=0):
+    train, validation, test = pairs.split(np.random.default_rng(seed))
+    mask = masks.learn(model, train, validation, EVERY, epochs=6, rng=np.random.default_rng(seed))
+    return mask, float(masks.accuracy(model, test, mask.found).mean())
+
+
+@pytest.fixture(scope="module")
+def by_place():
+    return wired_tracker.wired(4)
+
+
+@pytest.fixture(scope="module")
+def by_label():
+    return wired_tracker.wired(4, "label")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "heads"),
+    [("position", QUERY_LABEL, {DETECTOR}), ("position", LAST, {TRANSMITTER}), ("object", LAST, {FETCHER})],
+)
+def test_planted_heads_by_place(by_place, kind, place, heads):
+    mask, score = learned(by_place, swaps(by_place, kind)(place))
+    assert {(head.layer, head.head) for head in mask.found} == heads
+    assert score == 1.0
+
+
+def test_planted_heads_by_label(by_label):
+    """The tracker by label carries the label in the transmitter, and no position anywhere."""
+    mask, score = learned(by_label, swaps(by_label, "label")(LAST))
+    assert {(head.layer, head.head) for head in mask.found} == {TRANSMITTER}
+    assert score == 1.0
+    for place in (QUERY_LABEL, LAST):  # a label that the base does not have leaves it to guess among four
+        assert learned(by_label, swaps(by_label, "position")(place))[1] < 0.45
+
+
+def test_null_desiderata(by_place):
+    """The tracker by place carries no label; and targets of other pairs come out of no mask."""
+    assert learned(by_place, swaps(by_place, "label")(LAST))[1] < 0.1
+    pairs = swaps(by_place, "position")(QUERY_LABEL).shuffled(np.random.default_rng(1))
+    assert learned(by_place, pairs)[1] < 0.2
