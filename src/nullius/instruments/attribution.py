@@ -3,31 +3,46 @@
 effect of a cell ≈ ∂metric/∂activation · (source activation − base activation), at the base run. It is fast and approximate: where the metric or
 an attention is saturated at the base run, its gradient is near zero and the estimate misses what the exact sweep shows. Averaging the
 gradient along the straight line from the base's to the source's input (integrated gradients; Hanna et al. 2024) mends much of that. Which cells
-matter should be read off an exact sweep (`patching`); this tells where to look.
+matter should be read off an exact sweep (`patching`), or off exact cells chosen by this estimate (`screening`); `agreement` says how far to trust it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-from nullius.instruments import taps
-from nullius.instruments.patching import Metric, Pair, difference
-from nullius.models.language_model import Batch, LanguageModel
+from nullius.errors import UsageError
+from nullius.instruments import patching, taps
+from nullius.instruments.patching import Cells, Metric, Sweep, Texts, difference
+from nullius.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well an estimate agrees with the exact sweep, over cells (means over pairs). spearman: of effects; top: share of the exact sweep's `k`
+    largest effects that are among the estimate's `k` largest; sign: share of those for which the estimate has the right sign."""
+
+    spearman: float
+    top: float
+    sign: float
+    k: int
 
 
 def attribution(
     model: LanguageModel,
-    base: Sequence[str] | Batch,
-    source: Sequence[str] | Batch,
+    base: Texts,
+    source: Texts,
     answers: Sequence[Sequence[int]],
     *,
-    site: Literal["resid_pre", "attn_out", "mlp_out", "z"] = "resid_pre",
+    site: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"] = "resid_pre",
     metric: Metric = difference,
     steps: int = 1,
 ) -> Tensor:
@@ -36,26 +51,48 @@ def attribution(
     steps: 1 takes the gradient at the base run; more take the mean gradient at that many points between the inputs of base and source.
     Arguments and errors as in `patching.residual`.
     """
-    pair = Pair(model, base, source, answers, metric)
-    layers = range(model.anatomy.n_layers)
-    there, here = (taps.read(model, batch, [site], positions="all")[site] for batch in (pair.source, pair.base))
-    inputs = [taps.read(model, batch, ["resid_pre"], [0], positions="all")["resid_pre"][0] for batch in (pair.source, pair.base)]
-    total = torch.zeros_like(here)
+    if site == "z":
+        return estimate(patching.head_grid(model, base, source, answers, metric), steps)
+    return estimate(patching.residual_grid(model, base, source, answers, site, None, metric), steps)
+
+
+def estimate(cells: Cells, steps: int = 1) -> Tensor:
+    """Estimated change of the metric for every cell of any grid: [n, layers, columns]. One forward and one backward pass for each step."""
+    pair, grid = cells.pair, cells.grid
+    model, layers = pair.model, range(pair.model.anatomy.n_layers)
+    changes = [grid.change(layer) for layer in layers]
+    inputs: list[Tensor] = []
+    if steps > 1:
+        inputs = [taps.read(model, batch, ["resid_pre"], [0], positions="all")["resid_pre"][0] for batch in (pair.source, pair.base)]
+    total = torch.zeros(len(layers), pair.n, grid.columns, device=model.device)
     for step in range(steps):
-        nudges = [torch.zeros_like(here[layer], requires_grad=True) for layer in layers]
+        nudges = [torch.zeros_like(change, requires_grad=True) for change in changes]
         with ExitStack() as stack, torch.enable_grad():
             if steps > 1:
                 point = inputs[1] + (step + 0.5) / steps * (inputs[0] - inputs[1])
                 stack.enter_context(taps.edit(model, "resid_pre", 0, partial(_instead, point)))
             for layer in layers:
-                stack.enter_context(taps.edit(model, site, layer, partial(torch.add, nudges[layer])))
-            last = model.hidden(pair.base)[:, -1]
-            value = pair.measure(last[None, None]).sum()
-            total += torch.stack(torch.autograd.grad(value, nudges))
-    estimate = (total / steps * (there - here)).sum(-1)  # [layers, n, T] or [layers, n, T, heads]
-    if site == "z":
-        estimate = estimate.sum(2)
-    return estimate.transpose(0, 1).float()
+                stack.enter_context(taps.edit(model, grid.site, layer, partial(torch.add, nudges[layer])))
+            value = pair.measure(model.hidden(pair.base)[:, -1][None, None]).sum()
+            gradients = torch.autograd.grad(value, nudges)
+        total += torch.stack([grid.by_column((g * change).float()) for g, change in zip(gradients, changes, strict=True)])
+    return (total / steps).transpose(0, 1)
+
+
+def agreement(estimated: Tensor, sweep: Sweep, k: int = 10) -> Agreement:
+    """Compare an estimate [n, layers, columns] with the exact sweep of the same pairs. Cells that cannot matter (0 in both) are left out.
+
+    Raises UsageError when fewer than k cells are left.
+    """
+    effect = (sweep.values - sweep.base[:, None, None]).mean(0).flatten().cpu().double().numpy()
+    guess = estimated.mean(0).flatten().cpu().double().numpy()
+    matters = (effect != 0) | (guess != 0)
+    effect, guess = effect[matters], guess[matters]
+    if len(effect) < k:
+        raise UsageError(f"the largest {k} cannot be compared: only {len(effect)} cells have an effect")
+    best, guessed = (np.argsort(-np.abs(x), kind="stable")[:k] for x in (effect, guess))
+    right = float(np.mean(np.sign(guess[best]) == np.sign(effect[best])))
+    return Agreement(float(stats.spearmanr(effect, guess).statistic), len(set(best) & set(guessed)) / k, right, k)
 
 
 def _instead(value: Tensor, _old: Tensor) -> Tensor:

@@ -37,13 +37,21 @@ class Grid(Protocol):
         """Patch one text [T, ...] in place, the plain way."""
         ...
 
+    def change(self, layer: int) -> Tensor:
+        """Return what the patches of a layer would change, source − base, [n, T, ...]."""
+        ...
+
+    def by_column(self, x: Tensor) -> Tensor:
+        """Sum a tensor of the site's shape [n, T, ...] over what belongs to each column [n, columns]."""
+        ...
+
 
 class Positions:
     """One position of a site of the residual stream; with a basis, the part of it that lies in that subspace. Columns: positions."""
 
     def __init__(self, anatomy: Anatomy, base: Base, there: Tensor, site: str, basis: Tensor | None) -> None:
         self.site, self.base, self.columns = site, base, there.shape[2]
-        here = base.stream if site == "resid_pre" else base.sites[site]
+        self.here = here = base.stream if site == "resid_pre" else base.sites[site]
         self.there = there if basis is None else here + ((there - here).to(basis.dtype) @ basis.mT @ basis).to(here.dtype)
         self.above = 0 if site == "resid_pre" else 1
         self.patched = []
@@ -66,6 +74,12 @@ class Positions:
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
         x[column] = self.there[layer][pair, column]
+
+    def change(self, layer: int) -> Tensor:
+        return self.there[layer] - self.here[layer]
+
+    def by_column(self, x: Tensor) -> Tensor:
+        return x.sum(-1)
 
 
 class Heads:
@@ -90,6 +104,12 @@ class Heads:
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
         x[:, column] = self.there[layer][pair, :, column]
+
+    def change(self, layer: int) -> Tensor:
+        return self.there[layer] - self.base.sites["z"][layer]
+
+    def by_column(self, x: Tensor) -> Tensor:
+        return x.sum((1, 3))
 
 
 class NeuronBlocks:
@@ -119,3 +139,9 @@ class NeuronBlocks:
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
         x[..., self.units[column]] = self.there[layer][pair][..., self.units[column]]
+
+    def change(self, layer: int) -> Tensor:
+        return self.there[layer] - self.base.sites["mlp_post"][layer]
+
+    def by_column(self, x: Tensor) -> Tensor:
+        return torch.stack([x[..., block].sum((1, 2)) for block in self.units], 1)

@@ -1,0 +1,109 @@
+"""Screened sweeps: one backward pass scores every cell of a patching sweep, exact patching is spent on the best and on a random sample.
+
+The estimate (attribution patching) is fast and can be blind. So what it puts first is patched exactly, and the ranking is by those exact values;
+and of the cells that it passes over a random sample is patched exactly too. How many of those would have belonged among the best bounds, with an
+interval, how many are missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from nullius.errors import UsageError
+from nullius.instruments import attribution, patching
+from nullius.instruments.patching import Cells, Metric, Texts, difference
+from nullius.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Screened:
+    """estimate: by attribution [layers, columns]; exact: by patching, NaN where it was not spent; both are changes of the metric, means over pairs.
+
+    best: the `top` cells by exact effect, largest first. passed_over: cells that the estimate did not put forward; sampled: how many of them were
+    patched; missed: how many of those belong among the best. miss_rate, interval: the share of passed-over cells that do, with its exact 95 %
+    interval (Clopper-Pearson).
+    """
+
+    estimate: Tensor
+    exact: Tensor
+    best: tuple[tuple[int, int], ...]
+    passed_over: int
+    sampled: int
+    missed: int
+    miss_rate: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.missed} of {self.sampled} cells drawn from {self.passed_over} passed over belong among the best {len(self.best)}: "
+            f"{self.miss_rate:.1%} [{low:.1%}, {high:.1%}]"
+        )
+
+
+def residual(
+    model: LanguageModel,
+    base: Texts,
+    source: Texts,
+    answers: Sequence[Sequence[int]],
+    *,
+    site: patching.Site = "resid_pre",
+    metric: Metric = difference,
+    top: int = 10,
+    candidates: int = 20,
+    sample: int = 20,
+    steps: int = 1,
+    seed: int = 0,
+) -> Screened:
+    """Screen the cells of `patching.residual`. Arguments as there and in `screen`."""
+    return screen(patching.residual_grid(model, base, source, answers, site, None, metric), top, candidates, sample, steps, seed)
+
+
+def heads(
+    model: LanguageModel,
+    base: Texts,
+    source: Texts,
+    answers: Sequence[Sequence[int]],
+    *,
+    metric: Metric = difference,
+    top: int = 10,
+    candidates: int = 20,
+    sample: int = 20,
+    steps: int = 1,
+    seed: int = 0,
+) -> Screened:
+    """Screen the cells of `patching.heads`. Arguments as there and in `screen`."""
+    return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, sample, steps, seed)
+
+
+def screen(cells: Cells, top: int = 10, candidates: int = 20, sample: int = 20, steps: int = 1, seed: int = 0) -> Screened:
+    """Find the `top` cells of any grid. candidates: how many the estimate puts forward; sample: how many of the others are drawn at random;
+    steps: of integrated gradients (see `attribution`).
+
+    Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than that.
+    """
+    every = cells.all_cells()
+    if not 1 <= top <= candidates < len(every):
+        raise UsageError(f"screening wants top ≤ candidates < cells: {top} ≤ {candidates} < {len(every)} does not hold")
+    estimated = attribution.estimate(cells, steps).mean(0)
+    ranked = sorted(every, key=lambda cell: -abs(float(estimated[cell])))
+    others = ranked[candidates:]
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:sample].tolist()
+    chosen = ranked[:candidates] + [others[i] for i in drawn]
+    sweep = cells.run(chosen, checks=4)
+    effect = (sweep.values - sweep.base[:, None, None]).mean(0).cpu()
+    exact = torch.full_like(effect, torch.nan)
+    for cell in chosen:
+        exact[cell] = effect[cell]
+    order = sorted(chosen, key=lambda cell: -abs(float(effect[cell])))
+    best = tuple(order[:top])
+    missed = sum(cell in best for cell in chosen[candidates:])
+    interval = stats.binomtest(missed, len(drawn)).proportion_ci(0.95, "exact") if drawn else None
+    low, high = (0.0, 1.0) if interval is None else (float(interval.low), float(interval.high))
+    rate = missed / len(drawn) if drawn else float("nan")
+    return Screened(estimated.cpu(), exact, best, len(others), len(drawn), missed, rate, (low, high))
