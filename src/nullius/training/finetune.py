@@ -49,6 +49,7 @@ def finetune(
     clip: float = 1.0,
     warmup: int = 0,
     max_tokens: int = 512,
+    autocast: bool = False,
     name: str = "",
     on_step: Callable[[int, int], None] | None = None,
     snapshots: Sequence[int] = (),
@@ -60,7 +61,8 @@ def finetune(
     the first is one). Texts and prompts get the subject's leading token as in `LanguageModel.encode`; token ids are taken as they are.
     steps: batches of `batch` rows, drawn without replacement until all have been seen, then anew. parts: what is trained, all else keeping
     every bit (default: everything). lora: train adapters instead, merged into the copy. warmup: steps in which the rate rises linearly.
-    max_tokens: rows are cut there. on_step(done, steps) after each step; on_snapshot(step, model) before the given steps (steps: at the end),
+    max_tokens: rows are cut there. autocast: compute in bfloat16 what bears it, the weights staying as they are. on_step(done, steps)
+    after each step; on_snapshot(step, model) before the given steps (steps: at the end),
     with the model under training, not yet merged where lora is given.
 
     Raises UsageError for no data, for a pair without an answer, for parts and lora together.
@@ -88,7 +90,8 @@ def finetune(
                 _show(on_snapshot, step, trained)
                 body.train()
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / (warmup + 1))
-            loss = _loss(trained, [rows[i] for i in next(order)])
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+                loss = _loss(trained, [rows[i] for i in next(order)])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             held.mask_gradients()

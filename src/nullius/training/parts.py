@@ -141,7 +141,7 @@ class Held:
 
 @contextmanager
 def only(hf: nn.Module, masks: Masks | None) -> Iterator[Held]:
-    """Let only these parts of a model be trained, for as long as the context lasts; None: all of it.
+    """Let only these parts of a model be trained, for as long as the context lasts; None: all of it that may be (`requires_grad`).
 
     >>> with only(model.hf, Parts(heads=((3, 1),)).masks(model)) as held:  # doctest: +SKIP
     ...     optimiser = torch.optim.AdamW(held.parameters, lr=1e-4)
@@ -149,7 +149,7 @@ def only(hf: nn.Module, masks: Masks | None) -> Iterator[Held]:
     """
     named = dict(hf.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in named.items()}
-    masks = dict.fromkeys(named) if masks is None else masks
+    masks = {name: None for name, may in flags.items() if may} if masks is None else masks
     for name, parameter in named.items():
         parameter.requires_grad_(name in masks)
     try:

@@ -1,0 +1,151 @@
+"""Small language models of sentences over a given list of words: made, trained from nothing with looks on the way, and asked what they expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nullius.models.language_model import LanguageModel
+from nullius.training.finetune import finetune
+
+END = "<|endoftext|>"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a GPT: layers, width, heads, and the most tokens that it can read. positions: whether it learns an embedding of each position."""
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    context: int = 64
+    positions: bool = True
+
+
+def fresh(words: Sequence[str], size: Size, seed: int, name: str = "gpt", device: torch.device | None = None) -> LanguageModel:
+    """Make an untrained GPT-2 whose vocabulary is the end of a sentence and these words; texts are words with spaces between.
+
+    Without positions the embedding of positions is zero and stays so: only the causal mask tells order then (Haviv et al. 2022).
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate((END, *words))}, unk_token=END))
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token=END, eos_token=END, pad_token=END)
+    config = GPT2Config(
+        vocab_size=len(words) + 1,
+        n_positions=size.context,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = GPT2LMHeadModel(config)
+    if not size.positions:
+        hf.transformer.wpe.weight.requires_grad_(False).zero_()
+    return LanguageModel.wrap(hf.to(device or torch.device("cpu")), tokenizer, name)
+
+
+def rows(model: LanguageModel, sentences: Sequence[Sequence[str]], width: int) -> Tensor:
+    """Pack sentences into rows of token ids [n, width], each row beginning with an end token and every sentence followed by one.
+
+    Whole sentences only, so that the first position of a row is always the beginning of a sentence, as it is when one is scored; what room is left
+    is filled with end tokens. Longer sentences are cut.
+    """
+    number = model.tokenizer.get_vocab()
+    end = number[END]
+    packed: list[list[int]] = []
+    row = [end]
+    for sentence in sentences:
+        ids = [*(number[word] for word in sentence), end]
+        if len(row) + len(ids) > width and len(row) > 1:
+            packed.append(row)
+            row = [end]
+        row += ids[: width - 1]
+    packed.append(row)
+    return torch.tensor([row + [end] * (width - len(row)) for row in packed])
+
+
+def train(
+    model: LanguageModel,
+    sentences: Sequence[Sequence[str]],
+    steps: int,
+    *,
+    rate: float,
+    batch: int,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+    snapshots: Sequence[int] = (),
+    on_snapshot: Callable[[int, LanguageModel], None] | None = None,
+) -> LanguageModel:
+    """Train a copy of a model on sentences in random order; see `finetune` for the arguments."""
+    data = rows(model, sentences, model.hf.config.n_positions)
+    return finetune(
+        model,
+        data,
+        steps,
+        rate=rate,
+        batch=batch,
+        seed=seed,
+        weight_decay=0.1,
+        warmup=max(1, steps // 10),
+        name=model.name,
+        on_step=on_step,
+        snapshots=snapshots,
+        on_snapshot=on_snapshot,
+        autocast=model.device.type == "cuda",
+    ).model
+
+
+@torch.no_grad()
+def surprisals(model: LanguageModel, sentences: Sequence[Sequence[str]]) -> list[Floats]:
+    """Surprisal in nats of each token of each sentence, the end included, read from the beginning: arrays [tokens + 1]."""
+    found: list[Floats] = [np.empty(0)] * len(sentences)
+    for chosen, ids in _batches(model, sentences):
+        scores = model.hf(input_ids=ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
+        nats = -scores.gather(2, ids[:, 1:, None])[..., 0].double().cpu().numpy()
+        for i, row in zip(chosen, nats, strict=True):
+            found[i] = row[: len(sentences[i]) + 1]
+    return found
+
+
+@torch.no_grad()
+def states(model: LanguageModel, sentences: Sequence[Sequence[str]], last: int = 4) -> list[Floats]:
+    """Mean over the last (up to four) layers of the residual stream at each token of each sentence: arrays [tokens, width]."""
+    found: list[Floats] = [np.empty((0, 0))] * len(sentences)
+    for chosen, ids in _batches(model, sentences):
+        layers = model.hf(input_ids=ids[:, :-1], use_cache=False, output_hidden_states=True).hidden_states[1:]
+        mean = torch.stack(layers[-last:]).float().mean(0).cpu().numpy()
+        for i, row in zip(chosen, mean, strict=True):
+            found[i] = row[1 : len(sentences[i]) + 1]
+    return found
+
+
+def _batches(model: LanguageModel, sentences: Sequence[Sequence[str]], size: int = 256) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers of sentences of similar length and their tokens [n, T], an end on either side, filled up on the right where nothing looks."""
+    number = model.tokenizer.get_vocab()
+    end = number[END]
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        ids = [[end, *(number[word] for word in sentences[i]), end] for i in chosen]
+        width = max(map(len, ids))
+        yield chosen, torch.tensor([row + [end] * (width - len(row)) for row in ids], device=model.device)
+
+
+def totals(model: LanguageModel, sentences: Sequence[Sequence[str]]) -> Floats:
+    """Total surprisal in nats of each sentence, its end included [n]."""
+    return np.array([each.sum() for each in surprisals(model, sentences)])
