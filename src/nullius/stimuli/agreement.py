@@ -162,7 +162,8 @@ def minimal_pairs(n: int, rng: np.random.Generator) -> list[tuple[Sentence, Sent
     pairs: list[tuple[Sentence, Sentence]] = []
     while len(pairs) < n:
         one = sentence(rng, plural=False, present=True)
-        after = one.words[one.verb + 1 : one.verb + 5]
-        if (one.subject, one.verb) == (SUBJECT_AT, VERB_AT) and not any(w.startswith(CONTINUED) or w in PUNCTUATION for w in after):
+        after = one.words[one.verb + 1 : one.verb + 6]  # and what follows must not belong to the fourth
+        plain = not any(word.startswith(CONTINUED) for word in after) and not set(after[:4]) & set(PUNCTUATION)
+        if (one.subject, one.verb) == (SUBJECT_AT, VERB_AT) and plain:
             pairs.append((one, with_other_number(one)))
     return pairs
