@@ -1,0 +1,66 @@
+"""Entropy neurons: one that is planted is found by its weights and by what it does; ordinary neurons are not taken for one."""
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import make_toy
+from tests.instruments.test_circuits import batch_of
+
+from nullius.errors import UsageError
+from nullius.instruments import entropy_neurons
+
+
+@pytest.fixture(scope="module")
+def planted(tokenizer):
+    """Neuron 5 of the last layer writes, with great strength, where the unembedding reads nothing; neuron 9 writes as strongly for one word."""
+    model = make_toy("llama", tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        words = model.anatomy.unembed.weight
+        words.normal_(generator=generator).mul_(0.3)
+        words[:, :2] = 0  # two dimensions that no word reads
+        down = model.anatomy.down_proj(2).weight  # [d_model, d_mlp]
+        down[:2] = 0
+        down[:, 5] = 0
+        down[0, 5] = 40.0
+        down[:, 9] = 0
+        down[2:, 9] = 40.0 * words[77, 2:] / words[77].norm()
+    return model
+
+
+def test_the_weights_point_to_it(planted):
+    reading = entropy_neurons.read(planted, null=0.06)
+    assert reading.layer == 2
+    assert reading.candidates(1) == [5]
+    assert reading.null_share[5] == pytest.approx(1, abs=1e-5)
+    assert reading.norm[5] == pytest.approx(40, rel=1e-5)
+    assert reading.logit_variance[5] < 1e-10 < reading.logit_variance[9]
+    assert np.delete(reading.null_share, 5).max() < 1e-6
+    assert len(reading.norm) == planted.anatomy.d_mlp
+
+
+def test_what_it_does(planted):
+    found = entropy_neurons.effect(planted, batch_of(planted, n=30), 2, [5, 9])
+    assert found.entropy[0] > 0.02
+    assert found.through_the_norm[0] > 0.99  # with the scale held nothing is left
+    assert found.ranking[0] == 0  # all logits by one factor: the order stays
+    assert found.ranking[1] > 0
+    assert found.through_the_norm[1] < 0.9
+
+
+def test_null_random_weights_have_no_such_neuron(toys):
+    for family in ("llama", "gpt2"):
+        reading = entropy_neurons.read(toys[family], null=0.06)
+        assert reading.null_share.max() < 0.6  # 2 of 32 dimensions: 0.06 expected
+        assert reading.null_share.mean() == pytest.approx(2 / 32, abs=0.04)
+    silent = entropy_neurons.effect(toys["llama"], batch_of(toys["llama"], n=1), 2, [3])
+    assert silent.entropy[0] == pytest.approx(0, abs=1e-6)  # the mean over one text is that text's own activation
+
+
+def test_refusals(toy):
+    with pytest.raises(UsageError, match="layer 7 does not exist"):
+        entropy_neurons.read(toy, 7)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        entropy_neurons.read(toy, null=2)
+    with pytest.raises(UsageError, match="neuron 64 does not exist"):
+        entropy_neurons.effect(toy, batch_of(toy), 2, [64])
