@@ -52,7 +52,8 @@ def add_papers(*records):
         return [papers.find_in(connection, record.arxiv_id).id for record in records if record.arxiv_id]
 
 
-def paper(number, **values):
+def paper(number, version=1, **values):
     """A record of an arXiv paper."""
     arxiv = f"2401.{number:05}"
-    return Record(source="arxiv", external_id=f"{arxiv}v1", version=1, arxiv_id=arxiv, **{"title": f"Paper number {number}"} | values)
+    own = {"source": "arxiv", "external_id": f"{arxiv}v{version}", "version": version, "arxiv_id": arxiv, "title": f"Paper number {number}"}
+    return Record(**own | values)

@@ -45,8 +45,8 @@ def _words(tex: str) -> str:
     if "\\" not in tex or tex.count("{") != tex.count("}"):
         return tex
     try:
-        # a percent sign begins a comment in TeX and is a percent sign in an abstract
-        return str(_decoder().latex_to_text(re.sub(r"(?<!\\)%", r"\\%", tex))) or tex
+        # what is a comment or a column to TeX is a sign in an abstract
+        return str(_decoder().latex_to_text(re.sub(r"(?<!\\)([%&#])", r"\\\1", tex))) or tex
     except Exception:  # a parser of other people's TeX: whatever it trips over is shown as written
         return tex
 

@@ -154,14 +154,14 @@ def _run(
     rejects: list[Reject] = []
     try:
         for one in found:
+            if len(batch) + len(rejects) >= BATCH and not isinstance(one, Cursor):
+                _write(report, batch, rejects, today)
             if isinstance(one, Record):
                 batch.append(one)
             elif isinstance(one, Reject):
                 rejects.append(one)
             else:
                 report.cursor = one.value
-                _write(report, batch, rejects, today)
-            if len(batch) + len(rejects) >= BATCH:
                 _write(report, batch, rejects, today)
     except NulliusError as error:
         report.error = str(error)

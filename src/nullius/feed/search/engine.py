@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BEST = 200
 SMOOTHING = 60
 IN_TITLE = 5
-LEAST_COSINE = 0.25  # below it nothing is alike: unrelated texts lie around 0.05 ± 0.07
+LEAST_COSINE = 0.2  # below it nothing is alike: unrelated texts lie around 0.05 ± 0.07
+NEAR_BEST = {"words": 0.4, "meaning": 0.75}  # a list ends where scores fall below this part of its best: chosen on the tuning half
 ALIKE = 20_000  # papers up to which a filter is met by scoring all of them
 Why = Literal["known", "words", "meaning", "both"]
 NO_WEIGHTS = "by words only: the weights for meaning are not here (`nullius feed index` fetches them)"
@@ -165,7 +166,7 @@ class _Search:
         found, missing = self.index.any_of([*self.query.words, *" ".join(self.query.phrases).split()], self.searcher)
         if missing:
             self.messages.append(f"no paper has {', '.join(f'“{word}”' for word in missing[:5])}: searched for words one letter away")
-        return self.index.top(self.searcher, filters.both(found, within), BEST)[0] if found is not None else []
+        return _near_best("words", *self.index.top(self.searcher, filters.both(found, within), BEST)) if found is not None else []
 
     def _by_meaning(self, within: Any) -> list[int]:
         if not weights.here():
@@ -176,7 +177,7 @@ class _Search:
             self.messages.append(NO_VECTORS)
             return []
         self.meant = True
-        wanted = minilm.load(weights.folder()).encode([self.query.asked])[0]
+        wanted = minilm.load(weights.folder()).encode([self.query.prose or self.query.asked])[0]
         if within is None:
             numbers, cosines = held.nearest(wanted, BEST)
             return _alike(numbers, cosines)
@@ -214,4 +215,10 @@ class _Search:
 
 
 def _alike(numbers: Sequence[int], cosines: Sequence[float]) -> list[int]:
-    return [number for number, cosine in zip(numbers, cosines, strict=True) if cosine >= LEAST_COSINE]
+    known = [(number, cosine) for number, cosine in zip(numbers, cosines, strict=True) if cosine >= LEAST_COSINE]
+    return _near_best("meaning", [number for number, _ in known], [cosine for _, cosine in known])
+
+
+def _near_best(way: str, numbers: Sequence[int], scores: Sequence[float]) -> list[int]:
+    """Cut a list where it only goes on because something has to come next."""
+    return [number for number, score in zip(numbers, scores, strict=True) if score >= NEAR_BEST[way] * scores[0]]

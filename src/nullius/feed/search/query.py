@@ -38,9 +38,10 @@ class Filter:
 
 @dataclass(frozen=True)
 class Query:
-    """A query taken apart. asked: all of it that is no filter, for meaning; known: an arXiv id in it."""
+    """A query taken apart. prose: all of it that is no filter, as it was written; known: arXiv ids in it."""
 
     text: str
+    prose: str = ""
     words: tuple[str, ...] = ()
     phrases: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -55,7 +56,8 @@ class Query:
 
     def without(self, one: Filter) -> Query:
         """Return the query without one of its filters."""
-        return replace(self, filters=tuple(entry for entry in self.filters if entry != one))
+        text = " ".join(self.text.replace(one.text, " ", 1).split())
+        return replace(self, text=text, filters=tuple(entry for entry in self.filters if entry != one))
 
 
 def parse(text: str) -> Query:
@@ -63,7 +65,7 @@ def parse(text: str) -> Query:
 
     >>> parse('who "bound entities" -music runnable:yes after:2024')
     ... # doctest: +ELLIPSIS
-    Query(text=..., words=('who',), phrases=('bound entities',), excluded=('music',), filters=(Filter(name='runnable', value=True, ...
+    Query(text=..., prose='who bound entities', words=('who',), phrases=('bound entities',), excluded=('music',), filters=(Filter(name='runnable', value=True, ...
     """
     text = clean(text).strip()
     messages = [f"only the first {LONGEST:,} characters were read"] if len(text) > LONGEST else []
@@ -72,6 +74,7 @@ def parse(text: str) -> Query:
     excluded: list[str] = []
     filters: list[Filter] = []
     known: list[str] = []
+    prose: list[str] = []
     for match in _PIECE.finditer(text[:LONGEST]):
         minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
         value = quoted if quoted is not None else bare
@@ -88,14 +91,16 @@ def parse(text: str) -> Query:
             excluded += _WORD.findall(value)
         elif quoted is not None:
             phrases += [quoted] if _WORD.search(quoted) else []
+            prose.append(quoted)
         else:
-            words += _WORD.findall(f"{name}:{value}" if name else value)
+            bare = f"{match[2]}:{value}" if name else value
+            words += _WORD.findall(bare)
+            prose.append(bare)
     if len(words) > MOST_WORDS:
         messages.append(f"only the first {MOST_WORDS} words were searched for")
     unique = dict.fromkeys(words[:MOST_WORDS])
-    return Query(
-        text, tuple(unique), tuple(phrases[:8]), tuple(excluded[:MOST_WORDS]), tuple(dict.fromkeys(filters)), tuple(known), tuple(messages)
-    )
+    apart = {"words": tuple(unique), "phrases": tuple(phrases[:8]), "excluded": tuple(excluded[:MOST_WORDS])}
+    return Query(text, " ".join(prose), **apart, filters=tuple(dict.fromkeys(filters)), known=tuple(known), messages=tuple(messages))
 
 
 def _text(value: str) -> str:
