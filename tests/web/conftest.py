@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -75,12 +76,13 @@ Browse = Callable[..., TestClient]
 @pytest.fixture
 def browse() -> Iterator[Browse]:
     """Make a client of a server: as nobody, or as whoever the cookie names."""
-    opened: list[TestClient] = []
+    opened: dict[Settings, TestClient] = {}  # the first client of an app runs its life
 
     def open_(setup: Settings, cookie: str = "", token: str = "") -> TestClient:
-        client = TestClient(create(setup), base_url=setup.base_url, follow_redirects=False, raise_server_exceptions=False)
-        client.__enter__()
-        opened.append(client)
+        how: dict[str, Any] = {"base_url": setup.base_url, "follow_redirects": False, "raise_server_exceptions": False}
+        if setup not in opened:
+            opened[setup] = TestClient(create(setup), **how).__enter__()
+        client = TestClient(opened[setup].app, **how)
         if cookie:
             client.headers["cookie"] = f"{setup.cookie}={cookie}"
         if token:
@@ -88,7 +90,7 @@ def browse() -> Iterator[Browse]:
         return client
 
     yield open_
-    for client in opened:
+    for client in opened.values():
         client.__exit__(None, None, None)
 
 

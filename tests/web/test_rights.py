@@ -45,12 +45,14 @@ MAY = {
 
 
 @pytest.mark.parametrize("what", MAY)
-@pytest.mark.parametrize(("role", "column"), [("visitor", 1), ("member", 2), ("maintainer", 3)])
-def test_the_table(people, what, role, column):
-    answer = MAY[what][0](people[role])
-    assert answer.status_code in MAY[what][column], answer.text[:300]
-    if answer.status_code in NO:
-        assert journal.list_runs(state="queued") == []
+def test_the_table(people, what):
+    for column, role in enumerate(("visitor", "member", "maintainer"), start=1):
+        answer = MAY[what][0](people[role])
+        assert answer.status_code in MAY[what][column], f"{role}: {answer.text[:300]}"
+        if answer.status_code in NO:
+            assert journal.list_runs(state="queued") == []
+        for found in journal.list_runs(state="queued", limit=100):
+            queue.cancel(found["id"])
 
 
 def test_cancelling(people, lab):

@@ -172,7 +172,7 @@ def test_bodies_have_a_limit(owner):
     assert owner.post("/papers/embers/vote", content=pieces(), headers=form).status_code == 413
     assert owner.post("/api/v1/runs", content=b"[" * 1_100_000, headers={"content-type": "application/json"}).status_code == 413
     deep = owner.post("/api/v1/runs", content=b"[" * 100_000, headers={"content-type": "application/json"})
-    assert deep.status_code == 422
+    assert deep.status_code == 400
 
 
 def test_every_answer_is_dressed(visitor):

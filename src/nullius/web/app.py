@@ -27,17 +27,8 @@ from nullius.web.problems import Problem, from_error
 from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
-PAGES = (
-    "pages.frame",
-    "pages.daily",
-    "pages.papers",
-    "pages.runs",
-    "pages.subjects",
-    "pages.searching",
-    "pages.personal",
-    "pages.subscribing",
-)
-PAGES += ("atom", "badge", "signing", "describing")
+_PAGES = "daily frame importing papers personal runs searching subjects subscribing"
+PAGES = (*(f"pages.{name}" for name in _PAGES.split()), "atom", "badge", "describing", "signing")
 
 
 def create(settings: Settings) -> FastAPI:
