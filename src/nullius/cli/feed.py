@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from nullius.errors import UsageError
+from nullius.errors import NulliusError, UsageError
 
 if TYPE_CHECKING:
     from nullius.feed.importers.running import Report
+    from nullius.feed.search.engine import Hit
 
 app = typer.Typer(help="Import papers, keep them up to date, index them for search.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -68,6 +71,75 @@ def sync(
             _show(report)
     if all(report.error for report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def index(
+    embed: Annotated[
+        bool, typer.Option(help="Also make the vectors for search by meaning, newest papers first (Ctrl-C stops, what is done stays).")
+    ] = True,
+    most: Annotated[int, typer.Option(min=0, help="Embed at most this many papers; 0 for all.")] = 0,
+    device: Annotated[str, typer.Option(help="What embeds: cpu, or one of torch's devices (cuda).")] = "cpu",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Throw the index away and build it anew from the database.")] = False,
+) -> None:
+    """Bring the search index up to date with the database."""
+    from nullius.feed import claims
+    from nullius.feed.search import embedding, weights, words
+
+    claims.refresh()
+    if rebuild:
+        words.throw_away()
+    count = words.open_index().update(threads=2, heap=300_000_000, wait=True)
+    typer.echo(f"{count:,} papers indexed by words")
+    if embed:
+        try:
+            weights.fetch_weights()
+        except NulliusError as error:
+            _say(f"search goes by words only: {error}")
+            return
+        with Console(stderr=True).status("embedding") as status:
+            done = embedding.embed(most=most or None, device=device, progress=lambda n: status.update(f"embedding: {n:,} papers"))
+        typer.echo(f"{done:,} papers embedded for search by meaning")
+
+
+def search(text: str, as_json: bool, *, limit: int = 20) -> None:
+    """Search all papers and print what was found; what `nullius papers --search` does."""
+    from nullius.feed.search import engine
+
+    found = engine.search(text, limit=limit)
+    if as_json:
+        _json(
+            {
+                "schema": "nullius.papers/1",
+                **{name: value for name, value in found.to_dict().items() if name != "hits"},
+                "papers": [_plain(hit) for hit in found.hits],
+            }
+        )
+        return
+    for message in found.messages:
+        _say(message)
+    if not found.hits:
+        left = "; ".join(f"{name} keeps {number:,} out" for name, number in found.removed.items())
+        raise UsageError(f"no paper matches '{text[:80]}'{f' ({left})' if left else ''}; `nullius papers` lists the catalogue")
+    out = Console() if sys.stdout.isatty() else Console(width=100, force_terminal=False, no_color=True)
+    for hit in found.hits:
+        card = hit.card
+        out.print(f"[bold]{escape(card.key)}[/]  {escape(card.title)}", highlight=False)
+        if card.summary:
+            out.print(f"    {escape(card.summary)}", highlight=False)
+        facts = [str(card.published or ""), f"{card.n_authors} author{'s' if card.n_authors != 1 else ''}" if card.n_authors else ""]
+        facts += [f"arXiv {card.arxiv_id}" if card.arxiv_id else "", "runs" if card.runnable else "not runnable yet", f"by {hit.why}"]
+        out.print(f"    {' · '.join(fact for fact in facts if fact)}", style="dim", highlight=False, markup=False)
+    out.print(f"{found.total} found, {len(found.hits)} shown, {found.milliseconds:.0f} ms", highlight=False)
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    """A hit in the shape that `nullius papers --json` gives to papers of the catalogue, with `key` and `why`."""
+    card = hit.card
+    own = {name: getattr(card, name) for name in ("key", "slug", "title", "summary", "question")}
+    own |= {"arxiv": card.arxiv_id, "date": card.published.isoformat() if card.published else None, "authors": card.n_authors}
+    own |= {"code": card.code or "", "url": f"https://arxiv.org/abs/{card.arxiv_id}" if card.arxiv_id else None}
+    return {**own, "runs": card.runnable, "why": hit.why}
 
 
 def _show(report: Report) -> None:

@@ -59,19 +59,20 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def papers(
-    search: Annotated[str, typer.Option("--search", "-s", help="Words, a slug or an arXiv id.")] = "",
+    search: Annotated[str, typer.Option("--search", "-s", help="Words, a slug, an arXiv id, filters (docs/feed.md): all papers.")] = "",
     runnable: Annotated[bool, typer.Option("--runnable", help="Only papers that have a study.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the catalogue of papers, newest first, or search it."""
+    """List the catalogue of papers, newest first, or search all papers, imported ones too."""
+    if search:
+        feed.search(f"{search} runnable:yes" if runnable else search, as_json)
+        return
     from nullius.feed import catalogue
 
-    found = [paper for paper in (catalogue.search(search) if search else catalogue.papers()) if paper.runs or not runnable]
+    found = [paper for paper in catalogue.papers() if paper.runs or not runnable]
     if as_json:
         print_json({"schema": "nullius.papers/1", "papers": [paper.to_dict() for paper in found]})
         return
-    if not found:
-        raise UsageError(f"no paper matches '{search}'; `nullius papers` lists all {len(catalogue.papers())}")
     out = console()
     for paper in found:
         state = "runs" if paper.runs else "not runnable yet"

@@ -291,3 +291,15 @@ def _open(where: Path) -> WordIndex:
 def open_index() -> WordIndex:
     """Return the index of this database, made where there is none."""
     return _open(folder())
+
+
+def throw_away() -> None:
+    """Remove the index and the vector files of this database; the database has all that they hold."""
+    from filelock import FileLock
+
+    folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder() / "throwing.lock"):
+        for path in folder().iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+    _open.cache_clear()
