@@ -32,7 +32,8 @@ def read(tmp_path, text, *changes) -> Config:
     return configuration.load(path, changes)
 
 
-def test_a_good_one(tmp_path):
+def test_a_good_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = read(tmp_path, GOOD, "steps=7", "schedule.name=wsd", "evaluate.samples=[The, A]")
     assert config.steps == 7
     assert config.optimiser.rate == 3e-4  # YAML reads a text

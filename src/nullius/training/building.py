@@ -54,26 +54,12 @@ def new(wanted: Mapping[str, Any], tokenizer: Any, sequence: int, seed: int) -> 
 
     Raises UsageError: an unknown model_type or key (with the nearest), a value that transformers refuses, a vocabulary or context too small.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers import AutoModelForCausalLM
 
-    _register_architectures()
-    kind = wanted["model_type"]
-    if kind not in CONFIG_MAPPING:
-        raise UsageError(f"model.new: unknown model_type '{kind}'{nearest(str(kind), CONFIG_MAPPING)}")
-    default = AutoConfig.for_model(kind)
-    known = default.to_dict().keys() | default.attribute_map.keys()
-    for key in wanted:
-        if key not in known:
-            raise UsageError(f"model.new: {kind} has no key '{key}'{nearest(key, known)}")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     fill: dict[str, Any] = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
-    if "max_position_embeddings" in known and default.max_position_embeddings < sequence:
-        fill["max_position_embeddings"] = sequence
-    given = {default.attribute_map.get(key, key) for key in wanted}
-    fill = {key: value for key, value in fill.items() if default.attribute_map.get(key, key) not in given}
     try:
-        made = AutoConfig.for_model(**{**fill, **wanted})
+        made = _own(wanted, fill, sequence) if "size" in wanted or wanted["model_type"] == "nullius" else _theirs(wanted, fill, sequence)
         _check_lengths(made, len(tokenizer), sequence, "model.new")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -82,6 +68,34 @@ def new(wanted: Mapping[str, Any], tokenizer: Any, sequence: int, seed: int) -> 
         raise
     except Exception as error:  # code of a hundred architectures says no in its own way; the user gets one line
         raise UsageError(f"model.new: {' '.join(str(error).split())}") from None
+
+
+def _own(wanted: Mapping[str, Any], fill: Mapping[str, Any], sequence: int) -> Any:
+    """Configuration of an architecture of this project; it bounds no length (but where its attention does)."""
+    from nullius.models import architectures
+
+    return architectures.make_config({"max_position_embeddings": max(2048, sequence), **fill, **wanted})
+
+
+def _theirs(wanted: Mapping[str, Any], fill: dict[str, Any], sequence: int) -> Any:
+    """Configuration of an architecture of transformers, which takes any key in silence and must be asked which it knows."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from nullius.models import architectures  # makes its model types known  # noqa: F401
+
+    kind = wanted["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise UsageError(f"model.new: unknown model_type '{kind}'{nearest(str(kind), CONFIG_MAPPING)}")
+    default = AutoConfig.for_model(kind)
+    known = default.to_dict().keys() | default.attribute_map.keys()
+    for key in wanted:
+        if key not in known:
+            raise UsageError(f"model.new: {kind} has no key '{key}'{nearest(key, known)}")
+    if "max_position_embeddings" in known and default.max_position_embeddings < sequence:
+        fill["max_position_embeddings"] = sequence
+    given = {default.attribute_map.get(key, key) for key in wanted}
+    return AutoConfig.for_model(**{key: value for key, value in fill.items() if default.attribute_map.get(key, key) not in given}, **wanted)
 
 
 def restore(trainee: Trainee, folder: Path, state: Mapping[str, Any]) -> None:
@@ -132,7 +146,3 @@ def _check_lengths(made: Any, vocabulary: int, sequence: int, where: str) -> Non
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and longest < sequence:
         raise UsageError(f"{where} takes at most {longest} tokens; a sequence of {sequence} is too long (max_position_embeddings)")
-
-
-def _register_architectures() -> None:
-    """Make this project's own architectures known to transformers."""

@@ -17,7 +17,7 @@ from nullius.errors import UsageError, nearest
 
 @dataclass(frozen=True)
 class Source:
-    """Text to train on. path: a file, a pattern (corpus/*.txt) or a folder, seen from the config's own folder; .txt, .jsonl or .parquet, also
+    """Text to train on. path: a file, a pattern (corpus/*.txt) or a folder, seen from the working folder; .txt, .jsonl or .parquet, also
     .gz and .xz. weight: its share of the mixture, relative to the others'. field: the key (jsonl) or column (parquet) that holds the text.
     separator: the line that ends a document in .txt; a file without it is one document."""
 
@@ -69,7 +69,8 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Model:
-    """new: a configuration of transformers or of this project, `model_type` first; sizes of the vocabulary are filled in from the tokenizer.
+    """new: a configuration of transformers (`model_type` and its keys) or of this project (`size`, a name, or `model_type: nullius`, and keys to
+    change); the size of the vocabulary and the special tokens are filled in from the tokenizer.
     load: a subject to finetune (name, hub id, directory), whole, in parts, or by LoRA."""
 
     new: dict[str, Any] = field(default_factory=dict)
@@ -153,7 +154,7 @@ MAY_CHANGE = ("out", "steps", "evaluate", "save", "log", "peak_tflops", "compile
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Config:
-    """Read a YAML file. changes: "section.key=value", put in its place. Paths in it are seen from the file's folder.
+    """Read a YAML file. changes: "section.key=value", put in its place. Paths are seen from the working folder.
 
     Raises UsageError with one line: not a file, not UTF-8, not YAML (with the line), a key unknown (with the nearest), missing, or given twice,
     a value of the wrong type or out of range.
@@ -178,7 +179,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Config:
         raise UsageError(f"{path} holds no keys; docs/training.md shows what a configuration looks like")
     config: Config = _read(Config, tree, "", str(path))
     _check(config, str(path))
-    return _absolute(config, path.resolve().parent)
+    return _absolute(config, Path.cwd())
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -289,8 +290,8 @@ def _check(config: Config, path: str) -> None:
         raise UsageError(f"{path}: schedule.floor and schedule.decay are parts of a whole, between 0 and 1")
     if bool(model.new) == bool(model.load):
         raise UsageError(f"{path}: model needs one of new (a configuration) and load (a subject to finetune)")
-    if model.new and "model_type" not in model.new:
-        raise UsageError(f"{path}: model.new needs a model_type (llama, gpt2 ...)")
+    if model.new and not {"model_type", "size"} & model.new.keys():
+        raise UsageError(f"{path}: model.new needs a model_type (llama, gpt2, nullius ...) or a size (gla-340m ...)")
     if (tokens.load and tokens.vocabulary) or (model.new and not (tokens.load or tokens.vocabulary)):
         raise UsageError(f"{path}: tokenizer needs one of load (a name) and vocabulary (to train one of that size)")
     if model.parts is not None and model.lora is not None:
@@ -304,7 +305,7 @@ def _check(config: Config, path: str) -> None:
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    """Paths seen from the config's folder, whatever the working folder is. What is no directory there (a subject's name) stays as it is."""
+    """Make paths absolute. What is no directory (a subject's name) stays as it is."""
 
     def at(text: str) -> str:
         return str(folder / Path(text).expanduser())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,20 @@ from torch import Tensor, nn
 from nullius.training.packed import Packed
 from nullius.training.processes import Processes
 
+Head = Callable[[Tensor, Tensor], Tensor]
 
-def loss_of(body: Any, rows: Tensor) -> Tensor:
-    """Mean loss in nats per token of rows [n, T + 1]: each token but the first is predicted from those before it."""
-    logits = body(input_ids=rows[:, :-1], use_cache=False).logits
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+def loss_of(body: Any, rows: Tensor, head: Head | None = None) -> Tensor:
+    """Mean loss in nats per token of rows [n, T + 1]: each token but the first is predicted from those before it.
+
+    head: what makes the loss of logits and targets (`cross_entropy`, or the same compiled).
+    """
+    return (head or cross_entropy)(body(input_ids=rows[:, :-1], use_cache=False).logits, rows[:, 1:])
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [.., V] and token ids [..], computed in float32."""
+    return nn.functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
 
 
 def held_out_rows(sets: list[Packed], sequence: int, n: int, here: Processes) -> Tensor:

@@ -91,10 +91,10 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
             enable({"use_reentrant": False})
         flops = measurement.flops_per_token(trainee.hf, config.sequence)
         outside = outside_layers(trainee.hf)
+        if config.compile:
+            for layer in processes.layers(trainee.hf):  # one piece of code serves all layers, so this takes seconds and not minutes
+                layer.compile()
         if here.world > 1:
-            if config.compile:
-                for layer in processes.layers(trainee.hf):
-                    layer.compile()
             here.shard(trainee.body)
         with only(trainee.body, trainee.masks) as held:
             optimisers = Optimisers(held.named, config.optimiser, outside, fused=here.device.type == "cuda")
@@ -166,7 +166,7 @@ class _Run:
             raise UsageError(
                 f"a batch of {config.batch} cannot be cut into parts of {self.micro} sequences in each of {here.world} processes"
             )
-        self.loss_of = torch.compile(evaluation.loss_of) if config.compile and here.world == 1 else evaluation.loss_of
+        self.head = torch.compile(evaluation.cross_entropy) if config.compile else evaluation.cross_entropy
         self.metrics = measurement.Metrics(self.out / "metrics.jsonl", done) if here.first else None
         self.watch, self.waiting = measurement.Stopwatch(here.device), []
         self.peak = measurement.peak_tflops(here.device, config.peak_tflops) * 1e12 * here.world
@@ -214,7 +214,7 @@ class _Run:
         loss = torch.zeros((), device=here.device)
         for rows in parts:
             with self._autocast():
-                part = self.loss_of(self.trainee.body, rows.to(here.device, non_blocking=True)) / len(parts)
+                part = evaluation.loss_of(self.trainee.body, rows.to(here.device, non_blocking=True), self.head) / len(parts)
             part.backward()
             loss += part.detach()
         self.held.mask_gradients()
