@@ -144,6 +144,9 @@ class Anatomy:
         if name not in SITES:
             raise UsageError(f"no site '{name}'{nearest(name, SITES)}; sites: {', '.join(SITES)}")
         layer = self._layer(layer)
+        own: dict[str, int] | None = getattr(self.attn(layer), "head_sites", None)  # the project's own mixers, which may differ from layer to layer
+        if own is not None and name in ("q", "k", "v", "z", "pattern") and name not in own:
+            raise SubjectError(f"layer {layer} mixes tokens by {self.attn(layer).name}: it has no {name}")
         match name:
             case "resid_pre":
                 return Site(name, layer, self.layers[layer], "input")
@@ -159,10 +162,14 @@ class Anatomy:
                 return Site(name, layer, self._part(layer, self._flow.mlp_out), "output")
             case "mlp_post":
                 return Site(name, layer, self.down_proj(layer), "input")
-            case "z":
+            case "z" if own is None:
                 return Site(name, layer, self.o_proj(layer), "input", self.n_heads)
             case "pattern":
                 return Site(name, layer, self.attn(layer), "output")
+            case "z":
+                return Site(name, layer, self.o_proj(layer), "input", self.attn(layer).head_sites["z"])  # type: ignore[union-attr, index]
+        if own is not None:
+            return Site(name, layer, self.attn(layer).get_submodule(f"{name}_proj"), "output", own[name])
         if name not in self._flow.columns:
             raise SubjectError(f"the attention of {self.family} has no map from which {name} could be read by head")
         projection, columns = self._flow.columns[name]
@@ -170,11 +177,19 @@ class Anatomy:
         fused = dataflow.width(module)[1] != columns.numel()
         return Site(name, layer, module, "output", len(columns), columns if fused else None)
 
+    def has(self, name: str, layer: int) -> bool:
+        """Whether this architecture has a site in this layer."""
+        try:
+            self.site(name, layer)
+        except SubjectError:
+            return False
+        return True
+
     def split_heads(self, site: Site, value: Tensor) -> Tensor:
         """View a site's tensor by head: [..., heads, d_head]; for a fused projection, the part that the site names."""
         if site.columns is not None:
             return value[..., site.columns.to(value.device)]
-        return value.unflatten(-1, (site.heads, self.d_head)) if site.heads else value
+        return value.unflatten(-1, (site.heads, -1)) if site.heads else value
 
     def merge_heads(self, site: Site, whole: Tensor, value: Tensor) -> Tensor:
         """Undo `split_heads`: put an edited part back into the module's own tensor."""
@@ -202,7 +217,7 @@ def self_test(anatomy: Anatomy, read: Any, edit: Any, run: Any) -> None:
     if _gap(anatomy.final_norm(parts["resid_post"][-1]), plain) > tolerance:
         raise SubjectError(f"cannot map {anatomy.family}: the final norm of the last resid_post is not the decoder's output")
     for site in ("resid_pre", "z", "mlp_post"):
-        if site == "mlp_post" and anatomy._flow.down_proj is None:
+        if not anatomy.has(site, layers[-1]):
             continue
         with edit(site, layers[-1], lambda value: value):
             if not torch.equal(run(), plain):

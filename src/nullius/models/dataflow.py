@@ -54,8 +54,8 @@ def width(linear: nn.Module) -> tuple[int, int]:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a module's class says that it is an attention; the one thing that is told by its name."""
-    return type(module).__name__.lower().endswith(("attention", "attn")) and bool(linears(module))
+    """Whether a module's class says that it is an attention; the one thing that is told by its name. The project's own mixers say it themselves."""
+    return getattr(module, "is_mixer", False) or (type(module).__name__.lower().endswith(("attention", "attn")) and bool(linears(module)))
 
 
 def first_output(output: Any) -> Tensor:

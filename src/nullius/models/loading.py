@@ -133,6 +133,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from nullius.models import architectures  # noqa: F401  (makes them known to transformers)
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

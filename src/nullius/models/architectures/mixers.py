@@ -1,0 +1,189 @@
+"""Mixers that attend: softmax attention, and what is left of it when its form or its queries and keys are taken away (arXiv 2510.11602).
+
+Every mixer maps the normed stream x [B, T, d] to what it adds to the stream, and returns it with the attention pattern (None when it forms
+none). `source` is what queries and keys are projected from: x itself, the embeddings (static), or the shadow stream (random, fixed).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nullius.models.architectures.cache import gather
+from nullius.models.architectures.config import DecoderConfig
+from nullius.models.architectures.context import Context
+
+
+class Mixer(nn.Module):
+    """What every mixer has. head_sites: the sites it has by head, with the number of heads. name: as in the configuration."""
+
+    is_mixer = True  # for the anatomy, which else goes by the names of classes
+    sites: tuple[str, ...] = ()
+
+    def __init__(self, config: DecoderConfig, layer: int, heads: int) -> None:
+        super().__init__()
+        assert config.mixers is not None
+        self.layer, self.heads, self.name = layer, heads, config.mixers[layer]
+        self.head_sites = dict.fromkeys(self.sites, heads)
+
+    def mixing_flops_per_token(self, length: int) -> float:
+        """Floating-point operations of the forward pass that no linear map makes, for one token of a sequence of this length."""
+        raise NotImplementedError
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) in LLaMA's pairing. x: [B, H, T, D]; positions: [B, T]."""
+    half = x.shape[-1] // 2
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    frequency = theta ** (-torch.arange(half, device=x.device, dtype=wide) / half)
+    angle = positions[:, None, :, None].to(wide) * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+class SoftmaxAttention(Mixer):
+    """Multi-head attention with rotary positions, as in LLaMA; with `qk_norm`, RMS-normed queries and keys, as in Qwen3."""
+
+    sites = ("q", "k", "v", "z", "pattern")
+    is_causal = True  # these two are read by the attention functions of transformers
+    num_key_value_groups = 1
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__(config, layer, config.num_attention_heads)
+        width = config.hidden_size
+        self.config, self.theta = config, config.rope_theta
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        norm = config.qk_norm
+        self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, config.rms_norm_eps) if norm else nn.Identity() for _ in range(2))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, d] → [B, H, T, D]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def queries_and_keys(self, source: Tensor, positions: Tensor, hooked: bool = True) -> tuple[Tensor, Tensor]:
+        """Project, norm and rotate: [B, H, T, D] each. hooked: whether hooks on the maps are to see it."""
+        maps = [(self.q_proj, self.q_norm), (self.k_proj, self.k_norm)]
+        made = [norm(self.split(project(source) if hooked else project.forward(source))) for project, norm in maps]
+        q, k = (rotate(x, positions, self.theta) for x in made)
+        return q, k
+
+    def forward(self, hidden_states: Tensor, context: Context, source: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, d] → [B, T, d], with the pattern [B, H, T, S] where the context asks for it."""
+        q, k = self.find(hidden_states, context, source)
+        v = self.split(self.v_proj(hidden_states))
+        if context.cache is not None:
+            k, v = context.cache.update(k, v, self.layer)
+        z, pattern = self.attend(q, k, v, context)
+        return self.o_proj(z.flatten(2)), pattern
+
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys of this pass."""
+        return self.queries_and_keys(x, context.positions)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """q [B, H, T, D], k, v [B, H, S, D] → z [B, T, H, D], and the pattern where the kernel forms it."""
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.kernel(), eager_attention_forward)
+        if context.bounds is None:
+            return kernel(self, q, k, v, context.allowed, scaling=q.shape[-1] ** -0.5, dropout=0.0)
+        return torch.cat([self.causal(*(x[:, :, a:b] for x in (q, k, v))) for a, b in context.bounds], 2).transpose(1, 2), None
+
+    def kernel(self) -> str:
+        """The attention implementation, by its name in transformers."""
+        return self.config._attn_implementation
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over one whole sequence, z [B, H, T, D]."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def weigh(self, scores: Tensor, allowed: Tensor) -> Tensor:
+        """The pattern from scores [B, H, T, S]: rows add up to 1, zero where not allowed."""
+        return scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+
+    def mixing_flops_per_token(self, length: int) -> float:
+        """Scores and sums over the earlier half of the pairs."""
+        return 2.0 * length * self.heads * (self.q_proj.out_features // self.heads)
+
+
+def eager_attention_forward(
+    module: SoftmaxAttention, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention with its pattern, in the form that transformers gives its attention functions.
+
+    query [B, H, T, D]; key, value [B, H, S, D]; attention_mask: True or 0 where allowed; None: causal. Returns z [B, T, H, D] and [B, H, T, S].
+    """
+    scores = query @ key.mT * scaling
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if attention_mask is None:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(scores.shape[-1] - scores.shape[-2])
+    else:
+        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+    pattern = module.weigh(scores, allowed).to(query.dtype)
+    return (pattern @ value).transpose(1, 2), pattern
+
+
+class ApproximateAttention(SoftmaxAttention):
+    """Attention with the exponential replaced by its second-order Taylor polynomial, 1 + s + s²/2 = ((1 + s)² + 1) / 2, which is never below ½.
+
+    It is a linear attention with features (1, k, k ⊗ k); with heads of 64 channels those are 4,161 wide, so that below some 4,000 tokens the
+    quadratic form here does less work than the linear one.
+    """
+
+    def kernel(self) -> str:
+        """No fused kernel knows this pattern: it is formed in any case."""
+        return super().kernel().replace("sdpa", "eager")
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same over one whole sequence."""
+        return eager_attention_forward(self, q, k, v, None, q.shape[-1] ** -0.5)[0].transpose(1, 2)
+
+    def weigh(self, scores: Tensor, allowed: Tensor) -> Tensor:
+        """Normalised polynomial of the scores."""
+        weights = (((1 + scores).square() + 1) / 2).masked_fill(~allowed, 0)
+        return weights / weights.sum(-1, keepdim=True)
+
+
+class StaticAttention(SoftmaxAttention):
+    """Queries and keys from the (normed) input embeddings of the tokens, at every depth; values from the stream."""
+
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Project the embeddings."""
+        assert source is not None
+        return self.queries_and_keys(source, context.positions)
+
+
+class ShadowAttention(SoftmaxAttention):
+    """Queries and keys from a shadow sequence [1, L, d], the same for every input; values from the stream. The pattern depends on positions alone."""
+
+    sites = ("v", "z", "pattern")
+
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take the shadow's queries and keys at each token's position."""
+        assert source is not None
+        places = torch.arange(source.shape[1], device=source.device).unsqueeze(0)
+        q, k = self.queries_and_keys(source, places, hooked=False)
+        return gather(q, context.positions), gather(k, context.positions)
+
+
+class NoMixing(Mixer):
+    """In place of attention a gated MLP with as many parameters (width 4/3 · d): no token sees another."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__(config, layer, 1)
+        inner = round(4 * config.hidden_size / 3)
+        self.gate_proj, self.up_proj = (nn.Linear(config.hidden_size, inner, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor, context: Context, source: Tensor | None = None) -> tuple[Tensor, None]:
+        """x [B, T, d] → [B, T, d], token by token."""
+        if context.cache is not None:
+            context.cache.layers[self.layer].count(hidden_states.shape[1])  # type: ignore[union-attr]
+        return self.o_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)), None
+
+    def mixing_flops_per_token(self, length: int) -> float:
+        """None."""
+        return 0.0
