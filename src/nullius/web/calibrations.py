@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
+from nullius.lab import calibration
 from nullius.web import registry
 
 
@@ -34,7 +34,5 @@ def _row(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _stored() -> dict[str, dict[str, Any]]:
-    """What the lab has stored, by instrument; nothing where this lab does not calibrate."""
-    if importlib.util.find_spec("nullius.lab.calibration") is None:
-        return {}
-    return {}
+    """What the lab has stored, by instrument."""
+    return calibration.latest()

@@ -1,0 +1,342 @@
+"""In a real browser: from the first visit to a verdict and its rerun; without script, by keyboard, on a phone, for a screen reader."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+
+from nullius.lab import journal
+
+CHROMIUM = os.environ.get("NULLIUS_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no chromium found (set NULLIUS_CHROMIUM to one)"), pytest.mark.timeout(600)]
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
+PAGES = [
+    "/",
+    "/week",
+    "/month",
+    "/trending",
+    "/search?q=one+head+decides",
+    "/search",
+    "/papers/factual-recall",
+    "/papers/embers",
+    "/papers/2511.00001",
+    "/subjects",
+    "/subjects/smollm2-135m",
+    "/compare/factual-recall",
+    "/runs",
+    "/runs/RUN",
+    "/runs/FAILED",
+    "/calibration",
+    "/subscribe",
+    "/library",
+    "/account",
+    "/import",
+    "/about",
+    "/health",
+    "/api/v1/docs",
+    "/no/such/page",
+]
+
+
+class Server:
+    """`nullius web` in a process of its own, on a port that was free."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            self.port = one.getsockname()[1]
+        self.base = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "nullius.cli.main", "web", "--port", str(self.port), "--no-browser", *more]
+        environment = {**os.environ, "NULLIUS_DATA": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.log = folder.parent / f"web-{self.port}.log"
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        end = time.monotonic() + 90
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{self.base}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.2)
+        self.entrance = re.search(r"http://\S+/enter\?key=\S+", self.log.read_text())[0]
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        how = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=how)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def server(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that only look, vote and save."""
+    folder = tmp_path_factory.mktemp("web") / "data"
+    shutil.copytree(library_folder, folder)
+    started = Server(folder, "--no-worker")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def key(server: Server, browser: Browser) -> dict:
+    """The owner's cookie."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.entrance)
+    (cookie,) = [c for c in context.cookies() if c["name"].startswith("nullius")]
+    context.close()
+    return {"name": cookie["name"], "value": cookie["value"], "url": server.base}
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server, key: dict) -> Iterator[BrowserContext]:
+    """The owner's browser, which notes every request that leaves the host and every error of a script."""
+    opened = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server.base)
+    opened.add_cookies([key])
+    watched(opened, server.base)
+    yield opened
+    assert opened.faults == []
+    opened.close()
+
+
+def watched(opened: BrowserContext, base: str) -> None:
+    opened.faults = []
+    opened.on(
+        "request", lambda r: opened.faults.append(f"left the host: {r.url}") if not r.url.startswith((base, "data:", "blob:")) else None
+    )
+    opened.on("weberror", lambda e: opened.faults.append(f"script: {e.error}"))
+    opened.on("console", lambda m: opened.faults.append(m.text) if m.type == "error" and "Failed to load resource" not in m.text else None)
+
+
+def addresses(server: Server) -> list[str]:
+    runs = json.load(urllib.request.urlopen(f"{server.base}/api/v1/runs"))["runs"]
+    of = {r["state"]: r["id"] for r in runs}
+    return [path.replace("RUN", of["done"]).replace("FAILED", of["failed"]) for path in PAGES]
+
+
+def violations(page: Page) -> list[str]:
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
+    return [f"{v['id']}: {n['html'][:160]} {n['failureSummary'][:160]}" for v in found for n in v["nodes"]]
+
+
+@pytest.mark.parametrize(("width", "theme"), [(360, "dark"), (820, "light"), (1280, "dark"), (1280, "light")])
+def test_every_page_for_everybody(browser, server, key, width, theme):
+    """axe-core finds nothing, nothing scrolls sideways, nothing is loaded from elsewhere, in both themes and at three widths."""
+    opened = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=server.base)
+    opened.add_cookies([key])
+    watched(opened, server.base)
+    page, wrong = opened.new_page(), []
+    for path in addresses(server):
+        page.goto(path)
+        wrong += [f"{path}: {line}" for line in violations(page)]
+        over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        if over > 0:
+            wrong.append(f"{path}: {over} px too wide")
+    assert wrong + opened.faults == []
+    opened.close()
+
+
+def test_by_keyboard_only(context):
+    page = context.new_page()
+    page.goto("/")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("/")
+    expect(page.locator("#q")).to_be_focused()
+    page.keyboard.type("embers")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search?q=embers")
+    page.keyboard.press("j")
+    first = page.locator(".cards > li").first
+    expect(first).to_have_class(re.compile("now"))
+    votes = int(first.locator(".vote button").inner_text().split()[-1])
+    page.keyboard.press("u")
+    expect(first.locator(".vote button")).to_have_attribute("aria-pressed", "true")
+    assert int(first.locator(".vote button").inner_text().split()[-1]) == votes + 1
+    page.keyboard.press("u")
+    expect(first.locator(".vote button")).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("s")
+    expect(first.locator(".save button")).to_contain_text("saved")
+    page.keyboard.press("s")
+    expect(first.locator(".save button")).not_to_contain_text("saved")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/papers/embers")
+    page.go_back()
+    page.wait_for_url("**/search?q=embers")
+
+
+def test_the_theme_stays(context):
+    page = context.new_page()
+    page.goto("/")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_label("Theme").select_option("dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.goto("/about")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_figure_to_explore_is_loaded_on_click_only(context, server):
+    page = context.new_page()
+    asked = []
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto("/papers/factual-recall")
+    assert not any(url.endswith("figure.html") for url in asked)
+    page.get_by_role("link", name="interactive").click()
+    frame = page.frame_locator("iframe")
+    expect(frame.locator(".plotly").first).to_be_visible(timeout=20_000)
+    assert page.locator("iframe").get_attribute("sandbox") == "allow-scripts"
+
+
+def test_two_tabs_vote_once(context):
+    one, two = context.new_page(), context.new_page()
+    for page in (one, two):
+        page.goto("/papers/concept-depth")
+    for page in (one, two):
+        page.locator(".vote button").click()
+        expect(page.locator(".vote button")).to_have_attribute("aria-pressed", "true")
+        assert page.locator(".vote button").inner_text().split()[-1] == "1"
+    one.goto("/papers/concept-depth")
+    one.locator(".vote button").click()
+    expect(one.locator(".vote button")).to_have_attribute("aria-pressed", "false")
+
+
+def test_without_script(browser, server, key):
+    opened = browser.new_context(java_script_enabled=False, base_url=server.base)
+    opened.add_cookies([key])
+    page = opened.new_page()
+    page.goto("/search")
+    page.locator("#q").fill("one head decides")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_role("link", name="Characterizing Mechanisms").click()
+    page.locator(".vote button").click()
+    assert page.url.endswith("/papers/factual-recall")
+    assert page.locator(".vote button").get_attribute("aria-pressed") == "true"
+    page.locator(".vote button").click()
+    page.get_by_label("Write a note").fill("*looks right*")
+    page.get_by_role("button", name="Add note").click()
+    assert page.locator(".note em").inner_text() == "looks right"
+    page.goto("/")
+    page.get_by_label("my subject").select_option("gemma3-270m")
+    page.locator("form.bar").filter(has=page.get_by_label("my subject")).get_by_role("button", name="Set").click()
+    assert "on gemma3-270m" in page.content()
+    opened.close()
+
+
+def test_read_only_until_the_address_is_opened(browser, server):
+    opened = browser.new_context(base_url=server.base)
+    page = opened.new_page()
+    page.goto("/papers/factual-recall")
+    assert "open for reading only" in page.content()
+    assert page.locator("form[action$='/run']").count() == 0
+    opened.close()
+
+
+def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder, tmp_path, toy, monkeypatch):
+    """A run on a toy subject, live; a second one cancelled, a third one whose worker is killed; the copied command gives the same numbers."""
+    folder, model = tmp_path / "live", tmp_path / "toy"
+    shutil.copytree(library_folder, folder)
+    toy.hf.save_pretrained(model)
+    toy.tokenizer.save_pretrained(model)
+    monkeypatch.setenv("NULLIUS_DATA", str(folder))
+    server = Server(folder)
+    try:
+        opened = browser.new_context(base_url=server.base, permissions=["clipboard-read", "clipboard-write"])
+        watched(opened, server.base)
+        page = opened.new_page()
+        page.goto(server.entrance)
+        assert page.url == f"{server.base}/"
+        page.locator("#q").fill("which concepts are readable at which layer")
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="Exploring Concept Depth").first.click()
+        page.get_by_label("or a hub id").fill(str(model))
+        page.get_by_label("Seed").fill("11")
+        page.get_by_role("button", name="Run", exact=False).first.click()
+        page.wait_for_url("**/runs/*")
+        run_id = page.url.rsplit("/", 1)[1]
+        seen = set()
+        end = time.monotonic() + 300
+        while page.locator("#progress").count() and time.monotonic() < end:
+            with contextlib.suppress(Error):  # it may have ended in between
+                seen.add(page.locator("#progress strong").inner_text(timeout=2000))
+            page.wait_for_timeout(100)
+        expect(page.get_by_role("heading", name="Verdicts")).to_be_visible(timeout=60_000)
+        assert len(seen) >= 2, seen
+        command = page.locator("#rerun-command").inner_text().removeprefix("$ ")
+        page.get_by_role("button", name="copy").click()
+        assert page.evaluate("navigator.clipboard.readText()") == command == f"nullius rerun {run_id}"
+        again = subprocess.run(
+            [sys.executable, "-m", "nullius.cli.main", *command.split()[1:], "--json"], capture_output=True, text=True, check=False
+        )
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["same"] is True
+
+        page.goto(f"/papers/concept-depth?subject={model.name}")
+        page.get_by_label("or a hub id").fill(str(model))
+        page.get_by_role("button", name="Run", exact=False).first.click()
+        page.wait_for_url("**/runs/*")
+        page.get_by_role("button", name="Cancel this run").click()
+        expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
+
+        wait_for(lambda: not journal.list_runs(state="running"), 30)
+        page.goto("/papers/concept-depth")
+        page.get_by_label("or a hub id").fill(str(model))
+        page.get_by_role("button", name="Run", exact=False).first.click()
+        page.wait_for_url("**/runs/*")
+        third = page.url.rsplit("/", 1)[1]
+        pid = wait_for(lambda: running(third), 60)
+        os.kill(pid, signal.SIGKILL)
+        expect(page.get_by_text("Aborted.")).to_be_visible(timeout=60_000)
+        assert opened.faults == []
+        opened.close()
+    finally:
+        server.stop()
+
+
+def running(run_id: str) -> int:
+    """The process that executes a run, once it is under way."""
+    import sqlalchemy as sa
+
+    from nullius.lab.schema import reading, run
+
+    with reading() as connection:
+        state, pid = connection.execute(sa.select(run.c.state, run.c.pid).where(run.c.id == run_id)).one()
+    return pid if state == "running" and journal.events(run_id) else 0
+
+
+def wait_for(what, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it never came to that")
