@@ -14,6 +14,8 @@ def test_a_prompt_and_its_places():
     assert item.upto("previous label") == "The pen is in Box A, the cup is in Box C"
     assert item.upto("query label") == "The pen is in Box A, the cup is in Box C, the hat is in Box B. Box C"
     assert item.upto("last") == item.prompt
+    assert item.upto("object") == "The pen is in Box A, the cup"
+    assert item.about(0).upto("object") == "The pen"
     assert item.about(0).answer == " pen"
     short = Boxes(("pen", "cup"), ("A", "C"), "A", "short")
     assert short.prompt == "pen in A, cup in C. A has"

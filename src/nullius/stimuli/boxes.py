@@ -21,7 +21,7 @@ OBJECTS = (
 )  # fmt: skip
 LABELS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 Style = Literal["sentence", "short"]
-Place = Literal["last", "query label", "previous label"]
+Place = Literal["last", "query label", "previous label", "object"]
 STYLES: dict[Style, tuple[str, str, str]] = {  # one box, the last word before it is asked, the question
     "sentence": ("the {object} is in Box {label}", "Box {label}", " contains the"),
     "short": ("{object} in {label}", "{label}", " has"),
@@ -60,13 +60,16 @@ class Boxes:
         return self.upto("query label") + STYLES[self.style][2]
 
     def upto(self, place: Place) -> str:
-        """The prompt up to and with a place: its last token; the label asked about, in the question; or where that label was told."""
+        """The prompt up to and with a place: its last token; the label asked about, in the question; where it was told; the object told with it."""
         if place == "last":
             return self.prompt
         if place == "query label":
             return f"{self.told} {STYLES[self.style][1].format(label=self.asked)}"
-        before = replace(self, objects=self.objects[: self.index + 1], labels=self.labels[: self.index + 1]).told
-        return before[:-1]
+        before = replace(self, objects=self.objects[: self.index + 1], labels=self.labels[: self.index + 1]).told[:-1]
+        if place == "previous label":
+            return before
+        rest = STYLES[self.style][0].partition("{object}")[2].format(label=self.asked)
+        return before[: -len(rest)]
 
     def about(self, index: int) -> Boxes:
         """The same boxes, another one asked about."""
