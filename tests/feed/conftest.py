@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -37,7 +38,9 @@ def postgres() -> Iterator[sa.URL]:
             server.cleanup()
         pytest.skip(f"no PostgreSQL server can be started here: {type(error).__name__}: {error}")
     yield address
-    os.kill(server.get_pid(), signal.SIGQUIT)  # an immediate shutdown: nothing is to be kept, and pools of the code under test are open
+    process = psutil.Process(server.get_pid())
+    process.send_signal(signal.SIGQUIT)  # an immediate shutdown: nothing is to be kept, and pools of the code under test are open
+    process.wait(30)
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 

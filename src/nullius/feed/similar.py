@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from nullius.errors import UsageError
 from nullius.feed import cards
 from nullius.feed.database import reading
-from nullius.feed.search import engine, vectors, words
+from nullius.feed.search import vectors, words
 from nullius.feed.shapes import Card
 from nullius.feed.tables import claim, paper
 
@@ -45,11 +45,15 @@ def _nearest(paper_id: int, limit: int) -> list[int]:
         with reading() as connection:  # a vector may be of a paper that was merged since
             there = set(connection.execute(sa.select(paper.c.id).where(paper.c.id.in_(numbers), paper.c.merged_into.is_(None))).scalars())
         return [number for number in numbers if number in there][:limit]
+    index = words.open_index()
     with reading() as connection:
+        index.catch_up(connection)
         row = connection.execute(sa.select(paper.c.title, paper.c.summary).where(paper.c.id == paper_id)).first()
     if row is None:
         return []
-    ranked = engine.rank(" ".join(words.open_index().stems.analyze(f"{row.title} {row.summary or ''}")[:40]))
+    searcher = index.searcher()
+    wanted, _ = index.any_of(f"{row.title} {row.summary or ''}".split()[:60], searcher)
+    ranked = index.top(searcher, wanted, limit + 1)[0] if wanted is not None else []
     return [number for number in ranked if number != paper_id][:limit]
 
 

@@ -81,10 +81,7 @@ def search(
     messages = list(query.messages)
     index = words.open_index()
     with reading() as connection:
-        behind = index.behind(connection, words.AT_ONCE + 1) if update else 0
-        if 0 < behind <= words.AT_ONCE:
-            index.update()
-        elif behind:
+        if update and not index.catch_up(connection):
             messages.append("many papers are not indexed yet: `nullius feed index`")
         found = _Search(connection, index, query, by)
         ranked = found.ranked()

@@ -104,6 +104,13 @@ class WordIndex:
         changed = sa.select(paper.c.id).where(paper.c.changed > mark).limit(most).subquery()
         return connection.execute(sa.select(sa.func.count()).select_from(changed)).scalar() or 0
 
+    def catch_up(self, connection: sa.Connection) -> bool:
+        """Index what changed where that is quick; return whether the index is up to date (or another process is at it)."""
+        behind = self.behind(connection, AT_ONCE + 1)
+        if 0 < behind <= AT_ONCE:
+            self.update()
+        return behind <= AT_ONCE
+
     def update(self, *, threads: int = 1, heap: int = 30_000_000, wait: bool = False, every: int = 200_000) -> int:
         """Index the papers that changed since the last time; return how many. Does nothing while another process writes, unless `wait`."""
         from filelock import FileLock, Timeout

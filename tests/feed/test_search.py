@@ -1,0 +1,376 @@
+"""Search: the query language, words, meaning where the weights are here, both together, and filters inside them."""
+
+import datetime
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nullius.errors import UsageError
+from nullius.feed import claims, papers, similar
+from nullius.feed import database as feed_database
+from nullius.feed.importers import store
+from nullius.feed.search import embedding, engine, minilm, vectors, weights, words
+from nullius.feed.search.query import Filter, parse
+from nullius.lab import studies
+
+from .made import add_papers, add_run, paper
+
+CACHE = weights.folder()
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    monkeypatch.setattr(weights, "here", lambda: False)
+
+
+class Bag:
+    """Stands for the sentence model where its weights are not needed: texts that share words are alike."""
+
+    def encode(self, texts):
+        out = np.zeros((len(texts), minilm.WIDTH), np.float32)
+        for row, text in zip(out, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                row[sum(map(ord, word)) % minilm.WIDTH] += 1
+            row[0] += 0.01
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def bag(monkeypatch):
+    monkeypatch.setattr(weights, "here", lambda: True)
+    monkeypatch.setattr(minilm, "load", lambda folder: Bag())
+
+
+def keys(text, **how):
+    return [hit.card.key for hit in engine.search(text, **how).hits]
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"),
+    [
+        ("who is bound to what", "mixing-mechanisms"),
+        ("Merullo 2310.15910", "factual-recall"),
+        ("arXiv:2310.15910v2", "factual-recall"),
+        ("id:2310.15910", "factual-recall"),
+        ('"Gated Linear Attention"', "gla"),
+        ("gated linear attention", "gla"),
+        ("embers", "embers"),
+        ("factual-recall", "factual-recall"),
+        ("Mission: Impossible Language Models", "impossible-languages"),
+        ("finetunes while it serves", "flexllm"),
+    ],
+)
+def test_queries_that_must_work_by_words(sqlite, no_weights, query, slug):
+    assert keys(query)[0] == slug
+
+
+ODD = ["a", "x" * 5000, "x " * 2500, "the of and", "😀", "日本語の文法", '"', "-", "-a", ":", "author:", '""', "\x00", "\ud800"]
+
+
+@pytest.mark.parametrize("query", ODD)
+def test_odd_queries_find_something_or_nothing(sqlite, no_weights, query):
+    found = engine.search(query)
+    assert found.total >= len(found.hits)
+
+
+def test_a_word_in_no_paper_is_tried_one_letter_away(sqlite, no_weights):
+    found = engine.search("atention")
+    assert "deconstructing-attention" in [hit.card.key for hit in found.hits]
+    assert "one letter away" in " ".join(found.messages)
+    assert keys("zzzzz") == []
+
+
+def test_without_weights_search_goes_by_words_and_says_so(sqlite, no_weights):
+    found = engine.search("attention heads")
+    assert found.hits
+    assert not found.meaning
+    assert engine.NO_WEIGHTS in found.messages
+    assert {hit.why for hit in found.hits} <= {"words", "known"}
+
+
+def test_without_vectors_too(sqlite, bag):
+    assert engine.NO_VECTORS in engine.search("attention heads").messages
+
+
+PIECES = ["author:", "cat:x", "-", '"', "after:2024", "day:x", "id:", "has:code", "a", " ", "verdict:fails"]
+
+
+@given(st.text(max_size=120) | st.lists(st.sampled_from(PIECES)).map("".join))
+def test_any_text_is_a_query(text):
+    query = parse(text)
+    assert all(query.words)
+    assert all(isinstance(one, Filter) for one in query.filters)
+    for one in query.filters:
+        assert one not in query.without(one).filters
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("after:2024", "after", datetime.date(2024, 1, 1)),
+        ("before:2024", "before", datetime.date(2024, 12, 31)),
+        ("before:2024-02", "before", datetime.date(2024, 2, 29)),
+        ("day:2025-11-04", "day", datetime.date(2025, 11, 4)),
+        ('author:"Ada Lovelace"', "author", "Ada Lovelace"),
+        ("runnable:no", "runnable", False),
+        ("verdict:out-of-reach", "verdict", "out of reach"),
+    ],
+)
+def test_filters_are_read(text, name, value):
+    (one,) = parse(text).filters
+    assert (one.name, one.value) == (name, value)
+
+
+@pytest.mark.parametrize("text", ["after:2024-13", "day:2025-02-30", "runnable:perhaps", "verdict:maybe", "has:money", "colour:red"])
+def test_what_is_no_filter_is_said_and_left_out(text):
+    query = parse(f"attention {text}")
+    assert query.words == ("attention",)
+    assert query.filters == ()
+    assert "searched without it" in query.messages[0]
+
+
+def fill():
+    day = datetime.date(2024, 3, 5)
+    ada, other = {"authors": ("Ada Lovelace",), "categories": ("cs.CL",)}, {"authors": ("Kurt Gödel",), "categories": ("math.LO",)}
+    byron = {"authors": ("Ada Byron",), "categories": ("cs.CL",)}
+    add_papers(
+        paper(1, title="Whales and attention", published=datetime.date(2024, 3, 1), days=(day,), **ada),
+        paper(2, title="Whales and memory", published=datetime.date(2023, 3, 1), code="https://x.org/y", **other),
+        paper(3, title="Dolphins", abstract="On whales, briefly.", published=datetime.date(2022, 3, 1), **byron),
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("whales", {1, 2, 3}),
+        ("whales author:godel", {2}),
+        ("whales author:ada", {1, 3}),
+        ('whales author:"ada byron"', {3}),
+        ("whales cat:cs.CL", {1, 3}),
+        ("whales after:2023", {1, 2}),
+        ("whales before:2022", {3}),
+        ("whales day:2024-03-05", {1}),
+        ("whales has:code", {2}),
+        ("whales source:arxiv", {1, 2, 3}),
+        ("whales source:bibtex", set()),
+        ("whales -memory", {1, 3}),
+        ('"on whales"', {3}),
+        ("author:ada", {1, 3}),
+        ("-whales author:ada", set()),
+        ("whales runnable:yes", set()),
+        ("whales runnable:no", {1, 2, 3}),
+    ],
+)
+@pytest.mark.parametrize("way", ["words", "both"])
+def test_filters_act_inside_words_and_meaning(database, bag, query, found, way):
+    fill()
+    words.open_index().update()
+    if way == "both":
+        embedding.embed()
+    result = engine.search(query, by=way)
+    assert {int(hit.card.arxiv_id[-1]) for hit in result.hits if hit.card.arxiv_id.startswith("2401.0000")} == found
+    assert {hit.card.arxiv_id[:8] for hit in result.hits} <= {"2401.000"} or not found or way == "both"
+
+
+def test_verdicts_and_subjects_filter(database, no_weights):
+    add_run("embers", "a", {"x": "fails"})
+    add_run("gla", "a", {"x": "holds"})
+    add_run("gla", "b", {"x": "fails"})
+    assert set(keys("verdict:fails")) == {"embers", "gla"}
+    assert set(keys("verdict:fails subject:a")) == {"embers"}
+    assert set(keys("subject:b")) == {"gla"}
+    assert keys("attention verdict:fails subject:b") == ["gla"]
+    assert set(keys("runnable:yes", limit=100)) == set(studies.modules())
+
+
+def test_instruments_of_claims_filter(sqlite, no_weights):
+    about = claims.read("factual-recall")
+    with feed_database.writing() as connection:
+        claims.write(connection, "factual-recall", "1" * 64, about)
+    instrument = about["claims"][0]["rests_on"][0]
+    assert keys(f'instrument:"{instrument}"') == ["factual-recall"]
+
+
+def test_without_hits_it_is_said_which_filter_removed_how_many(sqlite, no_weights):
+    found = engine.search("embers before:2020 runnable:yes")
+    assert found.hits == ()
+    assert found.removed["before:2020"] >= 1
+    assert found.query.without(found.query.filters[0]).text == "embers runnable:yes"
+
+
+def test_known_items_come_first_and_at_most_five_by_their_titles(sqlite, no_weights):
+    add_papers(*(paper(number, title=f"Whales and {name}", abstract="Whales. " * 3) for number, name in enumerate("abcdefgh")))
+    found = engine.search("whales")
+    assert [hit.why for hit in found.hits] == ["known"] * 5 + ["words"] * 3
+    assert engine.search("Whales and c").hits[0].card.title == "Whales and c"
+
+
+def test_pages_and_their_cursor(sqlite, no_weights):
+    whole = keys("language models", limit=200)
+    paged, cursor = [], ""
+    while True:
+        found = engine.search("language models", limit=7, cursor=cursor)
+        paged += [hit.card.key for hit in found.hits]
+        cursor = found.cursor
+        if not cursor:
+            break
+    assert paged == whole
+    with pytest.raises(UsageError):
+        engine.search("x", cursor="nowhere")
+
+
+def test_the_index_follows_the_database(database, no_weights):
+    assert "2401.00001" not in keys("whales")
+    fill()
+    assert len(keys("whales")) == 3
+    with feed_database.writing() as connection:
+        store.write(connection, [paper(1, version=2, title="Sharks")])
+    assert len(keys("whales")) == 2
+    assert keys("sharks") == ["2401.00001"]
+    words.throw_away()
+    assert keys("sharks") == ["2401.00001"]
+
+
+def test_a_damaged_index_is_built_anew(sqlite, no_weights):
+    assert keys("embers")
+    words._open.cache_clear()
+    (words.open_index().where / "meta.json").write_text("{", "utf-8")
+    words._open.cache_clear()
+    assert keys("embers")[0] == "embers"
+
+
+def test_results_are_plain_data(sqlite, no_weights):
+    data = engine.search("embers after:2020").to_dict()
+    assert data["hits"][0]["slug"] == "embers"
+    assert data["hits"][0]["published"] == "2023-09-24"
+    assert data["filters"] == [{"name": "after", "value": "2020-01-01", "text": "after:2020"}]
+
+
+# --- meaning ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_embedding_goes_newest_first_follows_changes_and_survives_a_kill(database, bag, monkeypatch):
+    fill()
+    assert embedding.missing(100) == 56
+    monkeypatch.setattr(embedding, "BATCH", 8)
+    embedding.embed(most=8)
+    held = vectors.open_vectors(words.folder() / "vectors")
+    assert papers.find("protocols").id in held.numbers
+    assert papers.find("dissociating-language").id not in held.numbers
+    with pytest.MonkeyPatch.context() as patch:  # killed between the database and the files
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(vectors, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embedding.embed()
+    embedding.embed()
+    assert len(vectors.open_vectors(words.folder() / "vectors")) == 56
+    assert embedding.embed() == 0
+    with feed_database.writing() as connection:
+        store.write(connection, [paper(1, version=2, title="Sharks")])
+    assert embedding.embed() == 1
+    held = vectors.open_vectors(words.folder() / "vectors")
+    assert (len(held), len(held.numbers)) == (56, 57)
+    words.throw_away()
+    embedding.embed()
+    assert len(vectors.open_vectors(words.folder() / "vectors")) == 56
+
+
+def test_why_says_by_what_a_paper_was_found(sqlite, bag):
+    fill()
+    words.open_index().update()
+    embedding.embed()
+    whys = {hit.card.title: hit.why for hit in engine.search("whales briefly dolphins").hits}
+    assert whys["Dolphins"] in ("both", "known")
+
+
+def test_similar_papers_by_meaning_date_and_instrument(database, bag):
+    fill()
+    words.open_index().update()
+    embedding.embed()
+    number = papers.find("2401.00001").id
+    assert similar.similar(number)[0].arxiv_id == "2401.00002"
+    dates = [card.published for card in similar.similar(number, by="newest")]
+    assert dates == sorted(dates, reverse=True)
+    assert len(similar.similar(number, by="instrument")) == similar.HOW_MANY
+    with pytest.raises(UsageError):
+        similar.similar(number, by="colour")
+
+
+def test_similar_papers_without_vectors(sqlite, no_weights):
+    number = papers.find("gla").id
+    found = similar.similar(number)
+    assert found
+    assert number not in [card.id for card in found]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 20))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_nearest_are_those_of_a_plain_product(tmp_path_factory, seed, rows, limit):
+    where = tmp_path_factory.mktemp("vectors")
+    generator = np.random.default_rng(seed)
+    made = generator.standard_normal((rows + 3, minilm.WIDTH)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    numbers = [*range(10, 10 + rows), 10, 11, 10]  # some were embedded again
+    vectors.append(where, numbers[:rows], *vectors.quantise(made[:rows]))
+    vectors.append(where, numbers[rows:], *vectors.quantise(made[rows:]))
+    held = vectors.open_vectors(where)
+    latest = {number: made[i] for i, number in enumerate(numbers)}
+    query = generator.standard_normal(minilm.WIDTH).astype(np.float32)
+    query /= np.linalg.norm(query)
+    found, cosines = held.nearest(query, limit)
+    expected = sorted((float(latest[number] @ query) for number in latest), reverse=True)[:limit]
+    assert np.allclose(cosines, expected, atol=0.01)
+    assert len(set(found)) == len(found) == min(limit, len(latest))
+    some = np.array(sorted(latest)[::2], np.int64)
+    assert set(held.nearest(query, 99, some)[0]) == set(some.tolist())
+
+
+def test_signs_choose_nearly_what_a_product_would(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((40, minilm.WIDTH))
+    made = (centres[generator.integers(40, size=4000)] + 0.7 * generator.standard_normal((4000, minilm.WIDTH))).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    vectors.append(tmp_path, range(4000), *vectors.quantise(made))
+    held = vectors.open_vectors(tmp_path)
+    query = made[7]
+    exact = held.nearest(query, 10)[0]
+    monkeypatch.setattr(vectors, "EXACT", 100)
+    assert len(set(held.nearest(query, 10)[0]) & set(exact)) >= 9
+    assert held.nearest(query, 1)[0] == [7]
+
+
+def test_a_torn_write_is_cut_off(tmp_path):
+    made = np.eye(3, minilm.WIDTH, dtype=np.float32)
+    vectors.append(tmp_path, [1, 2, 3], *vectors.quantise(made))
+    with (tmp_path / "vectors.i8").open("ab") as file:
+        file.write(b"torn")
+    vectors.append(tmp_path, [4], *vectors.quantise(made[:1]))
+    assert vectors.open_vectors(tmp_path).numbers.tolist() == [1, 2, 3, 4]
+    assert math.isclose(float(vectors.open_vectors(tmp_path).of(4)[0]), 1, abs_tol=0.01)
+
+
+def test_erf_is_the_error_function():
+    x = np.linspace(-6, 6, 2001).astype(np.float32)
+    assert np.abs(minilm.erf(x) - [math.erf(value) for value in x]).max() < 1e-6
+
+
+@pytest.mark.subject
+@pytest.mark.skipif(
+    not all((CACHE / name).is_file() for name in weights.SHA256), reason="the weights of MiniLM are not here (nullius feed index)"
+)
+def test_the_model_agrees_with_transformers():
+    from nullius.feed.search.minilm_torch import encoder
+
+    texts = ["who is bound to what", "", "A much longer text about attention heads. " * 60, "日本語"]
+    ours = minilm.load(CACHE).encode(texts)
+    theirs = encoder(CACHE, "cpu")(texts)
+    assert np.abs(ours - theirs).max() < 1e-6
+    assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
