@@ -31,8 +31,8 @@ def inputs(batch: int, length: int, heads: int, key: int, value: int, dtype: tor
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Relative error in the Frobenius norm."""
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
+    """Relative error in the Frobenius norm; where the truth nearly vanishes (the gate of a single token), against at least 0.01."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-2))
 
 
 def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -43,18 +43,33 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def check() -> None:
-    """Compare with the recurrence in float64 over types, gate strengths and odd lengths; print relative errors."""
-    print("relative errors against the recurrence in float64: o, dq, dk, dv, dgate")
+    """Compare with plain PyTorch in float64 (itself tested against the recurrence) over types, gate strengths, odd lengths; print errors."""
+    print("relative errors against float64: o, dq, dk, dv, dgate")
     for dtype in (torch.float32, torch.bfloat16):
         for batch, length, heads, key, value, normaliser in (
             (2, 200, 2, 64, 64, 16.0), (1, 333, 2, 128, 256, 1.0), (1, 130, 1, 256, 512, 16.0), (1, 2000, 2, 64, 128, 16.0),
-            (1, 100, 2, 48, 80, 0.1), (1, 100, 2, 64, 64, 0.02), (1, 1, 2, 64, 64, 1.0),
+            (1, 100, 2, 48, 80, 0.1), (1, 100, 2, 64, 64, 0.02), (1, 1, 2, 64, 64, 1.0), (1, 200, 1, 512, 512, 16.0), (1, 1500, 1, 40, 24, 4.0),
         ):  # fmt: skip
             x = inputs(batch, length, heads, key, value, dtype, normaliser)
-            exact = gradients(lambda *t: gated_linear_attention(*t, backend="recurrence"), [t.double() for t in x])
+            exact = gradients(lambda *t: gated_linear_attention(*t, backend="chunks"), [t.double() for t in x])
             ours = gradients(lambda *t: gated_linear_attention(*t, backend="triton"), x)
             line = " ".join(f"{error(a, b):.1e}" for a, b in zip(ours, exact, strict=True))
             print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
+        packed(dtype)
+
+
+def packed(dtype: torch.dtype) -> None:
+    """The same for sequences of different lengths in one row, with an initial state each; also the last states and the gradient of the first."""
+    x = inputs(1, 3000, 2, 64, 96, dtype, 4.0)
+    offsets, first = torch.tensor([0, 1, 70, 1500, 3000], device="cuda"), torch.randn(4, 2, 64, 96, device="cuda")
+    found = []
+    for backend, kind in (("triton", None), ("chunks", torch.float64)):
+        leaves = [t.detach().to(kind or t.dtype).requires_grad_() for t in (*x[:4], first)]
+        o, end = gated_linear_attention(*leaves[:4], initial_state=leaves[4], return_state=True, cu_seqlens=offsets, backend=backend)
+        grads = torch.autograd.grad([o, end], leaves, [x[4].to(o.dtype), torch.ones_like(end)])
+        found.append([o.detach(), *grads[:4], end.detach(), grads[4]])
+    line = " ".join(f"{error(a, b):.1e}" for a, b in zip(*found, strict=True))
+    print(f"{str(dtype)[6:]:8} four sequences packed, K= 64 V= 96 gate/4.0   ours {line} (last: states, d first state)", flush=True)
 
 
 def _peer():

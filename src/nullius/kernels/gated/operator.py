@@ -44,17 +44,17 @@ def gated_linear_attention(
     _check_shapes(q, k, v)
     batch, length, _, width = q.shape
     gate = _gate(log_decay, q)
-    _check_gate(gate)
     sequences = _sequences(cu_seqlens, batch, length)
     state = _state(initial_state, q, v, batch if sequences is None else len(sequences))
     scale = width**-0.5 if scale is None else scale
     chosen = _choose(backend, q, v)
-    if chosen == "triton":
+    if chosen == "triton":  # which checks the gate as it reads it
         from nullius.kernels.gated.triton_operator import triton_gated
 
         offsets = None if sequences is None else [start for start, _ in sequences] + [length]
         o, end = triton_gated(q, k, v, gate, state, scale, offsets)
     else:
+        _check_gate(gate)
         form = chunked if chosen == "chunks" else recurrence
         wq, wk, wv, wg = (x.to(state.dtype) for x in (q, k, v, gate))
         if sequences is None:
