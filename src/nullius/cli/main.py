@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from nullius import __version__
-from nullius.cli import feed, models, train, web
+from nullius.cli import calibrate, feed, models, train, web
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(feed.app, name="feed")
 web.register(app)
+calibrate.register(app)
 app.command()(train.train)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
@@ -96,25 +97,25 @@ def show(
         return
     paper = catalogue.paper(key)
     from nullius.cli import report
-    from nullius.lab import journal, studies
+    from nullius.lab import calibration, journal, studies
 
     claims = [studies.describe(claim) for claim in studies.get(paper.slug).claims] if paper.runs else []
     verdicts = journal.latest_verdicts(slug=paper.slug)
     if as_json:
         print_json({"schema": "nullius.paper/1", **paper.to_dict(), "claims": claims, "verdicts": verdicts})
         return
-    report.render_paper(paper.to_dict(), claims, verdicts, console())
+    report.render_paper(paper.to_dict(), claims, verdicts, console(), calibration.lines_of(claims))
 
 
 def _show_run(key: str, as_json: bool) -> None:
     from nullius.cli import report
-    from nullius.lab import journal
+    from nullius.lab import calibration, journal
 
     record = journal.get_run(key)
     if as_json:
         print_json(record)
     else:
-        report.render_run(record, console())
+        report.render_run(record, console(), calibration.lines_of(record["verdicts"]))
 
 
 @app.command()
@@ -130,7 +131,7 @@ def run(
     """Test a paper's claims on a subject: figure and verdict."""
     from nullius.cli import report
     from nullius.feed import catalogue
-    from nullius.lab import studies
+    from nullius.lab import calibration, studies
 
     chosen = studies.get(catalogue.paper(paper).slug)
     options = dict(_pair(text) for text in option or [])
@@ -142,7 +143,7 @@ def run(
     if as_json:
         print_json(record.to_dict())
     else:
-        report.render_run(record.to_dict(), console())
+        report.render_run(record.to_dict(), console(), calibration.lines_of(record.to_dict()["verdicts"]))
 
 
 def _pair(text: str) -> tuple[str, str]:

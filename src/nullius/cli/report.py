@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -86,8 +87,11 @@ def _scale(record: Mapping[str, Any]) -> str:
     return "full" if record["full"] else "quick"
 
 
-def render_run(record: Mapping[str, Any], out: Console) -> None:
-    """Print one run (nullius.run/1): its verdicts, gates, notes, what it took, where its files are, and how to repeat it."""
+def render_run(record: Mapping[str, Any], out: Console, calibrated: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Print one run (nullius.run/1): its verdicts, gates, notes, what it took, where its files are, and how to repeat it.
+
+    calibrated: instrument → its line (`nullius.lab.calibration.lines_of`).
+    """
     title = Text(f"{record['slug']} on {record['subject']['name']}", style="bold")
     paragraph(out, title)
     about = [f"run {record['id']}", _scale(record), f"seed {record['seed']}"]
@@ -97,13 +101,13 @@ def render_run(record: Mapping[str, Any], out: Console) -> None:
         paragraph(out, _counts(record["verdicts"]))
     for verdict in record["verdicts"]:
         show(out, "")
-        _verdict(verdict, out)
+        _verdict(verdict, out, calibrated)
     show(out, "")
     _conditions(record, out)
     _files(record, out)
 
 
-def _verdict(verdict: Mapping[str, Any], out: Console) -> None:
+def _verdict(verdict: Mapping[str, Any], out: Console, calibrated: Mapping[str, str]) -> None:
     """Print one verdict as a small table."""
     paragraph(out, verdict_word(verdict["word"]) + Text("  ") + Text(verdict["claim"], style="bold"))
     paragraph(out, verdict["wording"], indent=2)
@@ -122,7 +126,7 @@ def _verdict(verdict: Mapping[str, Any], out: Console) -> None:
     if verdict["note"]:
         rows.append(("note", "", verdict["note"]))
     if verdict.get("rests_on"):
-        rows.append(("rests on", "", ", ".join(verdict["rests_on"])))
+        rows.append(("rests on", "", "; ".join(calibrated.get(name, name) for name in verdict["rests_on"])))
     facts(out, [(label.ljust(ROOM - 2), number, text) for label, number, text in rows], indent=2)
 
 
@@ -189,9 +193,13 @@ def render_runs(records: Sequence[Mapping[str, Any]], out: Console) -> None:
 
 
 def render_paper(
-    paper: Mapping[str, Any], claims: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]], out: Console
+    paper: Mapping[str, Any],
+    claims: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+    out: Console,
+    calibrated: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Print a paper: its claims with what is expected, and the verdicts so far on each subject."""
+    """Print a paper: its claims with what is expected, and the verdicts so far on each subject. calibrated: as in `render_run`."""
     paragraph(out, Text(paper["title"], style="bold"))
     authors = f"{paper['authors']} author{'s' if paper['authors'] > 1 else ''}"
     paragraph(out, " · ".join([paper["slug"], f"arXiv {paper['arxiv']}", str(paper["date"]), authors]))
@@ -210,6 +218,8 @@ def render_paper(
             rows.append(("published", "", f"{claim['published']}"))
         if claim["needs"]:
             rows.append(("needs", "", claim["needs"]))
+        if claim.get("rests_on"):
+            rows.append(("rests on", "", "; ".join(calibrated.get(name, name) for name in claim["rests_on"])))
         facts(out, rows, indent=2)
         columns(out, [_standing(verdict) for verdict in verdicts if verdict["digest"] == claim["digest"]], indent=2)
     if claims:

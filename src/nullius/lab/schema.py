@@ -119,6 +119,16 @@ request = sa.Table(  # who asked for a run that a worker is to execute, and how;
     sa.UniqueConstraint("account", "key"),
 )
 
+calibration = sa.Table(  # of instruments; a row for each time that one was calibrated
+    "calibration",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("instrument", sa.String, nullable=False, index=True),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("code", sa.String(16), nullable=False),  # digest of the instrument's code then
+    sa.Column("detail", sa.JSON, nullable=False),
+)
+
 # What SQLite and drivers say → what a person can do
 _ADVICE = {
     "disk is full": "the disk is full: free some space and run again",
