@@ -21,8 +21,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nullius.errors import UsageError
+from nullius.models.architectures.ablation import averaging, estrange_gates, score_ranges, skipping
 from nullius.models.architectures.config import ALLOCATIONS, MIXERS, DecoderConfig, allocate
-from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel, skipping
+from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel
 from nullius.models.architectures.published import GLAConfig, GLAForCausalLM
 from nullius.models.architectures.sizes import SIZES, configured, named
 
@@ -34,10 +35,13 @@ __all__ = [
     "DecoderForCausalLM",
     "DecoderModel",
     "allocate",
+    "averaging",
     "create",
+    "estrange_gates",
     "make_config",
     "named",
     "register",
+    "score_ranges",
     "skipping",
 ]
 

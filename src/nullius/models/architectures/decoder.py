@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from nullius.errors import NulliusError, UsageError
+from nullius.errors import NulliusError
 from nullius.models.architectures.cache import prepare
 from nullius.models.architectures.config import SHADOWED, DecoderConfig
 from nullius.models.architectures.context import Context, see
@@ -258,17 +256,3 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss, logits, body.past_key_values, body.hidden_states, body.attentions)
-
-
-@contextlib.contextmanager
-def skipping(model: DecoderForCausalLM, layers: Iterable[int]) -> Iterator[None]:
-    """Leave layers out for a while (HybridSkip: those with the variant). Raises UsageError for a layer that does not exist."""
-    chosen = frozenset(layers)
-    beyond = sorted(i for i in chosen if not 0 <= i < model.config.num_hidden_layers)
-    if beyond:
-        raise UsageError(f"layer {beyond[0]} does not exist: this decoder has layers 0 to {model.config.num_hidden_layers - 1}")
-    before, model.model.skipped = model.model.skipped, chosen
-    try:
-        yield
-    finally:
-        model.model.skipped = before

@@ -1,0 +1,88 @@
+"""Train small decoders on streams that ask: matched data for all that are compared, and what each gets right, sequence by sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nullius.stimuli.recall import NOTHING, Asked
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: steps of `batch` sequences; rate: the highest of AdamW, reached in a tenth of the steps, then down a cosine to a tenth."""
+
+    steps: int = 300
+    batch: int = 32
+    rate: float = 3e-3
+    weight_decay: float = 0.01
+
+
+def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, int], None] | None = None) -> float:
+    """Train a causal model of transformers in place, the loss taken where the stream asks. Returns the mean loss of the last tenth of the steps.
+
+    The order of the data depends on the seed alone: models trained with one seed see the same batches. The norm of the gradient is clipped at 1.
+    """
+    device = next(hf.parameters()).device
+    tokens, targets = (torch.from_numpy(x).to(device) for x in (data.tokens, data.targets))
+    order = np.random.default_rng(seed)
+    optimiser = torch.optim.AdamW(hf.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.95))
+    warm = max(1, how.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min((step + 1) / warm, 0.55 + 0.45 * np.cos(np.pi * min(1.0, max(0, step - warm) / max(1, how.steps - warm)))),
+    )
+    hf.train()
+    losses: list[Tensor] = []
+    for step in range(how.steps):
+        rows = torch.from_numpy(order.integers(len(data), size=how.batch)).to(device)
+        loss = _losses(hf, tokens[rows], targets[rows])[0].mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if on_step is not None:
+            on_step(step + 1, how.steps)
+    hf.eval()
+    return float(torch.stack(losses[-max(1, how.steps // 10) :]).mean())
+
+
+@torch.no_grad()
+def measure(hf: Any, data: Asked, batch: int = 128) -> tuple[Floats, Floats]:
+    """Return for each sequence [n] the mean loss in nats where it asks, and the share of its questions that the likeliest symbol answers.
+
+    Sequences that ask nothing are not allowed.
+    """
+    device = next(hf.parameters()).device
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(data), batch):
+        part = data[start : start + batch]
+        found.append(_per_sequence(hf, torch.from_numpy(part.tokens).to(device), torch.from_numpy(part.targets).to(device)))
+    loss, right = (torch.cat([pair[i] for pair in found]).double().cpu().numpy() for i in (0, 1))
+    return loss, right
+
+
+def _losses(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and hit at each question [q]; only there are logits made."""
+    hidden = hf.model(input_ids=tokens, use_cache=False).last_hidden_state
+    asked = targets != NOTHING
+    logits = hf.lm_head(hidden[asked]).float()
+    return F.cross_entropy(logits, targets[asked], reduction="none"), logits.argmax(-1) == targets[asked]
+
+
+def _per_sequence(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    loss, right = _losses(hf, tokens, targets)
+    rows = (targets != NOTHING).nonzero()[:, 0]
+    count = torch.bincount(rows, minlength=len(tokens))
+    return tuple(torch.bincount(rows, x.double(), minlength=len(tokens)) / count for x in (loss, right))  # type: ignore[return-value]
