@@ -124,7 +124,14 @@ def test_any_cursor_is_a_place_or_an_error_for_people(sqlite, cursor):
 
 
 @pytest.mark.parametrize(
-    "cursor", ["WzEsMl0", "W251bGwsIDFd", "WyIyMDI0LTAxLTAxIiwgTmFOXQ", "WyIyMDI0LTAxLTAxIiwgMTAwMDAwMDAwMDAwMDAwMDAwMDAwXQ"]
+    "cursor",
+    [
+        "WzEsMl0",
+        "W251bGwsIDFd",
+        "WyIyMDI0LTAxLTAxIiwgTmFOXQ",
+        "WyIyMDI0LTAxLTAxIiwgNDAwMDAwMDAwMF0",
+        "WyIyMDI0LTAxLTAxIiwgMTAwMDAwMDAwMDAwMDAwMDAwMDAwXQ",
+    ],
 )
 def test_forged_cursors_are_refused(database, cursor):
     with pytest.raises(UsageError):
@@ -140,6 +147,9 @@ def test_a_paper_by_any_of_its_names(database):
         assert papers.find(name) == papers.Found(number, "embers", redirect=True)
     with pytest.raises(papers.UnknownPaper, match="nearest: embers"):
         papers.find("embres")
+    for name in ("p999999999", "p" + "9" * 15, "2401.99999", "x" * 5000, ""):
+        with pytest.raises(papers.UnknownPaper):
+            papers.find(name)
 
 
 def test_the_matrix_shows_the_newest_full_run_else_the_newest_quick_one(database):

@@ -242,6 +242,6 @@ def _value(value: Any, key: sa.ColumnElement[Any]) -> Any:
     """A value of a cursor as its column has them, or ValueError."""
     if isinstance(key.type, sa.Date):
         return datetime.date.fromisoformat(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**31:
         raise ValueError
     return int(value) if isinstance(key.type, sa.Integer) else float(value)

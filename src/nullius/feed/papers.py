@@ -13,7 +13,7 @@ from nullius.feed.shapes import Found, Matrix, Origin, Paper, StudyFacts
 from nullius.feed.tables import paper, paper_category, paper_day, paper_name, paper_source, study
 
 _ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z-]{2,12})?/\d{7})(?:v\d{1,3})?", re.IGNORECASE)
-_NUMBER = re.compile(r"p(\d{1,15})")
+_NUMBER = re.compile(r"p(\d{1,9})")
 
 
 class UnknownPaper(UsageError):

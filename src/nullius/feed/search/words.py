@@ -254,7 +254,7 @@ def _changed(mark: str) -> Iterator[tuple[list[dict[str, Any]], str]]:
         paper.c[name]
         for name in ("id", "slug", "title", "summary", "abstract", "their_summary", "code", "published", "merged_into", "changed")
     ]
-    at, number = mark, 2**62 if mark else -1
+    at, number = mark, -1  # those of the mark's own millisecond once more: others of it may have been written since
     while True:
         after = sa.or_(paper.c.changed > at, sa.and_(paper.c.changed == at, paper.c.id > number))
         with reading() as connection:
