@@ -7,7 +7,7 @@ from tests.instruments.test_circuits import batch_of
 from tests.instruments.test_paths import wired_chain
 
 from nullius.errors import UsageError
-from nullius.instruments import knockout, taps
+from nullius.instruments import attention_knockout, taps
 
 CUTS = [(7, 2), (tuple(4 + i % 3 for i in range(12)), 1)]
 
@@ -16,11 +16,11 @@ CUTS = [(7, 2), (tuple(4 + i % 3 for i in range(12)), 1)]
 def test_up_to_each_layer_is_the_plain_run_with_these_layers_blocked(toys, family):
     model = toys[family]
     batch = batch_of(model)
-    found = knockout.up_to_each_layer(model, batch, CUTS)
+    found = attention_knockout.up_to_each_layer(model, batch, CUTS)
     with torch.no_grad():
         assert torch.allclose(found[0], model.logits(batch), atol=2e-4)
         for upto in range(1, model.anatomy.n_layers + 1):
-            with knockout.blocked(model, 12, 8, CUTS, range(upto)):
+            with attention_knockout.blocked(model, 12, 8, CUTS, range(upto)):
                 expected = model.logits(batch)
             assert torch.allclose(found[upto], expected, atol=2e-4)
             assert not torch.allclose(found[upto], found[0], atol=1e-3)
@@ -32,7 +32,7 @@ def test_the_pattern_shows_the_cut(toys, family):
     model = toys[family]
     batch = batch_of(model)
     before = taps.read(model, batch, ["pattern"], [0], positions="all")["pattern"][0]
-    with knockout.blocked(model, 12, 8, CUTS, [0], heads=[1, 2]):
+    with attention_knockout.blocked(model, 12, 8, CUTS, [0], heads=[1, 2]):
         after = taps.read(model, batch, ["pattern"], [0], positions="all")["pattern"][0]
     assert torch.equal(before[:, [0, 3]], after[:, [0, 3]]) or torch.allclose(before[:, [0, 3]], after[:, [0, 3]], atol=1e-6)
     expected = before.clone()
@@ -51,20 +51,22 @@ def test_planted_edge(tokenizer):
     batch = batch_of(model)
     pattern = taps.read(model, batch, ["pattern"], [2], positions="all")["pattern"][0][:, 1, -1]  # of 2.1, at the last token
     used = tuple(pattern[:, :-1].argmax(-1).tolist())
-    found = knockout.up_to_each_layer(model, batch, [(-1, used)])
+    found = attention_knockout.up_to_each_layer(model, batch, [(-1, used)])
     change = (found - found[0]).abs().amax((1, 2))
     assert change[:3].max() < 1e-4
     assert change[3] > 1e-2
-    aside = knockout.up_to_each_layer(model, batch, [(5, 1)])  # what position 5 sees does not reach the last token: nothing is read there
+    aside = attention_knockout.up_to_each_layer(
+        model, batch, [(5, 1)]
+    )  # what position 5 sees does not reach the last token: nothing is read there
     assert (aside - aside[0]).abs().max() < 1e-4
-    silent = knockout.up_to_each_layer(model, batch, [(-1, used)], heads=[0, 3])
+    silent = attention_knockout.up_to_each_layer(model, batch, [(-1, used)], heads=[0, 3])
     assert (silent - silent[0]).abs().max() < 1e-4
 
 
 def test_the_model_is_left_as_it_was(toy):
     batch = batch_of(toy)
     before = toy.logits(batch)
-    knockout.up_to_each_layer(toy, batch, CUTS)
+    attention_knockout.up_to_each_layer(toy, batch, CUTS)
     assert torch.equal(toy.logits(batch), before)
 
 
@@ -80,8 +82,8 @@ def test_the_model_is_left_as_it_was(toy):
 )
 def test_refusals(toy, cuts, words):
     with pytest.raises(UsageError, match=words):
-        knockout.up_to_each_layer(toy, batch_of(toy), cuts)
+        attention_knockout.up_to_each_layer(toy, batch_of(toy), cuts)
     with pytest.raises(UsageError, match="heads 0 to 3"):
-        knockout.up_to_each_layer(toy, batch_of(toy), [(7, 2)], heads=[4])
+        attention_knockout.up_to_each_layer(toy, batch_of(toy), [(7, 2)], heads=[4])
     with pytest.raises(UsageError, match="do not have one length"):
-        knockout.up_to_each_layer(toy, ["one", "one two three four"], [(-1, 0)])
+        attention_knockout.up_to_each_layer(toy, ["one", "one two three four"], [(-1, 0)])
