@@ -61,7 +61,7 @@ def test_ids_stay_and_updated_moves_only_with_verdicts(owner):
     after = entries()
     assert after.keys() == before.keys()
     changed = [name for name in after if after[name] != before[name]]
-    assert [name.rsplit(":", 1)[1] for name in changed] == ["factual-recall"]
+    assert [name.rsplit(":", 1)[1] for name in changed] == ["paper%3Afactual-recall"]
 
 
 def test_control_characters_do_not_break_a_feed():
