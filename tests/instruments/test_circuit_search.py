@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nullius.instruments.circuit_search import Link, chain
-from nullius.instruments.planted import tracker as wired_tracker
-from nullius.instruments.planted.tracker import DETECTOR, FETCHER, LABELS, OBJECTS, STRUCTURE, TRANSMITTER
+from nullius.models import wired_tracker
+from nullius.models.wired_tracker import DETECTOR, FETCHER, LABELS, OBJECTS, STRUCTURE, TRANSMITTER
 from nullius.stimuli import boxes
 
 CHAIN = (("fetchers", "logits"), ("transmitters", "q"), ("detectors", "v"), ("structure readers", "v"))
