@@ -58,9 +58,10 @@ def enqueue(
         return run_id
 
 
-def _by_key(connection: sa.Connection, account: str, key: str) -> Mapping[str, Any] | None:
+def _by_key(connection: sa.Connection, account: str, key: str) -> dict[str, Any] | None:
     query = sa.select(run).join(request, request.c.run_id == run.c.id).where(request.c.account == account, request.c.key == key)
-    return connection.execute(query).mappings().first()
+    found = connection.execute(query).mappings().first()
+    return dict(found) if found else None
 
 
 def _open(connection: sa.Connection, account: str) -> int:
@@ -129,13 +130,3 @@ def position(run_id: str) -> int | None:
     with reading() as connection:
         waits = connection.execute(sa.select(run.c.state).where(run.c.id == run_id)).scalar() == "queued"
         return connection.execute(before).scalar() if waits else None
-
-
-def expected_seconds(slug: str, subject: str, full: bool) -> float | None:
-    """Return the median time of the last five finished runs of a study on a subject, by the name it was asked by; None when there is none."""
-    query = sa.select(run.c.wall_seconds).where(
-        run.c.slug == slug, run.c.asked_subject == subject, run.c.full == full, run.c.state == "done"
-    )
-    with reading() as connection:
-        seconds = sorted(connection.execute(query.order_by(run.c.id.desc()).limit(5)).scalars())
-    return seconds[len(seconds) // 2] if seconds else None

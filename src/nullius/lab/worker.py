@@ -106,8 +106,8 @@ class Worker:
         state = queue.state(run_id)
         if state == "running":  # the child did not live to write it down itself
             code = process.returncode
-            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-            journal.end_run(run_id, {"state": "aborted", "reason": reason or f"its process {how} (out of memory, say); the log is {log}"})
+            ended = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+            journal.end_run(run_id, {"state": "aborted", "reason": reason or f"its process {ended} (out of memory, say); the log is {log}"})
             state = "aborted"
         elif state == "aborted" and reason:
             queue.explain(run_id, reason)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nullius.errors import UsageError
 from nullius.feed import catalogue, listings
 from nullius.feed.search import engine
-from nullius.lab.schema import url
 from nullius.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -112,16 +110,3 @@ def mark(text: str, stems: Sequence[str]) -> str:
         parts += [html.escape(text[at : match.start()]), one(match)]
         at = match.end()
     return "".join([*parts, html.escape(text[at:])])
-
-
-def like(found: Mapping[str, Any], n: int) -> list[int]:
-    """Return the numbers of papers like one, nearest first."""
-    ranked = _like(" ".join(part for part in (found["title"], found["summary"] or found["abstract"]) if part)[:1000], str(url()), n)
-    return [number for number in ranked if number != found["id"]][:n]
-
-
-@lru_cache(maxsize=2048)
-def _like(text: str, _database: str, n: int) -> tuple[int, ...]:
-    """A paper's own words as a query; kept, since a paper's page is read more often than papers are added."""
-    plain = re.sub(r'[":\-]', " ", text)
-    return tuple(engine.rank(plain)[: n + 1])

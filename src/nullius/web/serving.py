@@ -41,6 +41,7 @@ def serve(settings: Settings, *, browser: bool, worker: bool, say: Callable[[str
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=3,
+        timeout_keep_alive=30,
         proxy_headers=settings.shared,
         lifespan="on",
     )

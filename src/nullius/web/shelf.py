@@ -12,12 +12,13 @@ from nullius.errors import nearest
 from nullius.feed import cards as feed_cards
 from nullius.feed import library, listings, tables
 from nullius.feed import papers as feed_papers
+from nullius.feed import similar as feed_similar
 from nullius.feed.database import reading
 from nullius.feed.readable import readable
 from nullius.feed.shapes import ORDERS, Card, Cell, Estimate, Order
 from nullius.lab import journal
 from nullius.models.sources import sources
-from nullius.web import finding, registry, verdicts
+from nullius.web import registry, verdicts
 from nullius.web.problems import Problem
 from nullius.web.who import Person
 
@@ -67,7 +68,7 @@ def by_id(paper_id: int) -> dict[str, Any]:
         raise Problem(404, "There is no such paper.")
     data = {name: value.isoformat() if isinstance(value, date) else value for name, value in row.items()}
     data |= {"title": readable(row["title"]), "abstract": readable(row["abstract"]) if row["abstract"] else None}
-    return {**data, "key": feed_cards.key_of(row), "runnable": row["slug"] in registry.described()}
+    return {**data, "key": feed_cards.key_of(dict(row)), "runnable": row["slug"] in registry.described()}
 
 
 def full(paper_id: int) -> dict[str, Any]:
@@ -142,20 +143,10 @@ def trending(days: int, person: Person, subject: str, limit: int = 50, cursor: s
     return rows, found.listing.cursor
 
 
-def similar(found: Mapping[str, Any], by: str, person: Person, subject: str) -> list[dict[str, Any]]:
+def similar(found: Mapping[str, Any], by: feed_similar.By, person: Person, subject: str) -> list[dict[str, Any]]:
     """Return ten papers like one: by meaning (or by words where there are no vectors), the newest of those, or those on the same instruments."""
-    if by == "instrument":
-        own = {name for claim in registry.claims(found["slug"]) for name in claim["rests_on"]}
-        slugs = [s for s, study in registry.described().items() if s != found["slug"] and own & _instruments(study)]
-        with reading() as connection:
-            ids = list(connection.execute(sa.select(_P.c.id).where(_P.c.slug.in_(slugs)).order_by(_P.c.published.desc())).scalars())
-        return cards(ids[:10], person, subject)
-    near = cards(finding.like(found, 10), person, subject)
-    return sorted(near, key=lambda card: card["published"] or "", reverse=True) if by == "newest" else near
-
-
-def _instruments(study: Mapping[str, Any]) -> set[str]:
-    return {name for claim in study["claims"] for name in claim["rests_on"]}
+    near = feed_similar.similar(found["id"], by=by, subject=subject, account=whose(person))
+    return [shown(card, subject) for card in near]
 
 
 def set_vote(person: Person, paper_id: int, on: bool) -> None:

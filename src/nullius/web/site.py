@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import time
@@ -117,6 +118,7 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.kept: dict[tuple[str, ...], _Kept] = {}
+        self.making: dict[tuple[str, ...], asyncio.Future[Any]] = {}
         self.templates = jinja2.Environment(
             loader=jinja2.PackageLoader("nullius.web"),
             autoescape=True,
@@ -222,20 +224,32 @@ def _pager(site: Site, handler: Handler, template: str) -> Callable[[Request], A
     async def endpoint(request: Request) -> Response:
         visit = await visit_of(request, site.settings)
         limiting.page(visit.person, request, site.settings)
+        if visit.person.role != "visitor":
+            made = await run_in_threadpool(make, visit)
+            return made if isinstance(made, Response) else _send(request, made)
         key = (template, str(request.url), visit.subject, visit.theme)
-        anonymous = visit.person.role == "visitor"
-        if anonymous and (kept := site.kept.get(key)) and kept.until > time.monotonic():
+        kept = site.kept.get(key)
+        if kept and kept.until > time.monotonic():
             return _send(request, kept.response)
+        if key not in site.making:  # one makes a page, all who ask meanwhile get the same
+            site.making[key] = asyncio.ensure_future(_make(site, key, make, visit))
+        made = await asyncio.shield(site.making[key])
+        return made if isinstance(made, Response) else _send(request, made)
+
+    return endpoint
+
+
+async def _make(site: Site, key: tuple[str, ...], make: Callable[[Visit], Any], visit: Visit) -> Any:
+    """Make a page that nobody in particular asks for, and keep it for a moment."""
+    try:
         made = await run_in_threadpool(make, visit)
-        if isinstance(made, Response):
-            return made
-        if anonymous and len(made[0]) < 1_000_000:
+        if not isinstance(made, Response) and len(made[0]) < 1_000_000:
             if len(site.kept) >= CACHED_PAGES:
                 site.kept.clear()
             site.kept[key] = _Kept(time.monotonic() + CACHE_SECONDS, made)
-        return _send(request, made)
-
-    return endpoint
+        return made
+    finally:
+        site.making.pop(key, None)
 
 
 def _getter(site: Site, handler: Handler) -> Callable[[Request], Any]:

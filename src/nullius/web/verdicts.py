@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nullius.lab import journal, queue
+from nullius.lab import journal
 from nullius.lab.schema import reading, run
 from nullius.web import registry
 
@@ -125,7 +125,7 @@ def _cell_of(verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 def expected_seconds(slug: str, subject: str, full: bool = False) -> float | None:
     """Return how long a run is expected to take: as long as the last one like it, else what the study says, larger subjects in proportion."""
-    found = index().seconds.get((slug, subject, full)) or queue.expected_seconds(slug, subject, full)
+    found = index().seconds.get((slug, subject, full))
     if found or full:
         return found
     about = registry.known(slug)

@@ -9,13 +9,14 @@ from starlette.responses import RedirectResponse, Response
 from nullius.errors import UsageError
 from nullius.feed import discussion
 from nullius.feed.shapes import Note
+from nullius.feed.similar import By
 from nullius.feed.tables import LOCAL
 from nullius.lab import journal
 from nullius.web import calibrations, citing, registry, shelf, verdicts
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page, post
 
-SIMILAR = ("meaning", "newest", "instrument")
+SIMILAR: tuple[By, ...] = ("meaning", "newest", "instrument")
 
 
 @page("/papers/{key:path}", "paper.html")
@@ -36,9 +37,9 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
     """Everything on a paper's page, as plain data."""
     slug = found["slug"] if found["runnable"] else None
     study = registry.known(slug)
-    by = visit.query("similar", "meaning")
-    if by not in SIMILAR:
-        raise Problem(422, f"Similar papers are found by {', '.join(SIMILAR)}, not by '{by[:40]}'.")
+    by = next((name for name in SIMILAR if name == visit.query("similar", "meaning")), None)
+    if by is None:
+        raise Problem(422, f"Similar papers are found by {', '.join(SIMILAR)}, not by '{visit.query('similar')[:40]}'.")
     runs = journal.list_runs(slug, limit=1000) if found["slug"] else []
     (card,) = shelf.cards([found["id"]], visit.person, visit.subject)
     instruments = list(dict.fromkeys(name for claim in (study or {"claims": []})["claims"] for name in claim["rests_on"]))
@@ -146,7 +147,7 @@ def add_note(visit: Visit) -> Response:
     parent = form.get("parent", "")
     if parent and not (parent.isascii() and parent.isdecimal() and len(parent) < 10):
         raise Problem(422, "This is no note to answer.")
-    about = {"run_id": run_id or None, "claim": claim or None, "parent": int(parent) if parent else None}
+    about: dict[str, Any] = {"run_id": run_id or None, "claim": claim or None, "parent": int(parent) if parent else None}
     discussion.write(visit.person.account, found["id"], form.get("text", ""), **about)
     return visit.back(f"/papers/{found['key']}#notes")
 
