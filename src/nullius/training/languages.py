@@ -187,6 +187,7 @@ def tell_constituents(
     from sklearn.linear_model import LogisticRegression
 
     vectors, labels, owners = constituents(model, originals, test)
+    vectors = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-9)
     kinds, held_out = np.array(labels), np.array(owners) >= 0.8 * len(originals)
     right = []
     for given in (kinds, rng.permutation(kinds)):

@@ -102,6 +102,8 @@ def train(
         seed=seed,
         weight_decay=0.1,
         warmup=max(1, steps // 10),
+        decay=0.5,
+        optimiser="muon",
         name=model.name,
         on_step=on_step,
         snapshots=snapshots,
