@@ -4,12 +4,12 @@ The residual stream is cut into named slots, each of which holds a one-hot code.
 compared with which slot of the others) and *copy* (which slot it reads there, and into which it writes); a neuron as a sum of slot entries, a
 threshold, and what it writes. Three tricks make what is stated exact:
 
-- Ballast: two entries ±BALLAST at every token keep the variance of the stream constant to about 0.1 %, and a balancing entry keeps its mean at 0, so
-  that every layer norm is the identity on the slots.
+- Ballast: two entries ±BALLAST at every token keep the variance of the stream constant to a part in ten thousand, and a balancing entry keeps its
+  mean at 0, so that every layer norm is the identity on the slots.
 - Rest: a head that finds no match attends to the first token, whose slots are empty, and writes nothing. Scores differ by SHARP nats or more.
 - Neurons are rectified (`relu`), so that a sum and a threshold make an exact "and".
 
-Heads and neurons that the program does not use write noise, too faint to matter (`noise`), so that an instrument has something not to find.
+Heads and neurons that the program does not use write noise into the slot `out`, too faint to matter, so that an instrument has something not to find.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from nullius.models.language_model import LanguageModel
 
-BALLAST, SHARP, LOUD = 60.0, 30.0, 10.0
+BALLAST, SHARP, LOUD = 500.0, 30.0, 10.0
 START = "<|endoftext|>"
 
 Entry = tuple[str, int]  # a slot and the place in its code
@@ -32,8 +32,10 @@ Entry = tuple[str, int]  # a slot and the place in its code
 class Wiring:
     """A program in the making. words: the vocabulary; slots: name → size of its code; layers, heads, d_head, neurons: sizes of the model.
 
-    length: the longest text in tokens, the leading one included. noise: what unused heads and neurons write. Every word has its own number in the
-    slot `word`, if there is one; `first` marks the first token. Raises ValueError where the slots do not fit into heads · d_head.
+    length: the longest text in tokens, the leading one included. noise: about six times
+    what an unused head or block of neurons writes into each entry of `out`. There must be a slot `out`, which the logits read. Every
+    word has its own number in the slot `word`, if there is one; `first` marks the first token. Raises ValueError where the slots do not fit into
+    heads · d_head.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Wiring:
         d_head: int,
         length: int,
         neurons: int = 8,
-        noise: float = 0.003,
+        noise: float = 0.01,
         seed: int = 0,
     ) -> None:
         self.words = [START, *words]
@@ -85,11 +87,14 @@ class Wiring:
         quiet = torch.ones(width)
         for name in ("first", "ballast", "balance"):
             quiet[self.at[name]] = 0
+        heard = torch.zeros(width)
+        heard[self.at["out"]] = 1
         for block in self.body.h:
             block.attn.c_attn.weight[:, 2 * width :] = quiet[:, None] * torch.randn(width, width, generator=generator) / width**0.5
-            block.attn.c_proj.weight[:] = noise * torch.randn(width, width, generator=generator) * quiet
+            block.attn.c_proj.weight[:] = noise * torch.randn(width, width, generator=generator) / self.d_head**0.5 * heard
             block.mlp.c_fc.weight[:] = quiet[:, None] * torch.randn(block.mlp.c_fc.weight.shape, generator=generator) / width**0.5
-            block.mlp.c_proj.weight[:] = noise * torch.randn(block.mlp.c_proj.weight.shape, generator=generator) * quiet
+            hidden = block.mlp.c_proj.weight.shape
+            block.mlp.c_proj.weight[:] = noise * torch.randn(hidden, generator=generator) / hidden[0] ** 0.5 * heard
 
     @torch.no_grad()
     def embed(self, word: str, slot: str, number: int = 0, value: float = 1.0) -> None:
@@ -162,7 +167,7 @@ class Wiring:
 
     @torch.no_grad()
     def model(self, name: str) -> LanguageModel:
-        """Finish it: what writes to the stream is balanced to mean 0. Returns a subject with its own tokenizer (words between spaces)."""
+        """Finish it: what writes to the stream is balanced to mean 0. Returns a subject with its own tokenizer (words and signs)."""
         balance = self.at["balance"].start
         writers = [self.body.wte.weight, self.body.wpe.weight]
         for block in self.body.h:
@@ -171,7 +176,7 @@ class Wiring:
             weight[:, balance] = 0
             weight[:, balance] = -weight.sum(1)
         tokens = Tokenizer(models.WordLevel(self.ids, unk_token=START))
-        tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokens.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token=START, eos_token=START, pad_token=START)
         return LanguageModel.wrap(self.hf, tokenizer, name)
 
