@@ -15,9 +15,9 @@ from nullius.feed.text import first_sentences
 from nullius.lab import studies
 
 
-def key_of(row: Mapping[str, Any]) -> str:
+def key_of(row: Mapping[Any, Any]) -> str:
     """Return what the address of a paper is made of: its slug, else its arXiv id, else p and its number."""
-    return row["slug"] or row["arxiv_id"] or f"p{row['id']}"
+    return str(row["slug"] or row["arxiv_id"] or f"p{row['id']}")
 
 
 def by_ids(connection: sa.Connection, ids: Sequence[int], *, subject: str = "", account: str | None = None) -> tuple[Card, ...]:

@@ -54,7 +54,8 @@ def papers() -> tuple[Paper, ...]:
 
 def day() -> datetime.date:
     """Return the day on whose page the papers of the catalogue stand."""
-    return _table()["day"]  # type: ignore[no-any-return]
+    found: datetime.date = _table()["day"]
+    return found
 
 
 def paper(key: str) -> Paper:

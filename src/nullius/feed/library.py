@@ -72,7 +72,7 @@ def saved_papers(
     with reading() as connection:
         rows = connection.execute(query).mappings().all()
         found = {card.id: card for card in cards.by_ids(connection, [row["paper"] for row in rows], subject=subject, account=account)}
-    return tuple(_entry(row, found[row["paper"]]) for row in rows)
+    return tuple(_entry(dict(row), found[row["paper"]]) for row in rows)
 
 
 def _entry(row: Mapping[str, str], card: cards.Card) -> SavedPaper:

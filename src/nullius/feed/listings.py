@@ -84,7 +84,7 @@ def trending(
 ) -> Trending:
     """Return papers by heat, each with the parts of its score. within: only those published in the last so many days."""
     at = heat.current() if at is None else at
-    condition = paper.c.heat.is_not(None)
+    condition: sa.ColumnElement[bool] = paper.c.heat.is_not(None)
     if within is not None:
         since = datetime.datetime.fromtimestamp(at * 3600, datetime.UTC).date() - datetime.timedelta(days=within)
         condition = sa.and_(condition, paper.c.published >= since)

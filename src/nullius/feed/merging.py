@@ -25,18 +25,8 @@ from nullius.feed.tables import (
 )
 from nullius.lab.journal import now
 
-_FILLED = (
-    "abstract",
-    "summary",
-    "their_summary",
-    "their_summary_source",
-    "published",
-    "n_authors",
-    "primary_category",
-    "version",
-    "question",
-)
-_FILLED += ("code", "comment", "journal_ref")
+_FILLED = [*("abstract", "summary", "their_summary", "their_summary_source", "published", "n_authors", "primary_category"), "version"]
+_FILLED += ["question", "code", "comment", "journal_ref"]
 _IDENTIFYING = ("slug", "arxiv_id", "doi")
 
 

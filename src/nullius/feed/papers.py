@@ -46,7 +46,7 @@ def find_in(connection: sa.Connection, key: str) -> Found:
     if row is None:
         slugs = [entry.slug for entry in catalogue.papers()]
         raise UnknownPaper(f"no paper '{asked[:80]}'{nearest(asked[:80], slugs)}; `nullius papers --search` finds papers by what they say")
-    proper = cards.key_of(row)
+    proper = cards.key_of(dict(row))
     return Found(row["id"], proper, redirect=asked != proper)
 
 
@@ -56,7 +56,7 @@ def get(paper_id: int, *, subject: str = "", account: str | None = None) -> Pape
         row = connection.execute(sa.select(paper).where(paper.c.id == paper_id)).mappings().first()
         if row is None:
             raise UnknownPaper(f"no paper with number {paper_id}")
-        (card,) = cards.from_rows(connection, [row], subject=subject, account=account)
+        (card,) = cards.from_rows(connection, [dict(row)], subject=subject, account=account)
         categories = connection.execute(sa.select(paper_category.c.category).where(paper_category.c.paper == paper_id)).scalars()
         days = connection.execute(sa.select(paper_day.c.day).where(paper_day.c.paper == paper_id).distinct()).scalars()
         origins = connection.execute(sa.select(paper_source).where(paper_source.c.paper == paper_id).order_by(paper_source.c.fetched_at))

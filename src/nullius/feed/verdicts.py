@@ -17,7 +17,15 @@ def cells(connection: sa.Connection, slugs: Iterable[str] | None = None, hashes:
     """Return a cell per (paper, claim's digest, subject's hash), in the order of the study's claims. Limited to papers and subjects if given."""
     group = (run.c.slug, verdict.c.digest, run.c.subject_sha256)
     rank = sa.func.row_number().over(partition_by=group, order_by=(run.c.full.desc(), run.c.finished.desc(), run.c.id.desc()))
-    columns = [run.c.slug, verdict.c.claim, verdict.c.digest, verdict.c.position, verdict.c.word, run.c.subject_sha256, run.c.id]
+    columns: list[sa.ColumnElement[Any]] = [
+        run.c.slug,
+        verdict.c.claim,
+        verdict.c.digest,
+        verdict.c.position,
+        verdict.c.word,
+        run.c.subject_sha256,
+        run.c.id,
+    ]
     columns += [run.c.full, run.c.seed, run.c.finished, rank.label("rank"), sa.func.count().over(partition_by=group).label("runs")]
     columns += [sa.func.count().over(partition_by=(*group, verdict.c.word)).label("agreeing")]
     ranked = sa.select(*columns).join(run, run.c.id == verdict.c.run_id).where(run.c.state == "done", run.c.subject_sha256.is_not(None))
@@ -31,7 +39,7 @@ def cells(connection: sa.Connection, slugs: Iterable[str] | None = None, hashes:
     query = query.join(verdict, sa.and_(verdict.c.run_id == first.c.id, verdict.c.claim == first.c.claim))
     query = query.outerjoin(finding, sa.and_(finding.c.run_id == first.c.id, finding.c.claim == first.c.claim))
     rows = connection.execute(query.order_by(first.c.slug, first.c.position, first.c.subject_sha256)).mappings()
-    return [_cell(row) for row in rows]
+    return [_cell(dict(row)) for row in rows]
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
@@ -64,7 +72,7 @@ def matrix(connection: sa.Connection, slug: str) -> Matrix:
     found = {(cell.digest, cell.subject_sha256): cell for cell in cells(connection, [slug])}
     query = sa.select(claim).where(claim.c.slug == slug).order_by(claim.c.retired_at.is_not(None), claim.c.position)
     tested = {digest for digest, _ in found}
-    rows = [_row(row) for row in connection.execute(query).mappings() if row["retired_at"] is None or row["digest"] in tested]
+    rows = [_row(dict(row)) for row in connection.execute(query).mappings() if row["retired_at"] is None or row["digest"] in tested]
     known = {row.digest for row in rows}
     for cell in found.values():  # verdicts on a wording from before this database knew of claims
         if cell.digest not in known:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 import bibtexparser
-from bibtexparser.model import DuplicateBlockKeyBlock, DuplicateFieldKeyBlock, Entry, MiddlewareErrorBlock, ParsingFailedBlock
+from bibtexparser.model import Block, DuplicateBlockKeyBlock, DuplicateFieldKeyBlock, Entry, MiddlewareErrorBlock, ParsingFailedBlock
 
 from nullius.feed.importers import records
 from nullius.feed.importers.decode import Document
@@ -33,7 +33,7 @@ def parse(document: Document) -> Iterator[Record | Reject]:
         prefix = strings
         library = bibtexparser.parse_string(prefix + blocks)
         shift = line - prefix.count("\n") + 1
-        strings += "".join(f"{string.raw}\n" for string in library.strings if string.raw not in strings)
+        strings += "".join(f"{string.raw}\n" for string in library.strings if string.raw and string.raw not in strings)
         failed = [(block.start_line or 0, block) for block in library.failed_blocks]
         entries = [(entry.start_line or 0, entry) for entry in library.entries]
         for start, block in sorted([*entries, *failed], key=lambda found: found[0]):
@@ -42,7 +42,8 @@ def parse(document: Document) -> Iterator[Record | Reject]:
 
 def _groups(document: Document) -> Iterator[tuple[int, str]]:
     """Give (line where it starts, text) of groups of entries; an entry begins with @ at the beginning of a line."""
-    start, entries, held = 0, 0, []
+    start, entries = 0, 0
+    held: list[str] = []
     for line, text in enumerate(_lines(document)):
         if text.lstrip().startswith("@"):
             entries += 1
@@ -62,7 +63,7 @@ def _lines(document: Document) -> Iterator[str]:
         yield rest
 
 
-def _one(block: Entry | ParsingFailedBlock, position: str, seen: set[str]) -> Record | Reject:
+def _one(block: Block, position: str, seen: set[str]) -> Record | Reject:
     raw = block.raw or ""
     if isinstance(block, DuplicateBlockKeyBlock):
         return Reject(position, f"the key '{block.key}' was used before", records.head(raw))
@@ -128,7 +129,9 @@ def _date(fields: Mapping[str, str]) -> tuple[datetime.date | None, bool]:
 
 def _authors(value: str) -> tuple[str, ...]:
     """Split on "and" outside braces; "Last, First" becomes "First Last"; "others" is no name."""
-    parts, depth, held = [], 0, []
+    parts: list[str] = []
+    held: list[str] = []
+    depth = 0
     for word in value.split():
         if word == "and" and depth == 0:
             parts.append(" ".join(held))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from defusedxml import DefusedXmlException
@@ -21,29 +22,31 @@ def elements(pieces: Iterable[str], tags: set[str], name: str) -> Iterator[tuple
     Raises Unreadable, after the last whole one, when the document breaks off, is no XML or has a DTD or entities.
     """
     # the text is decoded already: whatever the declaration says, what the parser gets is UTF-8
-    parser = XMLPullParser(events=("end",), _parser=DefusedXMLParser(encoding="utf-8", forbid_dtd=True))  # type: ignore[call-arg]
+    parser: Any = XMLPullParser(events=("end",), _parser=DefusedXMLParser(encoding="utf-8", forbid_dtd=True))
     number, first = 0, True
     try:
         for piece in pieces:
             if first:
                 piece, first = _DECLARATION.sub("", piece, count=1), False
             parser.feed(_ILLEGAL.sub("", piece).encode())
-            for _, element in parser.read_events():
-                tag = local(element.tag)
-                if tag in tags:
-                    number += 1
-                    yield tag, element
-                    element.clear()
+            for tag, element in _wanted(parser, tags):
+                number += 1
+                yield tag, element
+                element.clear()
         parser.close()
-        for _, element in parser.read_events():
-            if local(element.tag) in tags:
-                yield local(element.tag), element
+        yield from _wanted(parser, tags)
     except ParseError as error:
         raise Unreadable(f"{name}: the XML breaks off or is damaged after record {number} ({error})") from None
     except DefusedXmlException:
         raise Unreadable(f"{name}: the XML declares a document type or entities, which no feed needs; refused") from None
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{name}: the XML cannot be read after record {number} ({error})") from None
+
+
+def _wanted(parser: Any, tags: set[str]) -> Iterator[tuple[str, Element]]:
+    for _, element in parser.read_events():
+        if (tag := local(element.tag)) in tags:
+            yield tag, element
 
 
 def local(tag: object) -> str:

@@ -5,6 +5,7 @@ To change a table: change `nullius.feed.tables`, add a revision to `versions/`, 
 
 from __future__ import annotations
 
+import io
 import warnings
 from typing import TYPE_CHECKING
 
@@ -33,17 +34,7 @@ def check(connection: sa.Connection) -> None:
 
 
 def _config(connection: sa.Connection) -> Config:
-    config = Config(stdout=_Silence())
+    config = Config(stdout=io.StringIO())  # what matters alembic raises
     config.set_main_option("script_location", "nullius.feed:migrations")
     config.attributes["connection"] = connection
     return config
-
-
-class _Silence:
-    """Takes alembic's words; what matters it raises."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass

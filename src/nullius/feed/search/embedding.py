@@ -92,7 +92,7 @@ def _batches() -> Iterator[list[tuple[int, str]]]:
     """Give (number, text) of papers without a vector until there are none, then of those whose text is not the one that was embedded."""
     while True:
         with reading() as connection:
-            rows = connection.execute(_without(BATCH)).mappings().all()
+            rows = [dict(row) for row in connection.execute(_without(BATCH)).mappings()]
             batch = list(zip([row["id"] for row in rows], texts(connection, rows), strict=True))
         if not batch:
             break
@@ -109,7 +109,7 @@ def _changed() -> Iterator[list[tuple[int, str]]]:
             query = (
                 query.where(embedding.c.model == MODEL, paper.c.id > last, paper.c.merged_into.is_(None)).order_by(paper.c.id).limit(1000)
             )
-            rows = connection.execute(query).mappings().all()
+            rows = [dict(row) for row in connection.execute(query).mappings()]
             found = texts(connection, rows)
         if not rows:
             return

@@ -22,6 +22,7 @@ from nullius.feed.shapes import Card, plain
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+    from tantivy import Query as Condition
     from tantivy import Searcher
 
 BEST = 200
@@ -124,8 +125,10 @@ class _Search:
             named = self._named(within)
             if self.query.known:
                 return [(number, "known") for number in named]
-            everything = within or filters.everything()
-            return [(number, "words") for number in self.index.top(self.searcher, everything, 2 * BEST, newest=True)[0]]
+            return [
+                (number, "words")
+                for number in self.index.top(self.searcher, filters.both(filters.everything(), within), 2 * BEST, newest=True)[0]
+            ]
         by_words = self._by_words(within) if self.by != "meaning" else []
         by_meaning = self._by_meaning(within) if self.by != "words" else []
         first = self._known_items(within) if self.by != "meaning" else []
@@ -147,25 +150,24 @@ class _Search:
         counts = {}
         for one in self.query.filters:
             rest = self.query.without(one)
-            query = self._matching(rest)
-            counts[one.text] = self.index.count(self.searcher, query) if query is not None else self.searcher.num_docs
+            counts[one.text] = self.index.count(self.searcher, self._matching(rest))
         return {text: number for text, number in counts.items() if number}
 
-    def _matching(self, query: Query) -> Any:
+    def _matching(self, query: Query) -> Condition:
         """Papers that match some of the words and all filters."""
         found, _ = self.index.any_of(query.asked.split(), self.searcher) if query.asked else (None, [])
-        return filters.both(found, self._within(query))
+        return filters.both(found if found is not None else filters.everything(), self._within(query))
 
-    def _within(self, query: Query) -> Any:
+    def _within(self, query: Query) -> Condition | None:
         return filters.condition(self.connection, self.index, query)
 
-    def _by_words(self, within: Any) -> list[int]:
+    def _by_words(self, within: Condition | None) -> list[int]:
         found, missing = self.index.any_of([*self.query.words, *" ".join(self.query.phrases).split()], self.searcher)
         if missing:
             self.messages.append(f"no paper has {', '.join(f'“{word}”' for word in missing[:5])}: searched for words one letter away")
         return _near_best("words", *self.index.top(self.searcher, filters.both(found, within), BEST)) if found is not None else []
 
-    def _by_meaning(self, within: Any) -> list[int]:
+    def _by_meaning(self, within: Condition | None) -> list[int]:
         if not weights.here():
             self.messages.append(NO_WEIGHTS)
             return []
@@ -191,7 +193,7 @@ class _Search:
                 return _alike([number for number, _ in chosen], [cosine for _, cosine in chosen])
             limit *= 8
 
-    def _known_items(self, within: Any) -> list[int]:
+    def _known_items(self, within: Condition | None) -> list[int]:
         """Papers that the query names: by id or slug, by a phrase of the title, by all its words in the title (at most five)."""
         found = self._named(within)
         phrases = [*self.query.phrases, *([" ".join(self.query.words)] if len(self.query.words) > 1 else [])]
@@ -203,7 +205,7 @@ class _Search:
             found += self.index.top(self.searcher, filters.both(self.index.all_of("title", terms), within), IN_TITLE)[0]
         return list(dict.fromkeys(found))
 
-    def _named(self, within: Any) -> list[int]:
+    def _named(self, within: Condition | None) -> list[int]:
         names = [*self.query.known, self.query.text.strip().lower()]
         numbers = filters.numbers_of(self.connection, names)
         if within is None or not numbers:

@@ -21,10 +21,10 @@ def everything() -> Condition:
     return Condition.all_query()
 
 
-def both(one: Condition | None, other: Condition | None) -> Condition | None:
+def both(one: Condition, other: Condition | None) -> Condition:
     """Return what meets both conditions; None is no condition. The second gives no score."""
-    if one is None or other is None:
-        return other if one is None else one
+    if other is None:
+        return one
     return Condition.boolean_query([(Occur.Must, one), (Occur.Must, Condition.const_score_query(other, 0.0))])
 
 

@@ -17,9 +17,9 @@ LAYERS, HEADS, WIDTH = 6, 12, 384
 TOKENS = 256  # at 128 the mean reciprocal rank of paraphrase queries falls by .12
 BATCH = 16
 # erf as a ratio of odd and even polynomials on [-4, 4] (the coefficients of Eigen); the error is below 2e-7
-_ERF_ODD = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
-_ERF_ODD += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
-_ERF_EVEN = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02)
+_ERF_ODD = [-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05]
+_ERF_ODD += [-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02]
+_ERF_EVEN = [-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02]
 
 
 class MiniLM:
@@ -90,7 +90,7 @@ def erf(x: Array) -> Array:
     """Return the error function in float32. scipy has it too, and takes longer to import than a search may last."""
     x = np.clip(x, -4, 4)
     square = x * x
-    odd, even = np.float32(_ERF_ODD[0]), np.float32(_ERF_EVEN[0])
+    odd, even = (np.full_like(x, coefficients[0]) for coefficients in (_ERF_ODD, _ERF_EVEN))
     for coefficient in _ERF_ODD[1:]:
         odd = odd * square + np.float32(coefficient)
     for coefficient in _ERF_EVEN[1:]:

@@ -22,7 +22,7 @@ def encoder(folder: Path, device: str) -> Encode:
     config = BertConfig(
         vocab_size=30_522, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH
     )
-    model = BertModel(config, add_pooling_layer=False)
+    model: torch.nn.Module = BertModel(config, add_pooling_layer=False)
     state = {name: value for name, value in load_file(folder / "model.safetensors").items() if not name.startswith("pooler")}
     model.load_state_dict({name: value for name, value in state.items() if value.is_floating_point()}, strict=False)
     model = model.to(device).eval()

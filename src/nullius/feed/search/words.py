@@ -206,7 +206,8 @@ class WordIndex:
 
     def count(self, searcher: Searcher, query: Query) -> int:
         """Return how many papers match."""
-        return int(searcher.search(query, 1, count=True).count or 0) if searcher.num_docs else 0
+        found: Any = searcher.search(query, 1, count=True)  # `count` is missing in its type hints
+        return int(found.count or 0)
 
 
 def _schema() -> tantivy.Schema:
