@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
@@ -168,7 +168,8 @@ class _Run:
             )
         self.head = torch.compile(evaluation.cross_entropy) if config.compile else evaluation.cross_entropy
         self.metrics = measurement.Metrics(self.out / "metrics.jsonl", done) if here.first else None
-        self.watch, self.waiting = measurement.Stopwatch(here.device), []
+        self.watch = measurement.Stopwatch(here.device)
+        self.waiting: list[tuple[int, Tensor, Tensor, float]] = []
         self.peak = measurement.peak_tflops(here.device, config.peak_tflops) * 1e12 * here.world
         rows = evaluation.held_out_rows(self.held_out, config.sequence, config.evaluate.sequences, here) if self.held_out else None
         self.last, held_out_loss, saved = math.nan, None, checkpoints.latest(self.out) if done else None

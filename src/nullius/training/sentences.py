@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def fresh(words: Sequence[str], size: Size, seed: int, name: str = "gpt", device
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = GPT2LMHeadModel(config)
+        hf: Any = GPT2LMHeadModel(config)
     if not size.positions:
         hf.transformer.wpe.weight.requires_grad_(False).zero_()
     return LanguageModel.wrap(hf.to(device or torch.device("cpu")), tokenizer, name)
