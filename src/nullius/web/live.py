@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from nullius.lab import journal, queue
 from nullius.lab.records import dumps
 from nullius.web.problems import Problem
 
+log = logging.getLogger("nullius.web")
 LOOK_SECONDS = 0.5
 COMMENT_SECONDS = 15.0
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -74,7 +76,10 @@ class Live:
     async def _follow(self, watch: _Watch) -> None:
         while not watch.over:
             await asyncio.sleep(LOOK_SECONDS)
-            await self._look(watch)
+            try:
+                await self._look(watch)
+            except Exception:  # whoever watches must not be left before a picture that stands still
+                log.exception("run %s cannot be followed", watch.run_id)
 
     async def _look(self, watch: _Watch) -> None:
         after = watch.events[-1][0] if watch.events else -1
