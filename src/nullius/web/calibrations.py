@@ -34,7 +34,7 @@ def of(name: str) -> dict[str, Any]:
 
 
 def _row(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    blank = {"name": name, "title": name, "about": "", "recovered": None, "alarms": None, "last": None, "by_nature": []}
+    blank: dict[str, Any] = {"name": name, "title": name, "about": "", "recovered": None, "alarms": None, "last": None, "by_nature": []}
     return {**blank, "version": "", "state": calibration.NEVER, **(found or {})}
 
 

@@ -66,7 +66,7 @@ def _listen(settings: Settings) -> socket.socket:
 @contextlib.contextmanager
 def _worker() -> Iterator[None]:
     """A worker beside the server, which ends with it."""
-    process = subprocess.Popen([sys.executable, "-m", "nullius.web.serving", str(os.getpid())], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-m", "nullius.web.working", str(os.getpid())], start_new_session=True)
     try:
         yield
     finally:
@@ -76,20 +76,3 @@ def _worker() -> Iterator[None]:
             process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _work(parent: int) -> None:
-    """What the worker's process does: work while the server lives. Another worker on this machine does as well."""
-    from nullius.lab.worker import Worker
-
-    one = Worker(say=lambda line: print(f"worker: {line}", flush=True))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: one.stop())
-    try:
-        one.work(idle=lambda: os.getppid() == parent)
-    except NulliusError as error:
-        print(f"worker: {error}", flush=True)
-
-
-if __name__ == "__main__":
-    _work(int(sys.argv[1]))
