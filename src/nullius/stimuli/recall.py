@@ -31,11 +31,13 @@ class Asked:
         return Asked(self.tokens[chosen], self.targets[chosen], self.vocabulary)
 
 
-def pairs(n: int, rng: np.random.Generator, *, length: int = 64, pairs: int = 4, keys: int = 16, values: int = 16) -> Asked:
-    """Multi-query associative recall (MQAR, arXiv 2312.04927): keys with their values, then each key again, among blanks, in any order.
+def pairs(
+    n: int, rng: np.random.Generator, *, length: int = 32, pairs: int = 4, keys: int = 8, values: int = 8, gaps: float = 0.0
+) -> Asked:
+    """Multi-query associative recall (MQAR, arXiv 2312.04927): keys with their values, then keys again, in any order, as often as there is room.
 
-    Symbols: 0 is the blank, then the keys, then the values. Chance is 1 / pairs for who knows which values were there, 1 / values for who does not.
-    Raises UsageError where they do not fit.
+    Symbols: 0 is the blank, then the keys, then the values. gaps: share of blanks among the questions. Who knows which values were there, but not
+    whose, is right once in `pairs` times. Raises UsageError where they do not fit.
     """
     if 3 * pairs > length or pairs > min(keys, values):
         raise UsageError(
@@ -43,14 +45,26 @@ def pairs(n: int, rng: np.random.Generator, *, length: int = 64, pairs: int = 4,
         )
     key = 1 + rng.permuted(np.tile(np.arange(keys), (n, 1)), axis=1)[:, :pairs]
     value = 1 + keys + rng.permuted(np.tile(np.arange(values), (n, 1)), axis=1)[:, :pairs]
+    rest = length - 2 * pairs
+    which = rng.permuted(np.tile(np.arange(rest) % pairs, (n, 1)), axis=1)
+    asked = rng.random((n, rest)) >= gaps
+    asked[:, -1] = True  # every sequence asks something
     tokens = np.zeros((n, length), dtype=np.int64)
     targets = np.full((n, length), NOTHING, dtype=np.int64)
     tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = key, value
-    places = 2 * pairs + np.sort(rng.permuted(np.tile(np.arange(length - 2 * pairs), (n, 1)), axis=1)[:, :pairs], axis=1)
-    order = rng.permuted(np.tile(np.arange(pairs), (n, 1)), axis=1)
-    np.put_along_axis(tokens, places, np.take_along_axis(key, order, 1), 1)
-    np.put_along_axis(targets, places, np.take_along_axis(value, order, 1), 1)
+    tokens[:, 2 * pairs :] = np.where(asked, np.take_along_axis(key, which, 1), 0)
+    targets[:, 2 * pairs :] = np.where(asked, np.take_along_axis(value, which, 1), NOTHING)
     return Asked(tokens, targets, 1 + keys + values)
+
+
+def redealt(data: Asked) -> Ints:
+    """Return the targets [n, length] of `pairs` with each answer exchanged for another of the same sequence: what no recall can give."""
+    targets = data.targets.copy()
+    for row in targets:
+        values = np.unique(row[row != NOTHING])
+        right = row != NOTHING
+        row[right] = np.roll(values, 1)[np.searchsorted(values, row[right])]
+    return targets
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,274 @@
+"""Gated Linear Attention Transformers with Hardware-Efficient Training (Yang, Wang, Shen, Panda & Kim 2023, arXiv 2312.06635).
+
+A linear attention whose memory fades by a gate computed from each token: what the gate buys is tested on streams that must be remembered until a
+reset, recall on pairs, speed by the clock. The study trains its own small decoders; the given subject names the device and no more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nullius.errors import UsageError
+from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, at_least, equivalent, ordering, study, trend
+from nullius.lab.claims import Expectation
+from nullius.lab.curves import curve
+from nullius.models import architectures
+from nullius.stimuli import grammar, recall
+from nullius.stimuli.recall import Asked
+from nullius.training import asked, crossover
+from nullius.training.asked import Floats, Recipe
+
+GATES = ("gla", "scalar", "retnet", "ungated")
+MARGIN = 0.02  # of accuracy, and of nats per token
+NO_RESET = "the same difference on streams without resets, where nothing ever needs forgetting"
+TEXT = "NULLIUS_TEXT"
+TRAINED = "models of 340 M or 1.3 B parameters trained on 15 or 100 B tokens"
+
+
+def _claim(name: str, wording: str, expect: Expectation, control: str, unit: str = "accuracy", **more: Any) -> Claim:
+    return Claim(name, wording, expect, control, unit=unit, **more)
+
+
+CLAIMS = (
+    _claim("gates-in-order", "Finer gates are better: per channel, per head, fixed decay, none", ordering(*GATES), NO_RESET),
+    _claim("gate-helps", "A gate per channel is better than none", above_control(MARGIN), NO_RESET),
+    _claim("channels-beat-heads", "A gate per channel is better than one per head", above_control(MARGIN), NO_RESET),
+    _claim("computed-beats-fixed", "A gate computed from the token is better than a fixed decay", above_control(MARGIN), NO_RESET),
+    _claim("decay-beats-none", "A fixed decay is better than none", above_control(MARGIN), NO_RESET),
+    _claim(
+        "gate-must-see-its-token",
+        "The gate is better than a fixed decay because of the token that it sees",
+        above_control(MARGIN),
+        "the same difference for networks trained and tested with gates from another sequence",
+    ),
+    _claim("softmax-recalls", "Softmax attention solves associative recall", at_least(0.9, null=0.0), "another pair's value, counted as right"),
+    _claim("recall-beats-fixed", "GLA recalls more pairs than a fixed decay", above_control(MARGIN), "answers counted against another pair's value"),
+    _claim(
+        "extrapolates",
+        "GLA keeps its accuracy on streams four times as long as those of training",
+        equivalent(0.05),
+        "the same difference for the network without a gate, whose memory fills",
+    ),
+    _claim(
+        "faster-beyond",
+        "Beyond some length a training step of the chunked form is faster than one of softmax attention",
+        above_control(0.0),
+        "two timings of softmax attention",
+        "log ratio of seconds",
+    ),
+    _claim(
+        "lead-grows",
+        "The lead grows with length",
+        trend("increasing", *map(str, (256, 512, 1024, 2048, 4096))),
+        "two timings of softmax attention",
+        "log ratio of seconds",
+    ),
+    _claim("text-near-softmax", "On text GLA comes within 5 % of softmax attention's loss", equivalent(0.05), "the model without a gate",
+           "share of nats per token", published="28.65 and 28.39 perplexity at 340 M", needs=Needs(full=True)),
+    _claim("text-gates-in-order", "On text finer gates are better: per channel, per head, fixed decay, none", ordering(*GATES),
+           "text in random order", "minus nats per token", published="perplexity 14.77, 15.56, 16.55, 23.21 at 340 M", needs=Needs(full=True)),
+    _claim("few-heads", "On text few heads are better than many, whose states are smaller", above_control(0.0), "text in random order",
+           "nats per token", published="perplexity 14.61, 14.77, 15.29 with 1, 4, 8 heads", needs=Needs(full=True)),
+    _claim("quality-at-scale", "At equal data GLA equals a LLaMA-style Transformer and Mamba, and beats RetNet", ordering("gla", "retnet"),
+           "untrained models", "mean accuracy", published="41.5, 41.2, 41.8 and 41.0 at 340 M", needs=Needs(also=TRAINED)),
+    _claim("recall-at-scale", "On FDA, SWDE and SQuAD GLA is the best of the models with a fixed state, behind softmax on the first two",
+           ordering("softmax", "gla", "retnet"), "documents without the answer", published="27.4, 19.9, 14.3 on FDA at 1.3 B",
+           needs=Needs(also=TRAINED)),
+    _claim("length-at-scale", "Trained on 2 K tokens GLA extrapolates to 18 K, Mamba to 4 K", equivalent(0.05), "an untrained model",
+           "nats per token", needs=Needs(also=TRAINED)),
+    _claim("gpu-parity", "At 2 K tokens GLA trains as fast as FlashAttention-2, beyond faster, in as much memory", above_control(0.0),
+           "two timings of FlashAttention-2", "log ratio of seconds", needs=Needs(full=True, also="a CUDA device: see benchmarks/gla.md")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained and measured. stream, plain, pairs, text: recipes; test: sequences of each test; clock: timings of each length."""
+
+    seeds: int
+    width: int
+    layers: int
+    stream: Recipe
+    plain: Recipe
+    pairs: Recipe
+    test: int
+    clock: int
+    text: Recipe | None = None
+
+
+QUICK = Plan(3, 64, 2, Recipe(130, 32, 5e-3), Recipe(60, 32, 5e-3), Recipe(400, 32, 5e-3), 256, 5)
+FULL = Plan(5, 128, 2, Recipe(1500, 64, 3e-3), Recipe(700, 64, 3e-3), Recipe(3000, 64, 3e-3), 1000, 15, Recipe(3000, 64, 1e-3))
+Rights = dict[str, Floats]  # accuracy [seeds · n] of each kind of network
+
+
+@study("gla", claims=CLAIMS, minutes=3.0, trains_its_own=True)
+def gla(lab: Lab) -> None:
+    plan = lab.scale(quick=QUICK, full=FULL)
+    draw = partial(recall.until_reset, rng=lab.rng)
+    train, test, long = draw(plan.stream.steps * plan.stream.batch), draw(plan.test), _late(draw(plan.test, length=192), 48)
+    plain, plain_test = draw(plan.plain.steps * plan.plain.batch, resets=0.0), draw(plan.test, resets=0.0)
+    resets, lengthened, without = ({} for _ in range(3))
+    for kind in (*GATES, "estranged"):
+        networks = [_network(lab, plan, kind, train, plan.stream, number) for number in range(plan.seeds)]
+        resets[kind], lengthened[kind] = _right(networks, test), _right(networks, long)
+        if kind in GATES:
+            without[kind] = _right([_network(lab, plan, kind, plain, plan.plain, number) for number in range(plan.seeds)], plain_test)
+        _tell(lab, plan, "streams with resets", kind, resets[kind])
+    _gates(lab, plan, test, resets, without)
+    sequences = list(range(plan.test)) * plan.seeds
+    lab.finding(
+        "extrapolates", treated=lengthened["gla"] - resets["gla"], control=lengthened["ungated"] - resets["ungated"], clusters=sequences
+    )
+    recalled = _pairs(lab, plan, sequences)
+    if plan.text is not None:
+        _text(lab, plan, plan.text)
+    timings = _clock(lab, plan)
+    _figures(lab, resets, without, recalled, timings, sequences)
+
+
+def _network(lab: Lab, plan: Plan, kind: str, data: Asked, how: Recipe, number: int, heads: int = 2) -> Any:
+    """Train one network. Those with one number begin with the same random numbers and see the same batches."""
+    seed = lab.seed * 1000 + number
+    shape = {"hidden_size": plan.width, "num_hidden_layers": plan.layers, "num_attention_heads": heads, "intermediate_size": 2 * plan.width}
+    mixer = "gla" if kind == "estranged" else kind
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = architectures.create({**shape, "vocab_size": data.vocabulary, "mixer": mixer, "initializer_range": 0.1})
+    hf.to(lab.subject.device)
+    if kind == "estranged":
+        architectures.estrange_gates(hf)
+    asked.fit(hf, data, how, seed, lambda done, total: lab.listener.step(f"training {kind} {number + 1}", done, total))
+    return hf
+
+
+def _right(networks: list[Any], data: Asked) -> Floats:
+    return np.concatenate([asked.measure(hf, data)[1] for hf in networks])
+
+
+def _late(data: Asked, last: int) -> Asked:
+    """Ask in the last positions alone."""
+    targets = data.targets.copy()
+    targets[:, :-last] = recall.NOTHING
+    return replace(data, targets=targets)
+
+
+def _tell(lab: Lab, plan: Plan, where: str, kind: str, right: Floats) -> None:
+    lab.note(
+        f"{where}, {kind}: accuracy " + ", ".join(f"{part.mean():.3f}" for part in np.split(right, plan.seeds)) + " (one for each seed)"
+    )
+
+
+def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -> None:
+    sequences = list(range(plan.test)) * plan.seeds
+    others = [f"plain {i}" for i in sequences]
+    answers = test.targets[test.targets != recall.NOTHING]
+    likeliest = float(np.bincount(answers).max() / len(answers))
+    about = [claim.id for claim in CLAIMS[:6]]
+    lab.require(
+        resets["gla"], above=likeliest, what="remembering until reset better than the likeliest answer", claims=about, clusters=sequences
+    )
+    within = dict.fromkeys(GATES, sequences)
+    lab.finding(
+        "gates-in-order",
+        treated={k: resets[k] for k in GATES},
+        control=without,
+        clusters=within,
+        control_clusters=dict.fromkeys(GATES, others),
+    )
+
+    def compare(claim: str, better: str, worse: str) -> None:
+        treated, control = (found[better] - found[worse] for found in (resets, without))
+        lab.finding(claim, treated=treated, control=control, clusters=sequences, control_clusters=others, paired=False)
+
+    compare("gate-helps", "gla", "ungated")
+    compare("channels-beat-heads", "gla", "scalar")
+    compare("computed-beats-fixed", "scalar", "retnet")
+    compare("decay-beats-none", "retnet", "ungated")
+    treated, control = resets["gla"] - resets["retnet"], resets["estranged"] - resets["retnet"]
+    lab.finding("gate-must-see-its-token", treated=treated, control=control, clusters=sequences)
+
+
+def _pairs(lab: Lab, plan: Plan, sequences: list[int]) -> Rights:
+    train, test = (recall.pairs(n, lab.rng, length=24) for n in (plan.pairs.steps * plan.pairs.batch, plan.test))
+    other = replace(test, targets=recall.redealt(test))
+    found: Rights = {}
+    for kind in ("softmax", "gla", "retnet"):
+        networks = [_network(lab, plan, kind, train, plan.pairs, number) for number in range(plan.seeds)]
+        found[kind], found[f"{kind}, redealt"] = _right(networks, test), _right(networks, other)
+        _tell(lab, plan, "pairs", kind, found[kind])
+    lab.finding("softmax-recalls", treated=found["softmax"], control=found["softmax, redealt"], clusters=sequences)
+    treated, control = (found[f"gla{which}"] - found[f"retnet{which}"] for which in ("", ", redealt"))
+    lab.finding("recall-beats-fixed", treated=treated, control=control, clusters=sequences)
+    return found
+
+
+def _text(lab: Lab, plan: Plan, how: Recipe) -> None:
+    """Bytes of running text, in order and with its bytes shuffled: GLA with its ablations, softmax, and GLA with one head and with eight."""
+    path = os.environ.get(TEXT)
+    if path and not Path(path).is_file():
+        raise UsageError(f"{TEXT} names {path}, which is no file")
+    data = Path(path).read_bytes() if path else " ".join(grammar.english_text(1_500_000, lab.rng).words.tolist()).encode()
+    lab.note(f"text: {Path(path).name if path else 'generated by the grammar'}, {len(data)} bytes")
+    text = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    loss: dict[str, dict[str, Floats]] = {}
+    for order, stream in (("text", text), ("shuffled", lab.rng.permutation(text))):
+        windows = stream[: len(stream) // 257 * 257].reshape(-1, 257)
+        whole = Asked(windows[:, :-1], windows[:, 1:], 256)
+        train, test = whole[: int(len(whole) * 0.9)], whole[-plan.test :]
+        wide = replace(plan, width=512, layers=12)
+        kinds = {kind: (kind, 4) for kind in ("softmax", *GATES)} | {"1 head": ("gla", 1), "8 heads": ("gla", 8)}
+        loss[order] = {
+            name: asked.measure(_network(lab, wide, kind, train, how, 0, heads), test, 16)[0] for name, (kind, heads) in kinds.items()
+        }
+        lab.note(f"{order}: nats per byte " + ", ".join(f"{name} {values.mean():.4f}" for name, values in loss[order].items()))
+    ours, null = loss["text"], loss["shuffled"]
+    lab.finding("text-near-softmax", treated=ours["gla"] / ours["softmax"] - 1, control=ours["ungated"] / ours["softmax"] - 1)
+    lab.finding("text-gates-in-order", treated={k: -ours[k] for k in GATES}, control={k: -null[k] for k in GATES})
+    lab.finding("few-heads", treated=ours["8 heads"] - ours["1 head"], control=null["8 heads"] - null["1 head"])
+
+
+def _clock(lab: Lab, plan: Plan) -> Mapping[int, crossover.Timings]:
+    """Seconds of a forward and a backward pass through one layer's mixing, softmax timed twice, all three in turn."""
+    lengths = [int(level) for level in next(claim for claim in CLAIMS if claim.id == "lead-grows").expect.levels]
+    timed = {n: crossover.time_layer(n, plan.clock, lab.subject.device) for n in lab.progress(lengths, "timing chunks against softmax")}
+    lead = {str(n): np.log(t.softmax / t.chunks) for n, t in timed.items()}
+    null = {str(n): np.log(t.softmax / t.again) for n, t in timed.items()}
+    lab.finding("lead-grows", treated=lead, control=null)
+    lab.finding("faster-beyond", treated=lead[str(lengths[-1])], control=null[str(lengths[-1])])
+    return timed
+
+
+def _figures(
+    lab: Lab, resets: Rights, without: Rights, recalled: Rights, timed: Mapping[int, crossover.Timings], clusters: list[int]
+) -> None:
+    def bars(name: str, found: Rights, kinds: tuple[str, ...], role: Any) -> Series:
+        points = [curve(kind, [0.0], [found[kind]], clusters, bounds=(0, 1)) for kind in kinds]
+        lo, hi = ([(getattr(point, end) or (None,))[0] for point in points] for end in ("lo", "hi"))
+        return Series(name, kinds, [point.y[0] for point in points], lo, hi, "points", role)
+
+    clock = [
+        curve(name, list(timed), [1000 * getattr(t, which) for t in timed.values()], role=role)
+        for name, which, role in (
+            ("gated, in chunks", "chunks", "effect"),
+            ("softmax", "softmax", "second"),
+            ("softmax again", "again", "control"),
+        )
+    ]
+    streams = (bars("with resets", resets, (*GATES, "estranged"), "effect"), bars("without resets", without, GATES, "control"))
+    pairs = (bars("recall of pairs", recalled, ("softmax", "gla", "retnet"), "effect"),)
+    panels = (
+        Panel("remember until reset", "gate", "accuracy", streams),
+        Panel("pairs", "mixer", "accuracy", pairs),
+        Panel(f"one layer's mixing on {lab.subject.device.type}", "tokens", "milliseconds, forward and backward", tuple(clock), log_x=True),
+    )
+    lab.figure(
+        Figure("gates", "What a gate buys, and what it costs", panels, "Bars: 95% intervals over sequences, for the networks trained here.")
+    )
