@@ -39,6 +39,12 @@ MAY = {
     "local directory": (lambda c: run(c, subject="/srv/models/mine"), NO, NO, YES),
     "run everything": (lambda c: c.post("/subjects/run-all", data={"subject": "smollm2-135m"}), NO, NO, YES),
     "import": (lambda c: c.post("/import", data={"text": "@misc{a, title={A paper}, year=2024}"}), NO, NO, YES),
+    "merge": (
+        lambda c: c.post("/papers/2511.00001/merge", data={"into": "embers"}),
+        NO,
+        NO,
+        (422,),
+    ),  # both have an arXiv id: let in, refused
     "import page": (lambda c: c.get("/import"), NO, NO, YES),
     "imports by api": (lambda c: c.get("/api/v1/imports"), NO, NO, YES),
 }

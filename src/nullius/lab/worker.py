@@ -23,7 +23,6 @@ from filelock import FileLock, Timeout
 
 from nullius.errors import NulliusError
 from nullius.lab import journal, queue
-from nullius.lab.lab import Silent
 from nullius.paths import data_dir
 
 CHILD = (sys.executable, "-m", "nullius.lab.worker")
@@ -189,6 +188,7 @@ def child(run_id: str, device: str | None = None) -> int:
     """Execute a claimed run in this process. Returns the exit code: 0 done, 1 failed, 130 stopped."""
     _restrain()
     from nullius.lab import studies
+    from nullius.lab.lab import Silent
     from nullius.lab.runner import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited

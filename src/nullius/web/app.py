@@ -18,15 +18,17 @@ from starlette.routing import Route
 
 import nullius
 from nullius.errors import NulliusError
+from nullius.feed import heat
 from nullius.feed.database import make_ready
 from nullius.lab import schema
-from nullius.web import api, assets, assistants, registry, safety, site, who
+from nullius.web import api, assets, assistants, registry, safety, site, verdicts, who
 from nullius.web.live import Live
 from nullius.web.pages import runs as run_pages
 from nullius.web.problems import Problem, from_error
 from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
+TEND_SECONDS = 15.0
 _PAGES = "daily frame importing papers personal runs searching subjects subscribing"
 PAGES = (*(f"pages.{name}" for name in _PAGES.split()), "atom", "badge", "describing", "signing")
 
@@ -37,10 +39,10 @@ def create(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(make_ready, schema.url())
-        waking = asyncio.create_task(run_in_threadpool(registry.refresh))  # takes seconds after an update; pages show what is known
+        tending = asyncio.create_task(_tend())
         async with assistant.session_manager.run():
             yield
-        waking.cancel()
+        tending.cancel()
         await app.state.live.close()
 
     app = FastAPI(title="nullius", version=nullius.__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
@@ -56,6 +58,21 @@ def create(settings: Settings) -> FastAPI:
     for kind in (Problem, NulliusError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer)
     return app
+
+
+async def _tend() -> None:
+    """What must be done beside answering: read the studies once, which takes seconds after an update, and count finished runs as heat."""
+    await run_in_threadpool(registry.refresh)
+    seen: tuple[object, ...] = ()
+    while True:
+        try:
+            now = await run_in_threadpool(verdicts.stamp)
+            if now != seen:
+                await run_in_threadpool(heat.catch_up)
+                seen = now
+        except NulliusError as error:  # a database that is busy now is asked again
+            log.warning("%s", error)
+        await asyncio.sleep(TEND_SECONDS)
 
 
 async def _watch(request: Request) -> Response:

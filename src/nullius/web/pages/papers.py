@@ -7,14 +7,14 @@ from typing import Any
 from starlette.responses import RedirectResponse, Response
 
 from nullius.errors import UsageError
-from nullius.feed import discussion
+from nullius.feed import discussion, merging
 from nullius.feed.shapes import Note
 from nullius.feed.similar import By
 from nullius.feed.tables import LOCAL
 from nullius.lab import journal
 from nullius.web import calibrations, citing, registry, shelf, verdicts
 from nullius.web.problems import Problem
-from nullius.web.site import Answer, Visit, get, page, post
+from nullius.web.site import Answer, Visit, get, page, post, see
 
 SIMILAR: tuple[By, ...] = ("meaning", "newest", "instrument")
 
@@ -164,3 +164,12 @@ def remove_note(visit: Visit) -> Response:
     except UsageError as error:
         raise Problem(403, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
     return visit.back("/")
+
+
+@post("/papers/{key:path}/merge")
+def merge(visit: Visit) -> Response:
+    """Merge a paper into another one that is the same: its votes, saves and notes go along, its address leads there."""
+    visit.need("merge")
+    found, into = shelf.paper(visit.params["key"]), shelf.paper(visit.form.get("into", "").strip())
+    merging.merge(found["id"], into["id"])
+    return see(f"/papers/{into['key']}")
