@@ -147,7 +147,10 @@ def _from_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[
     except NulliusError:
         raise
     except Exception as error:  # files made by anyone, read by code of a hundred architectures: whatever it is, the user gets one line
-        raise SubjectError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other sizes than its config.json says"
+        raise SubjectError(f"{folder} cannot be loaded: {reason}") from error
     hf, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
