@@ -44,6 +44,8 @@ class Trial:
     nulls: int
 
     def __post_init__(self) -> None:
+        for name in ("found", "planted", "alarms", "nulls"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's numbers cannot be stored
         if not (0 <= self.found <= self.planted and 0 <= self.alarms <= self.nulls):
             raise StudyError(
                 f"a trial cannot find {self.found} of {self.planted} planted things and raise {self.alarms} of {self.nulls} alarms"

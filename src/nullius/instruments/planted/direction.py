@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nullius.instruments.heads import Head
@@ -37,11 +38,13 @@ class Remark:
 
 @dataclass(frozen=True)
 class Planted:
-    """The model with its two directions, unit vectors [d_model], which lie in the last token's state from resid_post of layer 0 on."""
+    """The model with its two directions, unit vectors [d_model], which lie in the last token's state from resid_post of layer 0 on; and those that hold
+    the noun there [nouns, d_model]."""
 
     model: LanguageModel
     tone: Tensor
     alive: Tensor
+    nouns: Tensor
 
 
 def build(seed: int = 0) -> Planted:
@@ -79,7 +82,12 @@ def build(seed: int = 0) -> Planted:
     w.neuron(READ_LAYER, {("tone", 0): -1.0}, 0.0, {("out", 1): 1.0})
     w.answer("good", "out", 0)
     w.answer("bad", "out", 1)
-    return Planted(w.model("planted direction"), w.direction("tone"), w.direction("alive"))
+    return Planted(
+        w.model("planted direction"),
+        w.direction("tone"),
+        w.direction("alive"),
+        torch.stack([w.direction("about", i) for i in range(len(nouns))]),
+    )
 
 
 def remarks(rng: np.random.Generator, n: int) -> list[Remark]:
