@@ -38,12 +38,15 @@ class Remark:
 
 @dataclass(frozen=True)
 class Planted:
-    """The model with its two directions, unit vectors [d_model], which lie in the last token's state from resid_post of layer 0 on; and those that hold
-    the noun there [nouns, d_model]."""
+    """The model and its directions, unit vectors that lie in the last token's state from resid_post of layer 0 on.
+
+    tone, alive: along which they are read [d_model]. tone_written: along which tone is written. nouns: those that hold the noun [nouns, d_model].
+    """
 
     model: LanguageModel
     tone: Tensor
     alive: Tensor
+    tone_written: Tensor
     nouns: Tensor
 
 
@@ -82,12 +85,8 @@ def build(seed: int = 0) -> Planted:
     w.neuron(READ_LAYER, {("tone", 0): -1.0}, 0.0, {("out", 1): 1.0})
     w.answer("good", "out", 0)
     w.answer("bad", "out", 1)
-    return Planted(
-        w.model("planted direction"),
-        w.direction("tone"),
-        w.direction("alive"),
-        torch.stack([w.direction("about", i) for i in range(len(nouns))]),
-    )
+    nouns_ = torch.stack([w.direction("about", i) for i in range(len(nouns))])
+    return Planted(w.model("planted direction"), w.direction("tone"), w.direction("alive"), w.written("tone"), nouns_)
 
 
 def remarks(rng: np.random.Generator, n: int) -> list[Remark]:

@@ -186,6 +186,10 @@ class Wiring:
         unit[self._entry((slot, number))] = 1
         return unit
 
+    def written(self, slot: str, number: int = 0) -> torch.Tensor:
+        """The unit vector along which an entry is written [d_model]: the entry, and the balance that keeps the mean at 0."""
+        return (self.direction(slot, number) - self.direction("balance")) / 2**0.5
+
     def _size(self, slot: str) -> int:
         return self.at[slot].stop - self.at[slot].start
 

@@ -54,7 +54,7 @@ def saturated_attention(seed: int) -> Trial:
 
 @case(
     "integrated gradients",
-    planted=f"heads 0.1 and 1.2 of an induction whose base text has nothing to match: their effect by 20 steps is above {CALLED:.0%} of the difference",
+    planted=f"heads 0.1 and 1.2 of an induction whose base text has nothing to match: by 20 steps above {CALLED:.0%} of the difference",
     null="the six other heads",
     modules=("attribution",),
 )

@@ -60,7 +60,7 @@ def direction_of_means(seed: int) -> Trial:
     planted, items, states, rng = _states(seed)
     rows = [[item.tone for item in items], *(rng.permutation(np.arange(TEXTS) % 2) for _ in range(8))]
     weights = probes.mass_mean(states[:1], torch.tensor(np.array(rows))).weights[0].float()
-    near = torch.nn.functional.cosine_similarity(weights, planted.tone[None]) > np.cos(np.pi / 6)
+    near = torch.nn.functional.cosine_similarity(weights, planted.tone_written[None]) > np.cos(np.pi / 6)
     return Trial(int(near[0]), 1, int(near[1:].sum()), 8)
 
 
