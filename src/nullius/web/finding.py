@@ -90,7 +90,7 @@ def search(person: Person, text: str, subject: str, *, cursor: str = "", limit: 
         "total": found.total,
         "cursor": found.cursor or None,
         "milliseconds": found.milliseconds,
-        "message": " ".join(f"{line[:1].upper()}{line[1:]}." for line in found.messages) or None,
+        "message": " ".join(f"{line[:1].upper()}{line[1:]}.".replace("`", "") for line in found.messages) or None,
         "meaning": found.meaning,
         "filters": filters,
         "dropped": dropped,
