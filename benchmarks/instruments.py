@@ -1,9 +1,11 @@
-"""Patching sweeps against the plain loop: CPU seconds of this process, one thread, paired rounds, medians and ratios.
+"""Patching sweeps against the plain loop: paired rounds, medians and ratios, results compared cell by cell.
 
     OMP_NUM_THREADS=1 python benchmarks/instruments.py [-m smollm2-135m] [--rounds 3] [--cells 12]
+    python benchmarks/instruments.py --device cuda [--random 1b] [--dtype float32]
 
-The plain loop is a hook and a whole forward pass per cell, with logits of the last position only: what nnsight does in the same time, and
-TransformerLens and pyvene in more. It is run on a random sample of cells; a cell's cost does not depend on which one it is.
+CPU seconds of this process on one thread; on a GPU wall seconds, which is what its plain loop is bound by. The plain loop is a hook and a
+whole forward pass per cell, with logits of the last position only. It is run on a random sample of cells; a cell's cost does not depend on which
+one it is. The sweep is timed whole: both plain runs, every cell that can matter, and its own checks.
 """
 
 from __future__ import annotations
@@ -11,19 +13,45 @@ from __future__ import annotations
 import argparse
 import platform
 import random
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
+from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import nullius
-from nullius.instruments import patching, taps
-from nullius.models.language_model import Batch, LanguageModel
+from nullius.instruments import patching, screening, taps
+from nullius.models.language_model import Batch, LanguageModel, Provenance
 
 PAIRS, LENGTH = 8, 20
+ANSWERS = [[11, 12]] * PAIRS
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+SIZES = {  # the shapes of SmolLM2-135M and of Llama 3.2 1B
+    "135m": dict(zip(SHAPE, (576, 30, 9, 3, 1536, 49_152), strict=True)),
+    "1b": dict(zip(SHAPE, (2048, 16, 32, 8, 8192, 128_256), strict=True)),
+}
+
+
+def load(name: str, device: str, size: str = "", dtype: str = "float32") -> LanguageModel:
+    """A subject by name, or a Llama with random weights of a size."""
+    if not size:
+        model = nullius.load(name)
+        model.hf.to(device=device, dtype=getattr(torch, dtype))
+        return model
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20_000)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w1")
+    torch.manual_seed(0)
+    with torch.device(device):
+        hf = LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=True)).to(getattr(torch, dtype))
+    provenance = Provenance("random weights")
+    return LanguageModel(hf, tokenizer, f"random-{size}", "", provenance)
 
 
 def pairs(model: LanguageModel, first: int) -> tuple[Batch, Batch]:
@@ -34,19 +62,31 @@ def pairs(model: LanguageModel, first: int) -> tuple[Batch, Batch]:
     return model.pad(base.tolist()), model.pad(source.tolist())
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """CPU seconds of this process (wall seconds on CUDA, whose work is not the process's own)."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    start = clock()
-    function()
-    if torch.cuda.is_available():
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """What a function takes and returns: CPU seconds of this process; wall seconds on CUDA, whose work is not the process's own."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
         torch.cuda.synchronize()
-    return clock() - start
+    start = clock()
+    out = function()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - start, out
+
+
+def header(model: LanguageModel) -> str:
+    """What ran where, in one line."""
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor() or platform.machine()
+    unit = "wall seconds" if model.device.type == "cuda" else f"CPU seconds, {torch.get_num_threads()} thread"
+    versions = f"torch {torch.__version__}  transformers {transformers.__version__}"
+    return f"{date.today()}  {where}  {versions}  {model.name} {str(model.dtype).removeprefix('torch.')}  {unit}"
 
 
 @torch.no_grad()
-def plain(model: LanguageModel, base: Batch, kept: torch.Tensor, site: str, cells: list[tuple[int, int]]) -> None:
-    """The plain loop over some cells."""
+def plain(model: LanguageModel, base: Batch, kept: torch.Tensor, site: str, cells: list[tuple[int, int]]) -> torch.Tensor:
+    """The plain loop over some cells: the metric for each pair and cell [n, cells]."""
+    out = []
     for layer, column in cells:
 
         def patch(x: torch.Tensor, layer: int = layer, column: int = column) -> torch.Tensor:
@@ -56,46 +96,72 @@ def plain(model: LanguageModel, base: Batch, kept: torch.Tensor, site: str, cell
             return x
 
         with taps.edit(model, site, layer, patch):
-            model.logits(base)
+            logits = model.logits(base)
+        out.append(logits[:, 11] - logits[:, 12])
+    return torch.stack(out, 1)
+
+
+def measure(model: LanguageModel, first: int, site: str, rounds: int, cells: int) -> None:
+    """Time the sweep over one site and its screened form against the plain loop, in rounds of random order; print two lines."""
+    sweep, screen, columns = {
+        "resid_pre": (patching.residual, screening.residual, LENGTH),
+        "z": (patching.heads, screening.heads, model.anatomy.n_heads),
+    }[site]
+    base, source = pairs(model, first)
+    kept = taps.read(model, source, [site], positions="all")[site]
+    layers, draw = model.anatomy.n_layers, random.Random(first)
+    plain(model, base, kept, site, [(0, 0)])  # warm
+    took: dict[str, list[float]] = {"plain": [], "sweep": [], "screen": []}
+    gap, same, said = 0.0, 0, ""
+    for _ in range(rounds):
+        chosen = [(draw.randrange(layers), draw.randrange(columns)) for _ in range(cells)]
+        jobs: dict[str, Callable[[], Any]] = {
+            "plain": partial(plain, model, base, kept, site, chosen),
+            "sweep": partial(sweep, model, base, source, ANSWERS),
+            "screen": partial(screen, model, base, source, ANSWERS),
+        }
+        order = list(jobs)
+        draw.shuffle(order)
+        found: dict[str, Any] = {}
+        for name in order:
+            spent, found[name] = timed(jobs[name], model.device)
+            took[name].append(spent / cells * layers * columns if name == "plain" else spent)
+        values, screened = found["sweep"].values, found["screen"]
+        gap = max(gap, *(float((values[:, cell[0], cell[1]] - found["plain"][:, i]).abs().max()) for i, cell in enumerate(chosen)))
+        effect = (values - found["sweep"].base[:, None, None]).mean(0).abs().flatten()
+        same = len({divmod(int(i), columns) for i in effect.argsort(descending=True)[:10]} & set(screened.best))
+        said = str(screened)
+    ratios = [p / s for p, s in zip(took["plain"], took["sweep"], strict=True)]
+    loop, whole, part = (statistics.median(took[name]) for name in ("plain", "sweep", "screen"))
+    print(
+        f"{site:9} first difference at {first:2}: {layers * columns} cells, plain loop {loop:7.2f} s, sweep with its checks {whole:6.2f} s, "
+        f"ratio {statistics.median(ratios):5.1f} ({min(ratios):.1f} to {max(ratios):.1f}), largest difference {gap:.1e}"
+    )
+    print(
+        f"{'':9} screened {part:6.2f} s: {whole / part:.1f} x faster than the sweep, {loop / part:.0f} x than the plain loop; "
+        f"{same} of its top 10; {said}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Print one line per sweep and prompt pair."""
+    """Print two lines for each sweep and prompt pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--random", default="", choices=["", *SIZES], help="random weights of a Llama of this size in place of a model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = nullius.load(arguments.model)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    print(
-        f"{date.today()}  {where}  torch {torch.__version__}  transformers {transformers.__version__}  {model.name}, {PAIRS} pairs of {LENGTH} tokens"
-    )
-    answers = [[11, 12]] * PAIRS
-    draw = random.Random(0)
+    model = load(arguments.model, arguments.device, arguments.random, arguments.dtype)
+    print(f"{header(model)}, {PAIRS} pairs of {LENGTH} tokens")
     for first in (4, 13):
-        base, source = pairs(model, first)
-        for site, sweep, columns in (
-            ("resid_pre", patching.residual, LENGTH),
-            ("z", patching.heads, model.anatomy.n_heads),
-        ):
-            kept = taps.read(model, source, [site], positions="all")[site]
-            total = model.anatomy.n_layers * columns
-            ratios, ours, theirs = [], [], []
-            for _ in range(arguments.rounds):
-                cells = [(draw.randrange(model.anatomy.n_layers), draw.randrange(columns)) for _ in range(arguments.cells)]
-                loop = seconds(lambda kept=kept, site=site, cells=cells, base=base: plain(model, base, kept, site, cells))
-                whole = seconds(lambda sweep=sweep, base=base, source=source: sweep(model, base, source, answers))
-                theirs.append(loop / arguments.cells * total)
-                ours.append(whole)
-                ratios.append(theirs[-1] / whole)
-            print(
-                f"{site:9} first difference at {first:2}: {total} cells, plain loop {statistics.median(theirs):7.1f} s, "
-                f"sweep with its checks {statistics.median(ours):6.2f} s, ratio {statistics.median(ratios):5.1f} "
-                f"({min(ratios):.1f} to {max(ratios):.1f})",
-                flush=True,
-            )
+        for site in ("resid_pre", "z"):
+            measure(model, first, site, arguments.rounds, arguments.cells)
+    memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak memory {memory / 2**20:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import torch
 from tests.conftest import FAMILIES
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import taps
+from nullius.instruments import attention, taps
+from nullius.instruments.heads import Head
 
 TEXTS = ["The capital of France is", "A claim", "Every control must come out null and could fail to"]
 SHAPES = {"resid_pre": (32,), "resid_post": (32,), "attn_out": (32,), "mlp_out": (32,), "z": (4, 8), "q": (4, 8)}
@@ -251,3 +252,15 @@ def test_a_kernel_without_a_pattern_is_said(toy, monkeypatch):
     monkeypatch.setattr(type(toy.hf.config), "_attn_implementation", "flash_attention_2")
     with pytest.raises(SubjectError, match="runs flash_attention_2, which gives no attention pattern"):
         taps.read(toy, toy.encode(TEXTS), ["pattern"])
+
+
+def test_mass_is_the_share_of_a_pattern(model):
+    batch = model.encode(TEXTS)
+    pattern = taps.read(model, batch, ["pattern"])["pattern"]
+    heads, columns = [Head(2, 3), Head(0, 1)], [[4], [-1, -2], [0, 5]]
+    found = attention.mass(model, batch, heads, columns)
+    for text, chosen in enumerate(columns):
+        for i, head in enumerate(heads):
+            assert float(found[text, i]) == pytest.approx(float(pattern[head.layer, text, head.head, chosen].sum()), abs=1e-5)
+    with pytest.raises(UsageError, match=r"head 0.4 does not exist"):
+        attention.mass(model, batch, [Head(0, 4)], columns)

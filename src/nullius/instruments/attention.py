@@ -8,17 +8,21 @@ output by pattern · values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nullius.errors import SubjectError
-from nullius.models.language_model import LanguageModel
+from nullius.errors import SubjectError, UsageError
+from nullius.models.language_model import Batch, LanguageModel
+
+if TYPE_CHECKING:
+    from nullius.instruments.heads import Head
 
 Watch = Callable[[Tensor], Tensor | None]  # pattern [B, heads, query, key] → nothing, or another one to go on with
 _KERNELS = ("eager", "sdpa")
@@ -53,6 +57,26 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
             _watches[id(module)].remove((watches[layer], last))
             if not _watches[id(module)]:
                 del _watches[id(module)]
+
+
+@torch.no_grad()
+def mass(model: LanguageModel, batch: Batch, heads: Sequence[Head], columns: Sequence[Sequence[int]]) -> Tensor:
+    """The share of attention that the last position pays to some columns of each text: [n, heads], on the CPU.
+
+    columns: for each text its own. Raises UsageError for a head that does not exist.
+    """
+    wrong = next((head for head in heads if not 0 <= head.head < model.anatomy.n_heads), None)
+    if wrong is not None:
+        raise UsageError(f"head {wrong} does not exist: {model.name} has heads 0 to {model.anatomy.n_heads - 1} in each layer")
+    kept: dict[int, Tensor] = {}
+    with watched(model, {head.layer: partial(_take, kept, head.layer) for head in heads}, last=True):
+        model.hidden(batch)
+    each = [[kept[head.layer][text, head.head, 0, list(chosen)].sum() for head in heads] for text, chosen in enumerate(columns)]
+    return torch.tensor(each)
+
+
+def _take(into: dict[int, Tensor], layer: int, pattern: Tensor) -> None:
+    into[layer] = pattern.float().cpu()
 
 
 def _attend(kernel: str) -> Callable[..., Any]:

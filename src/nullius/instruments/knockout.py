@@ -1,108 +1,59 @@
-"""Attention knockout (Geva et al. 2023): which earlier token a position must be able to see, and up to which layer.
+"""Knock-out: many heads at once replaced by what they do on average, another set of them for each text of a batch.
 
-An edge from a query position to a key position is cut by masking it, so that the attention that went there is shared out among the others. With
-the edges cut in all layers up to L, for each L, the curve shows in which layers the information crosses.
+The average is taken position by position over texts of one length, such as counterfactuals of the same template: what the template says at a
+position stays, what this one text says there goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nullius.errors import SubjectError, UsageError
-from nullius.instruments import taps, wavefront
-from nullius.instruments.path_runs import At, positions
+from nullius.errors import UsageError
+from nullius.instruments import taps
+from nullius.instruments.heads import Head
 from nullius.models.language_model import Batch, LanguageModel
-
-Cut = tuple[At, At]  # (query position, key position): an index each, or one for each text
-
-
-@contextmanager
-def blocked(
-    model: LanguageModel, n: int, length: int, cuts: Sequence[Cut], layers: Sequence[int], heads: Sequence[int] | None = None
-) -> Iterator[None]:
-    """While open, no query position attends to its key position in the layers (and heads) given. For batches of n texts of one length.
-
-    Raises UsageError for positions that do not exist, a key after its query, or a query that nothing would be left for; SubjectError, when
-    the model runs, where its attention takes no mask.
-    """
-    closed = _closed(model, n, length, cuts, heads)
-    with ExitStack() as stack:
-        for layer in layers:
-            module = model.anatomy.attn(layer)
-            stack.callback(module.register_forward_pre_hook(partial(_masked, model, layer, closed), with_kwargs=True).remove)
-        yield
 
 
 @torch.no_grad()
-def up_to_each_layer(model: LanguageModel, texts: Sequence[str] | Batch, cuts: Sequence[Cut], heads: Sequence[int] | None = None) -> Tensor:
-    """Logits at the last position with the edges cut in no layer, in layer 0, in layers 0 and 1, ..., in all [n_layers + 1, n, V].
-
-    The run with all cut gives what every other one has below its last cut layer; these then travel up together, as rows of one batch, over
-    the positions from the first query on. Raises as `blocked`, and UsageError for texts that do not have one length.
-    """
-    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+def mean_by_position(model: LanguageModel, batch: Batch) -> Tensor:
+    """Mean over texts of every head's output z, position by position: [layers, T, heads, d_head]. Raises UsageError where texts are padded."""
     if not bool(batch.attention_mask.all()):
-        raise UsageError("the texts do not have one length: a position would not mean the same in all of them")
+        raise UsageError("a mean by position wants texts of one length: some are padded")
+    return taps.read(model, batch, ["z"], positions="all")["z"].mean(1)
+
+
+@torch.no_grad()
+def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head]], mean: Tensor | None = None) -> Tensor:
+    """Logits at the last position [n, V], on the CPU, with a set of heads knocked out in each text.
+
+    sets: for each text its heads, maybe none. mean: what they give instead, [layers, T, heads, d_head] (`mean_by_position`), or
+    [layers, heads, d_head] for any length (`heads.mean_output`); None: zeros. Raises UsageError where numbers or lengths do not fit, or for a
+    head that does not exist.
+    """
     n, length = batch.input_ids.shape
     anatomy = model.anatomy
-    base = wavefront.run_base(model, batch)
-    everywhere = range(anatomy.n_layers)
-    with blocked(model, n, length, cuts, everywhere, heads):
-        cut = taps.read(model, batch, ["resid_pre", "resid_post"], positions="all")
-    last = anatomy.final_norm(cut["resid_post"][-1][:, -1])
-    rows = [base.last]
-    if anatomy.n_layers > 1:
-        start = min(int(found.min()) for query, _ in cuts if (found := positions(query, n, length)) is not None)
-        mixed = replace(base, stream=cut["resid_pre"])
-        rows += list(wavefront.wave(model, mixed, start, list(everywhere[1:]), 1, "resid_pre", lambda _layer, _x: None)[:, 0])
-    rows.append(last)
-    logits = anatomy.unembed(torch.stack(rows)).float()
-    return anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap) if anatomy.logit_softcap else logits
+    if len(sets) != n:
+        raise UsageError(f"{len(sets)} sets of heads for {n} texts")
+    if mean is not None and mean.ndim == 4 and mean.shape[1] != length:
+        raise UsageError(f"the mean by position is for texts of {mean.shape[1]} tokens, these have {length}")
+    out = torch.zeros(anatomy.n_layers, n, anatomy.n_heads, dtype=torch.bool)
+    for text, heads in enumerate(sets):
+        for head in heads:
+            if not (0 <= head.layer < anatomy.n_layers and 0 <= head.head < anatomy.n_heads):
+                raise UsageError(f"head {head} does not exist: {model.name} has {anatomy.n_layers} layers of {anatomy.n_heads} heads")
+            out[head.layer, text, head.head] = True
+    with ExitStack() as stack:
+        for layer in range(anatomy.n_layers):
+            if bool(out[layer].any()):
+                given = torch.zeros(1, 1, 1, 1) if mean is None else mean[layer] if mean.ndim == 4 else mean[layer][None]
+                stack.enter_context(taps.edit(model, "z", layer, partial(_instead, out[layer].to(model.device), given.to(model.device))))
+        return model.logits(batch).float().cpu()
 
 
-def _closed(model: LanguageModel, n: int, length: int, cuts: Sequence[Cut], heads: Sequence[int] | None) -> Tensor:
-    """Which edges are cut: bool [n, heads or 1, query, key]."""
-    width = model.anatomy.n_heads
-    for head in heads or ():
-        if not 0 <= head < width:
-            raise UsageError(f"head {head} does not exist: {model.name} has heads 0 to {width - 1} in each layer")
-    closed = torch.zeros(n, 1, length, length, dtype=torch.bool, device=model.device)
-    row = torch.arange(n)
-    for pair in cuts:
-        query, key = (positions(at, n, length) for at in pair)
-        if query is None or key is None:
-            raise UsageError("an edge goes from one position to one position: give an index, or one for each text")
-        if bool((key > query).any()):
-            i = int((key > query).nonzero()[0])
-            raise UsageError(f"text {i}: position {int(query[i])} cannot see position {int(key[i])} in any case, which comes later")
-        closed[row, 0, query, key] = True
-    blind = (closed[:, 0] | ~_causal(length, closed.device)).all(-1)
-    if bool(blind.any()):
-        i, query_at = (int(x) for x in blind.nonzero()[0])
-        raise UsageError(f"text {i}: position {query_at} would be left with nothing to attend to; leave it at least its own token")
-    if heads is None:
-        return closed
-    chosen = torch.zeros(width, dtype=torch.bool, device=closed.device)
-    chosen[list(heads)] = True
-    return closed & chosen[None, :, None, None]
-
-
-def _causal(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
-
-
-def _masked(model: LanguageModel, layer: int, closed: Tensor, _module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A hook before an attention: the mask of its kind of layer, with the edges cut."""
-    if "attention_mask" not in kwargs:
-        raise SubjectError(f"the attention of {model.anatomy.family} is not called with a mask: its edges cannot be cut")
-    mask = wavefront._mask(model, 0, closed.shape[-1])
-    if isinstance(mask, dict):
-        mask = mask[model.hf.config.get_text_config().layer_types[layer]]
-    return args, {**kwargs, "attention_mask": mask.masked_fill(closed, torch.finfo(mask.dtype).min)}
+def _instead(out: Tensor, given: Tensor, z: Tensor) -> Tensor:
+    return torch.where(out[:, None, :, None], given.to(z.dtype), z)

@@ -1,0 +1,81 @@
+"""Questions with an answer whose first telling token is known: fed as token ids, so that a digit behind a space is met where it is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nullius.errors import UsageError
+from nullius.models.language_model import Batch, LanguageModel
+
+
+@dataclass(frozen=True)
+class Questions:
+    """rows: token ids of each prompt, up to the token that tells answers apart. targets: that token of the right answer [n]."""
+
+    prompts: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    targets: NDArray[np.int64]
+
+    def batch(self, model: LanguageModel) -> Batch:
+        """All rows as one batch."""
+        return model.pad(self.rows)
+
+    def where(self, keep: NDArray[np.bool_]) -> Questions:
+        """Return some of them."""
+        chosen = np.flatnonzero(keep)
+        return Questions(tuple(self.prompts[i] for i in chosen), tuple(self.rows[i] for i in chosen), self.targets[chosen])
+
+    @torch.no_grad()
+    def log_probs(self, model: LanguageModel, size: int = 32) -> NDArray[np.float64]:
+        """Log-probability of the right answer's token [n], in nats."""
+        return np.concatenate([part.log_softmax(-1).gather(1, at)[:, 0].double().cpu().numpy() for part, at in self._logits(model, size)])
+
+    @torch.no_grad()
+    def right(self, model: LanguageModel, size: int = 32) -> NDArray[np.float64]:
+        """1 where the most probable token is the right answer's [n]."""
+        return np.concatenate([(part.argmax(-1) == at[:, 0]).double().cpu().numpy() for part, at in self._logits(model, size)])
+
+    def columns(self, model: LanguageModel, spans: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
+        """For each prompt the columns of its batch whose tokens touch any of its spans of characters. UsageError without a fast tokenizer."""
+        if not model.tokenizer.is_fast:
+            raise UsageError(f"the tokenizer of {model.name} does not tell which characters a token covers")
+        width, out = max(map(len, self.rows)), []
+        for prompt, row, wanted in zip(self.prompts, self.rows, spans, strict=True):
+            offsets = model.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            lead = int(len(model.tokens(prompt)) > 0 and row[0] == model.bos_id)
+            shift = width - len(row) + lead
+            out.append([shift + i for i, (a, b) in enumerate(offsets) if any(a < stop and start < b for start, stop in wanted)])
+        return out
+
+    def _logits(self, model: LanguageModel, size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            at = torch.tensor(self.targets[part], device=model.device)[:, None]
+            yield model.logits(model.pad(self.rows[part])).float(), at
+
+
+def ask(model: LanguageModel, items: Sequence[Any] | Iterable[Any], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> Questions:
+    """Make questions of items with a `prompt` and an `answer` (which begins with its space), or of prompts and answers beside them.
+
+    Where a tokenizer makes the space before the answer a token of its own, that token belongs to the prompt. Raises UsageError for an answer
+    without a token of its own.
+    """
+    prompts = list(prompts) or [item.prompt for item in items]
+    answers = list(answers) or [item.answer for item in items]
+    lead = [model.bos_id] if model.bos_id is not None else []
+    rows, targets = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids, bare = model.tokens(prompt + answer), model.tokens(f"{prompt} ")
+        shared = next((i for i, (a, b) in enumerate(zip(ids, bare, strict=False)) if a != b), min(len(ids), len(bare)))
+        if shared >= len(ids):
+            raise UsageError(f"'{answer}' has no token of its own behind '{prompt[-40:]}'")
+        own = [] if lead and ids[:1] == lead else lead
+        rows.append((*own, *ids[:shared]))
+        targets.append(ids[shared])
+    return Questions(tuple(prompts), tuple(rows), np.array(targets))

@@ -1,0 +1,276 @@
+"""Interpreting and Improving Large Language Models in Arithmetic Calculation (Zhang et al. 2024, arXiv 2409.01659).
+
+Which heads bring operands and operator to the end of "4 + 2 =", does arithmetic break without them, and does training them alone make it better?
+
+On half of the problems path patching from counterfactuals (an operand changed, or the operator) scores every head; the top twentieth are the
+key heads. On the other half, which had no say in the choice, they are knocked out, looked at and trained, against random heads of the same
+layers. docs/studies/arithmetic-heads.md says what differs from the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from nullius.instruments import attention, heads, knockout, paths
+from nullius.instruments.heads import Head
+from nullius.instruments.paths import Mlp
+from nullius.instruments.questions import Questions, ask
+from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Panel, above_control, at_least, equivalent, study
+from nullius.lab.curves import curve
+from nullius.stimuli import arithmetic, capitals
+from nullius.stimuli.arithmetic import Sum
+from nullius.stimuli.prompts import Stimuli
+from nullius.training.finetune import Tuned, finetune
+from nullius.training.parts import Parts
+
+PATHS, KNOCKOUT, TUNING = ("path patching",), ("knock-out",), ("partial finetuning",)
+BILLIONS = Needs(parameters=6e9)
+
+CLAIMS = (
+    Claim(
+        "few-heads-matter",
+        "A twentieth of the heads, found on other problems, carries half of all that heads bring to the answer",
+        at_least(0.5, null=0.0),
+        control="as many random heads of the same layers",
+        published="< 5 % of heads",
+        unit="share of effect",
+        rests_on=PATHS,
+    ),
+    Claim(
+        "knock-out-breaks",
+        "Without the key heads the model gives fewer right answers to problems that were not used to find them",
+        above_control(margin=0.1),
+        control="random heads of the same layers knocked out (four sets)",
+        unit="fall of accuracy",
+        rests_on=KNOCKOUT,
+    ),
+    Claim(
+        "attend-to-problem",
+        "From the end of the prompt key heads attend to operands and operator more than other heads of their layers do",
+        above_control(margin=0.05),
+        control="one random set of heads of these layers against another",
+        unit="share of attention",
+    ),
+    Claim(
+        "transfers-to-words",
+        "The heads found on symbols are those that matter for 'a plus b is' too",
+        above_control(margin=0.1),
+        control="random heads of the same layers knocked out (four sets)",
+        unit="fall of accuracy",
+        rests_on=KNOCKOUT,
+    ),
+    Claim(
+        "spares-other-knowledge",
+        "Without the key heads the model knows as many capitals as before",
+        equivalent(0.1),
+        control="all heads of the upper half of the layers knocked out",
+        unit="fall of accuracy",
+        rests_on=KNOCKOUT,
+    ),
+    Claim(
+        "late-mlps-compute",
+        "Feed-forward blocks of the upper half of the layers, at the end of the prompt, carry more of the result than those of the lower half",
+        above_control(margin=0.1),
+        control="operands swapped in a sum: the same result",
+        unit="logits a block",
+        rests_on=PATHS,
+    ),
+    Claim(
+        "precise-tuning-gains",
+        "Training the key heads alone (their queries and outputs, at most 1 % of the weights) raises right answers to new problems more than "
+        "training random heads of the same layers",
+        above_control(margin=0.1),
+        control="one random set of heads against another",
+        unit="nats of log-probability",
+        rests_on=TUNING,
+    ),
+    Claim(
+        "precise-tuning-spares",
+        "Training the key heads alone costs less of what the model knows (capitals) than training every weight",
+        above_control(margin=0.1),
+        control="random heads trained against other random heads trained",
+        unit="nats of log-probability",
+        rests_on=TUNING,
+    ),
+    Claim(
+        "beats-full-tuning",
+        "Training 32 heads gives more right answers than training every weight, each at its best rate",
+        above_control(margin=0.0),
+        control="training 32 random heads against 32 others",
+        needs=BILLIONS,
+        rests_on=TUNING,
+    ),
+    Claim(
+        "transfers-to-data-sets",
+        "The same heads matter for GSM8K, SVAMP and MAWPS",
+        above_control(margin=0.05),
+        control="random heads of the same layers knocked out",
+        needs=Needs(parameters=6e9, also="written solutions and their judge (GSM8K, SVAMP, MAWPS)"),
+        rests_on=KNOCKOUT,
+    ),
+)
+
+
+@study("arithmetic-heads", claims=CLAIMS, minutes=3.0)
+def arithmetic_heads(lab: Lab) -> None:
+    """Find on one half of the problems, test on the other."""
+    every, known = arithmetic.sums(), _capitals(lab)
+    right = ask(lab.subject, every).right(lab.subject)
+    lab.require(right, above=0.25, what="add and subtract single digits", clusters=every.field("group"))
+    solved = Stimuli.of(item for item, good in zip(every, right, strict=True) if good)
+    lab.note(f"solved: {len(solved)} of {len(every)}")
+    tuning, testing = solved.split(0.5, lab.rng, by="group")
+    found = _find(lab, tuning)
+    n_key = max(1, round(0.05 * found.numel()))
+    order = found.flatten().argsort(descending=True, stable=True)[:n_key].tolist()
+    key = [Head(*divmod(i, found.shape[1])) for i in order]
+    lab.note(f"key heads: {', '.join(map(str, key))}")
+    random = [heads.random_heads(lab.subject, key, n_key, lab.rng) for _ in range(4)]
+    _report_paths(lab, testing, key, random[0])
+    _report_knockouts(lab, tuning, testing, key, random)
+    if known is not None:
+        _report_capitals(lab, known, key)
+    _report_attention(lab, testing, key, random)
+    _report_tuning(lab, every, tuning, known, key, random)
+    heat = Heatmap("What each head brings to the answer", "head", "layer", found.tolist(), "logits", tuple((h.layer, h.head) for h in key))
+    lab.figures.insert(0, Figure("heads", f"Arithmetic heads: {lab.subject.name}", (heat, _curve(lab, tuning, testing, key, random[0]))))
+
+
+def _effects(lab: Lab, items: Stimuli[Sum], kind: arithmetic.Kind, senders: Sequence[paths.Sender]) -> tuple[np.ndarray, list[str]]:
+    """How far each sender at the last position, told of a counterfactual, moves the answer towards it, in logits [n, senders]; and groups.
+
+    Other heads are held, feed-forward blocks are free. For swapped operands, whose answer is the same, the rival is another digit.
+    """
+    kept, others = arithmetic.counterfactuals(items, kind, lab.rng)
+    base, source = ask(lab.subject, kept), ask(lab.subject, others)
+    rivals = source.targets if kind != "swapped" else ask(lab.subject, Stimuli.of(item.others("operands")[0] for item in kept)).targets
+    answers = np.stack([base.targets, rivals], 1).tolist()
+    patched = paths.patch(lab.subject, base.batch(lab.subject), source.batch(lab.subject), senders, answers)
+    return -patched.effect().numpy(), kept.field("group")
+
+
+def _find(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
+    """Mean effect of each head over both kinds of counterfactual, on problems for finding [layers, heads]."""
+    senders = heads.all_heads(lab.subject)
+    scores = np.zeros(len(senders))
+    kinds: tuple[arithmetic.Kind, ...] = ("operands", "operator")
+    for kind in lab.progress(kinds, "patching paths"):
+        scores += _effects(lab, tuning, kind, senders)[0].mean(0) / 2
+    return torch.tensor(scores).view(lab.subject.anatomy.n_layers, -1)
+
+
+def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Head]) -> None:
+    every, layers = heads.all_heads(lab.subject), lab.subject.anatomy.n_layers
+    blocks = [Mlp(layer) for layer in range(layers)]
+    effects, groups = _effects(lab, testing, "operands", [*every, *blocks])
+    of_heads, of_blocks = np.abs(effects[:, : len(every)]), effects[:, len(every) :]
+    share, at_random = (of_heads[:, [every.index(head) for head in chosen]].sum(1) / of_heads.sum(1) for chosen in (key, random))
+    lab.finding("few-heads-matter", treated=share, control=at_random, clusters=groups)
+    swapped, swapped_groups = _effects(lab, testing, "swapped", blocks)
+    late, early = slice(layers // 2, None), slice(0, layers // 2)
+    lead, null = (np.abs(x[:, late]).mean(1) - np.abs(x[:, early]).mean(1) for x in (of_blocks, swapped))
+    lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups, control_clusters=swapped_groups, paired=False)
+
+
+def _falls(lab: Lab, asked: Questions, mean: torch.Tensor, sets: Sequence[Sequence[Head]]) -> list[np.ndarray]:
+    """Fall of accuracy, by item, with each set of heads knocked out: [sets][n]."""
+    batch = asked.batch(lab.subject)
+    before = asked.right(lab.subject)
+    out = [knockout.last_logits(lab.subject, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
+    return [before - (token == asked.targets) for token in out]
+
+
+def _mean(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
+    """What heads do on average over counterfactuals of the problems for finding, position by position."""
+    others = [other for item in tuning for kind in ("operands", "operator") for other in item.others(kind)]
+    chosen = Stimuli.of(others).sample(lab.scale(quick=64, full=1000), lab.rng)
+    return knockout.mean_by_position(lab.subject, ask(lab.subject, chosen).batch(lab.subject))
+
+
+def _report_knockouts(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]]) -> None:
+    forms: tuple[tuple[str, arithmetic.Form], ...] = (("knock-out-breaks", "symbols"), ("transfers-to-words", "words"))
+    for claim, form in forms:
+        lab.listener.step(f"knocking out heads: {form}", 0, None)
+        items, seen = (Stimuli.of(item.told(form) for item in some) for some in (testing, tuning))
+        asked = ask(lab.subject, items)
+        able = [claim] if form == "words" else []
+        if able and not lab.require(asked.right(lab.subject), above=0.25, what=f"solve them in {form}", claims=able):
+            continue
+        key_fall, *falls = _falls(lab, asked, _mean(lab, seen), [key, *random])
+        lab.finding(claim, treated=key_fall, control=np.mean(falls, 0), clusters=items.field("group"))
+
+
+def _capitals(lab: Lab) -> Questions | None:
+    """Capitals that the subject names; None where it names too few of them."""
+    facts = capitals.tellable(capitals.facts(), lab.subject.first_token).sample(lab.scale(quick=60, full=10**6), lab.rng)
+    asked = ask(lab.subject, facts, [fact.question() for fact in facts], [f" {fact.capital}" for fact in facts])
+    right = asked.right(lab.subject) if len(facts) else np.zeros(2)  # a tokenizer may tell no capital from its country
+    passed = lab.require(right, above=0.1, what="name capitals", claims=["spares-other-knowledge", "precise-tuning-spares"])
+    return asked.where(right > 0) if passed else None
+
+
+def _report_capitals(lab: Lab, known: Questions, key: Sequence[Head]) -> None:
+    mean = heads.mean_output(lab.subject, known.prompts)
+    upper = [head for head in heads.all_heads(lab.subject) if head.layer >= lab.subject.anatomy.n_layers // 2]
+    fall, gone = _falls(lab, known, mean, [key, upper])
+    lab.finding("spares-other-knowledge", treated=fall, control=gone)
+
+
+def _report_attention(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]]) -> None:
+    asked = ask(lab.subject, testing)
+    columns = asked.columns(lab.subject, [list(item.spans().values()) for item in testing])
+    mass = [attention.mass(lab.subject, asked.batch(lab.subject), chosen, columns).mean(1).numpy() for chosen in (key, *random[:3])]
+    lab.finding("attend-to-problem", treated=mass[0] - mass[1], control=mass[2] - mass[3], clusters=testing.field("group"))
+
+
+def _report_tuning(
+    lab: Lab, every: Stimuli[Sum], tuning: Stimuli[Sum], known: Questions | None, key: Sequence[Head], random: Sequence[Sequence[Head]]
+) -> None:
+    """Train on the problems whose numbers served to find the heads, solved or not, and test on all others."""
+    seen = set(tuning.field("group"))
+    train, held = every.where(lambda item: item.group in seen), every.where(lambda item: item.group not in seen)
+    data = [(item.prompt, item.answer) for item in train]
+    sums = ask(lab.subject, held)
+    steps, batch = lab.scale(quick=10, full=200), lab.scale(quick=8, full=32)
+
+    def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> Tuned:
+        parts = None if chosen is None else Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
+        tries = [finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts) for rate in rates]
+        return min(tries, key=lambda tuned: float(np.mean(tuned.losses[-3:])))
+
+    rates = lab.scale(quick=((1e-3,), (3e-5,)), full=((3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)))
+    jobs = {"key": (key, rates[0]), "one": (random[0], rates[0]), "other": (random[1], rates[0]), "full": (None, rates[1])}
+    after, kept, share = {}, {}, 0.0
+    for name in lab.progress(list(jobs), "training parts"):
+        tuned = trained(*jobs[name])
+        after[name] = sums.log_probs(tuned.model)
+        kept[name] = np.zeros(0) if known is None else known.log_probs(tuned.model)
+        share = tuned.trained / lab.subject.parameters if name == "key" else share
+    before = sums.log_probs(lab.subject)
+    key_gain, full_gain = (float((after[name] - before).mean()) for name in ("key", "full"))
+    note = f"trained {share:.2%} of the weights: {key_gain:+.2f} nats; every weight trained: {full_gain:+.2f}"
+    lab.finding(
+        "precise-tuning-gains",
+        treated=after["key"] - after["one"], control=after["other"] - after["one"], clusters=held.field("group"), note=note,
+    )  # fmt: skip
+    if known is not None:
+        lab.finding("precise-tuning-spares", treated=kept["key"] - kept["full"], control=kept["other"] - kept["one"])
+    if lab.subject.parameters >= BILLIONS.parameters:
+        lab.finding(
+            "beats-full-tuning",
+            treated=after["key"] - after["full"], control=after["other"] - after["one"], clusters=held.field("group"),
+        )  # fmt: skip
+
+
+def _curve(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Head]) -> Panel:
+    """Accuracy as heads are knocked out one after the other: the key heads, strongest first, and random ones."""
+    asked, mean = ask(lab.subject, testing), _mean(lab, tuning)
+    counts = [k for k in lab.scale(quick=(0, 1, 4, len(key)), full=(0, 1, 2, 4, 8, 16, 32, 64)) if k <= len(key)]
+    lines = []
+    for name, chosen in (("key heads", key), ("random heads", random)):
+        left = [1 - fall for fall in _falls(lab, asked, mean, [chosen[:k] for k in counts])]
+        lines.append(curve(name, counts, left, testing.field("group"), "effect" if name == "key heads" else "control", (0, 1)))
+    return Panel("Heads knocked out one after the other", "heads knocked out", "share of right answers left", tuple(lines), (0, 1))
