@@ -5,7 +5,8 @@
 
 Real abstracts come from NULLIUS_ABSTRACTS, an xz file of blocks between blank lines, title in the first line and abstract in the second. Quality:
 the catalogue's papers among real ones, three queries each (search_queries.toml, written before tuning); half was for tuning, half is reported.
-Speed: whole requests, warm, one process, over all abstracts there are (repeated under other titles when more are asked for); vectors are
+Speed, wall and CPU time (they differ on a busy machine): whole requests, warm, one process, over all abstracts there are (repeated under
+other titles when more are asked for); vectors are
 random where embedding would take hours, which costs a search the same.
 """
 
@@ -16,7 +17,6 @@ import datetime
 import lzma
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 KINDS = ("title", "paraphrase", "question")
 WAYS = ("words", "meaning", "both")
@@ -45,8 +46,8 @@ def abstracts() -> Iterator[tuple[str, str]]:
                 block = []
 
 
-def fill(count: int) -> float:
-    """Import so many abstracts as arXiv records; return the seconds that writing took."""
+def fill(count: int) -> tuple[float, float]:
+    """Import so many abstracts as arXiv records; return the seconds that writing took, wall and CPU."""
     from nullius.feed.database import writing
     from nullius.feed.importers import store
     from nullius.feed.importers.records import Record
@@ -66,14 +67,14 @@ def fill(count: int) -> float:
                 number += 1
             round_ += 1
 
-    spent = 0.0
+    wall = cpu = 0.0
     stream = islice(records(), count)
     while batch := list(islice(stream, 500)):
-        started = time.perf_counter()
+        started = clocks()
         with writing() as connection:
             store.write(connection, batch)
-        spent += time.perf_counter() - started
-    return spent
+        wall, cpu = wall + clocks()[0] - started[0], cpu + clocks()[1] - started[1]
+    return wall, cpu
 
 
 def quality(among: int, half: str) -> None:
@@ -127,11 +128,12 @@ def speed(count: int) -> None:
     from nullius.feed.search import engine, vectors, weights, words
 
     queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
-    print(f"{count:,} papers written in {fill(count):.1f} s")
+    wall, cpu = fill(count)
+    print(f"{count:,} papers written in {wall:.1f} s (CPU {cpu:.1f} s)")
     index = words.open_index()
-    started = time.perf_counter()
+    started = clocks()
     index.update(threads=2, heap=300_000_000, wait=True)
-    print(f"word index built in {time.perf_counter() - started:.1f} s")
+    print(f"word index built in {clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)")
     weights.fetch_weights()
     generator = np.random.default_rng(0)
     first = papers.find("embers").id
@@ -145,25 +147,34 @@ def speed(count: int) -> None:
     for text in texts[:20]:
         engine.search(text)
     for name, asked in (("plain", texts), ("filtered", filtered)):
-        spent = sorted(timed(text) for text in asked)
-        print(f"{name:<9} n={len(spent)}  median {1000 * spent[len(spent) // 2]:.0f} ms  p95 {1000 * spent[int(0.95 * len(spent))]:.0f} ms")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        spent = np.array([timed(text) for text in asked]) * 1000
+        (wall_median, cpu_median), (wall_p95, cpu_p95) = np.percentile(spent, [50, 95], axis=0)
+        print(f"{name:<9} n={len(spent)}  median {wall_median:.0f} ms (CPU {cpu_median:.0f})  p95 {wall_p95:.0f} ms (CPU {cpu_p95:.0f})")
+    print(f"memory in use {psutil.Process().memory_info().rss / 1e6:.0f} MB")
     shell = []
     for text in texts[:5]:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-m", "nullius.cli.main", "papers", "--search", text, "--json"], check=True, capture_output=True)
-        shell.append(time.perf_counter() - started)
-    print(f"nullius papers --search, from the shell: median {sorted(shell)[2]:.2f} s")
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        shell.append((time.perf_counter() - started, cpu))
+    wall, cpu = np.median(shell, axis=0)
+    print(f"nullius papers --search, from the shell: median {wall:.2f} s (CPU {cpu:.2f} s)")
 
 
-def timed(text: str) -> float:
-    """Return the seconds of one request, its page of JSON included."""
+def clocks() -> tuple[float, float]:
+    """Return wall and CPU time of this process, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def timed(text: str) -> tuple[float, float]:
+    """Return the seconds of one request, its page of JSON included: wall and CPU."""
     from nullius.feed.search import engine
     from nullius.lab.records import dumps
 
-    started = time.perf_counter()
+    started = clocks()
     dumps(engine.search(text).to_dict())
-    return time.perf_counter() - started
+    return clocks()[0] - started[0], clocks()[1] - started[1]
 
 
 def main() -> None:
@@ -176,7 +187,8 @@ def main() -> None:
     parser.add_argument("--data", default="", help="keep the database there, and take up one that is there already")
     arguments = parser.parse_args()
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
-    print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC · {platform.machine()}, {os.cpu_count()} cores · {versions}")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC · {machine} · {versions}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NULLIUS_DATA"] = arguments.data or folder
         if arguments.what == "quality":

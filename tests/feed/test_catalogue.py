@@ -1,15 +1,13 @@
-"""The catalogue: complete, well formed, cheap to read, and searchable by people who half remember a title."""
+"""The catalogue: complete, well formed, cheap to read."""
 
 import re
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nullius.errors import UsageError
-from nullius.feed.catalogue import paper, papers, search
+from nullius.feed.catalogue import paper, papers
 from nullius.lab import studies
 
 
@@ -40,26 +38,6 @@ def test_a_paper_by_slug_or_arxiv_id(key):
 def test_a_misspelt_paper_names_the_nearest():
     with pytest.raises(UsageError, match="nearest: factual-recall"):
         paper("factual-recal")
-
-
-@pytest.mark.parametrize(
-    ("query", "slug"),
-    [
-        ("embers", "embers"),
-        ("2312.06635", "gla"),
-        ("one attention head memory or context", "factual-recall"),
-        ("gated linear attention", "gla"),
-        ("boxes entities tracked", "entity-tracking"),
-    ],
-)
-def test_search_finds(query, slug):
-    assert slug in [entry.slug for entry in search(query)[:3]]
-
-
-@given(st.text(max_size=200))
-def test_search_takes_any_text(query):
-    found = search(query)
-    assert len(set(found)) == len(found)
 
 
 def test_reading_the_catalogue_imports_no_torch():

@@ -1,4 +1,4 @@
-"""The catalogue of papers that nullius knows by heart, and the search over it. Imports neither torch nor a database."""
+"""The catalogue of papers that nullius knows by heart. Imports neither torch nor a database."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import datetime
 import re
 import tomllib
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from math import log
 from typing import Any
 
 from nullius.errors import UsageError, nearest
@@ -82,22 +80,3 @@ def _stem(word: str) -> str:
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             return word[: -len(suffix)] + rest
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
-
-
-def search(query: str, *, limit: int = 53) -> Sequence[Paper]:
-    """Return the papers that match, best first: BM25 (k1 = 1.2, b = 0.75) over slug, title and summary; every query word is optional.
-
-    An exact slug or arXiv id comes first. A query without a known word returns nothing.
-    """
-    known = [entry for entry in papers() if query.strip().lower() in (entry.slug, entry.arxiv, f"arxiv:{entry.arxiv}")]
-    documents = [words(f"{entry.slug.replace('-', ' ')} {entry.title} {entry.summary} {entry.arxiv}") for entry in papers()]
-    mean_length = sum(map(len, documents)) / len(documents)
-    scores = [0.0] * len(documents)
-    for word in set(words(query)):
-        holding = [i for i, document in enumerate(documents) if word in document]
-        rarity = log(1 + (len(documents) - len(holding) + 0.5) / (len(holding) + 0.5))
-        for i in holding:
-            count = documents[i].count(word)
-            scores[i] += rarity * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * len(documents[i]) / mean_length))
-    ranked = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: -scores[i])
-    return [*known, *(papers()[i] for i in ranked if papers()[i] not in known)][:limit]
