@@ -162,12 +162,10 @@ class Anatomy:
                 return Site(name, layer, self._part(layer, self._flow.mlp_out), "output")
             case "mlp_post":
                 return Site(name, layer, self.down_proj(layer), "input")
-            case "z" if own is None:
-                return Site(name, layer, self.o_proj(layer), "input", self.n_heads)
             case "pattern":
                 return Site(name, layer, self.attn(layer), "output")
             case "z":
-                return Site(name, layer, self.o_proj(layer), "input", self.attn(layer).head_sites["z"])  # type: ignore[union-attr, index]
+                return Site(name, layer, self.o_proj(layer), "input", self.n_heads if own is None else own["z"])
         if own is not None:
             return Site(name, layer, self.attn(layer).get_submodule(f"{name}_proj"), "output", own[name])
         if name not in self._flow.columns:

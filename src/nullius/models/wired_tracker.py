@@ -28,7 +28,7 @@ STRUCTURE, DETECTOR, TRANSMITTER, FETCHER = (0, 1), (1, 2), (2, 0), (3, 3)
 LAYERS, HEADS, D_HEAD = 4, 4, 40
 OBJECTS, LABELS = boxes.OBJECTS[:24], boxes.LABELS[:12]
 # The fetcher attends softly, so that what it does changes smoothly with what it is asked, as in a model that was trained
-SHARP, SOFT, LOUD, NOISE = 2.6, 1.7, 6.0, 0.01
+SHARP, SOFT, LOUD, NOISE = 2.6, 1.7, 6.0, 0.003
 
 
 class _Room:
@@ -135,11 +135,10 @@ def _wire(
             fused[room["query"], k.stop - 1] = -2 * sharp * scale
     if copy is not None:
         _code(fused[:, v], room[copy[0]], scale)
-        size = room[copy[1]].stop - room[copy[1]].start
-        written = torch.eye(size)
         for place in broken:
-            written[place] = 0
-        out[head * D_HEAD : head * D_HEAD + size, room[copy[1]]] = written
+            fused[room[copy[0]].start + place, v] = 0
+        size = room[copy[1]].stop - room[copy[1]].start
+        out[head * D_HEAD : head * D_HEAD + size, room[copy[1]]] = torch.eye(size)
 
 
 def _code(weight: Tensor, source: slice, size: float) -> None:

@@ -37,24 +37,24 @@ def time_layer(length: int, repeats: int, device: torch.device | str, heads: int
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
 
-    gated = [leaf(1, length, heads, size) for size in (width // 2, width // 2, width)]
+    q, k, v = (leaf(1, length, heads, size) for size in (width // 2, width // 2, width))
     gate = leaf(1, length, heads, width // 2)
-    soft = [leaf(1, heads, length, width) for _ in range(3)]
+    queries, keys, values = (leaf(1, heads, length, width) for _ in range(3))
 
     def chunks() -> Tensor:
-        out = gated_linear_attention(*gated, F.logsigmoid(gate.float()) / 16)
+        out = gated_linear_attention(q, k, v, F.logsigmoid(gate.float()) / 16)
         assert isinstance(out, Tensor)
         return out
 
     def softmax() -> Tensor:
-        return F.scaled_dot_product_attention(*soft, is_causal=True)
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
     runs = {"chunks": chunks, "softmax": softmax, "again": softmax}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(repeats + 1):
         for name in names[turn % 3 :] + names[: turn % 3]:
-            seconds = _once(runs[name], [*gated, gate, *soft], torch.device(device))
+            seconds = _once(runs[name], [q, k, v, gate, queries, keys, values], torch.device(device))
             if turn:
                 taken[name].append(seconds)
     return Timings(**{name: np.array(values) for name, values in taken.items()})

@@ -58,7 +58,7 @@ def estrange_gates(model: DecoderForCausalLM) -> None:
     """
     for module in model.modules():
         if isinstance(module, GatedLinearAttention):
-            module.log_gate = _estranged(module.log_gate)  # type: ignore[method-assign]
+            module.log_gate = _estranged(module.log_gate)  # type: ignore[method-assign, assignment]
 
 
 def _estranged(own: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:

@@ -95,8 +95,8 @@ class DecoderPreTrainedModel(PreTrainedModel):
     config_class = DecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("DecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012  (transformers reads the class)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
     _is_stateful = True  # a recurrent state cannot go back: no assisted decoding
@@ -126,7 +126,7 @@ class DecoderModel(DecoderPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding."""
-        self.embeddings = value
+        self.embeddings = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(

@@ -49,7 +49,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 class SoftmaxAttention(Mixer):
     """Multi-head attention with rotary positions, as in LLaMA; with `qk_norm`, RMS-normed queries and keys, as in Qwen3."""
 
-    sites = ("q", "k", "v", "z", "pattern")
+    sites: tuple[str, ...] = ("q", "k", "v", "z", "pattern")
     is_causal = True  # these two are read by the attention functions of transformers
     num_key_value_groups = 1
 

@@ -17,7 +17,7 @@ from nullius.lab.claims import Expectation
 from nullius.lab.curves import curve
 from nullius.models import architectures
 from nullius.stimuli import grammar, recall
-from nullius.stimuli.recall import Asked
+from nullius.stimuli.recall import Asked, Ints
 from nullius.stimuli.windows import Vocabulary
 from nullius.training import asked
 from nullius.training.asked import Floats, Recipe
@@ -113,7 +113,7 @@ def deconstructing_attention(lab: Lab) -> None:
     _figures(lab, loss, recalled, clusters)
 
 
-def _words(lab: Lab, plan: Plan) -> tuple[Floats, int]:
+def _words(lab: Lab, plan: Plan) -> tuple[Ints, int]:
     need = (plan.text.steps * plan.text.batch // 2 + plan.test) * (plan.length + 1)
     text = grammar.english_text(min(need, 3_000_000), lab.rng)
     vocabulary = Vocabulary(text, 512)
@@ -137,7 +137,7 @@ def _network(lab: Lab, plan: Plan, key: Key, data: Asked, seed: int) -> Any:
         hf = architectures.create(
             {**shape, **shadow, "vocab_size": data.vocabulary, "mixer": kind, "allocation": where, "initializer_range": 0.1}
         )
-    return hf.to(lab.subject.device)
+    return hf.to(device=lab.subject.device)  # type: ignore[call-arg]
 
 
 def _train(lab: Lab, plan: Plan, keys: list[Key], data: Asked, how: Recipe, label: str) -> Nets:
@@ -192,7 +192,8 @@ def _ablations(lab: Lab, plan: Plan, nets: dict[str, Nets], sets: dict[str, tupl
         lab.finding(claim, treated=rise["text"], control=rise["shuffled"], clusters=clusters, control_clusters=others, paired=False)
     train, test = sets["text"]
     tokens = torch.from_numpy(test.tokens).to(lab.subject.device)
-    after, before = [], []
+    after: list[Floats] = []
+    before: list[Floats] = []
     for number in range(plan.seeds):
         fresh = [_network(lab, plan, (key[0], where), train, lab.seed * 1000 + number) for where in ("uniform", "odd")]
         trained = [nets["text"][key[0], where][number] for where in ("uniform", "odd")]

@@ -20,6 +20,7 @@ from nullius.errors import UsageError
 from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, at_least, equivalent, ordering, study, trend
 from nullius.lab.claims import Expectation
 from nullius.lab.curves import curve
+from nullius.lab.figures import Role
 from nullius.models import architectures
 from nullius.stimuli import grammar, recall
 from nullius.stimuli.recall import Asked
@@ -142,7 +143,7 @@ def _network(lab: Lab, plan: Plan, kind: str, data: Asked, how: Recipe, number: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf = architectures.create({**shape, "vocab_size": data.vocabulary, "mixer": mixer, "initializer_range": 0.1})
-    hf.to(lab.subject.device)
+    hf.to(device=lab.subject.device)  # type: ignore[call-arg]
     if kind == "estranged":
         architectures.estrange_gates(hf)
     asked.fit(hf, data, how, seed, lambda done, total: lab.listener.step(f"training {kind} {number + 1}", done, total))
@@ -254,14 +255,8 @@ def _figures(
         lo, hi = ([(getattr(point, end) or (None,))[0] for point in points] for end in ("lo", "hi"))
         return Series(name, kinds, [point.y[0] for point in points], lo, hi, "points", role)
 
-    clock = [
-        curve(name, list(timed), [1000 * getattr(t, which) for t in timed.values()], role=role)
-        for name, which, role in (
-            ("gated, in chunks", "chunks", "effect"),
-            ("softmax", "softmax", "second"),
-            ("softmax again", "again", "control"),
-        )
-    ]
+    roles: dict[str, Role] = {"chunks": "effect", "softmax": "second", "again": "control"}
+    clock = [curve(name, list(timed), [1000 * getattr(t, name) for t in timed.values()], role=role) for name, role in roles.items()]
     streams = (bars("with resets", resets, (*GATES, "estranged"), "effect"), bars("without resets", without, GATES, "control"))
     pairs = (bars("recall of pairs", recalled, ("softmax", "gla", "retnet"), "effect"),)
     panels = (
