@@ -1,19 +1,26 @@
-"""Interchange accuracy: after which block, and at which token, does the state decide what the model goes on with? (Geiger et al. 2021)
+"""Interchange interventions: put a state of one text into the run on another, and see whether the model answers as if it knew what was carried.
 
-Two texts of one length differ in one thing that decides the next token. One state of the source is put into the run on the base; where that makes
-the model answer as it does on the source, the state carries the difference.
+`interchange` sweeps all blocks and tokens for pairs that differ in one thing that decides the next token (Geiger et al. 2021). `counterfactuals` and
+`transplant` test a stated causal model (`causal_models`): if the state at a place is a variable of it, then with that state from a source text the
+model must say what the program says when the variable comes from there. The share of pairs for which it does is the interchange intervention
+accuracy; `placebo` pairs say what it would be without the variable: the state comes from a text that was not asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from nullius.instruments import patching
+from nullius.errors import UsageError
+from nullius.instruments import interventions, patching, taps
+from nullius.instruments.causal_models import CausalModel
+from nullius.instruments.where import Where
 from nullius.models.language_model import LanguageModel
 
 
@@ -53,3 +60,134 @@ def carried(flipped: NDArray[np.float64], places: Sequence[int]) -> tuple[NDArra
     there = np.mean([tested[:, :, layer, places[choice]] for layer, choice in enumerate(best)], axis=0)
     between = [i for i in range(min(places) + 1, max(places)) if i not in places]
     return there.ravel(), tested[..., between].mean((2, 3)).ravel(), best
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Pairs of texts with the tokens that are expected. base, source: texts [n]. wanted: the token that should follow the base when the variable
+    comes from the source; unchanged: the one that follows it as it is [n]."""
+
+    base: tuple[str, ...]
+    source: tuple[str, ...]
+    wanted: tuple[int, ...]
+    unchanged: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def part(self, rows: Sequence[int]) -> Counterfactuals:
+        """Some of the pairs."""
+        return Counterfactuals(*(tuple(side[i] for i in rows) for side in (self.base, self.source, self.wanted, self.unchanged)))
+
+    def split(self, rng: np.random.Generator, share: float = 0.5) -> tuple[Counterfactuals, Counterfactuals]:
+        """Split at random, the first part holding `share` of the base texts: no base text stands in both."""
+        texts = list(dict.fromkeys(self.base))
+        first = {texts[i] for i in rng.permutation(len(texts))[: round(share * len(texts))]}
+        inside = [i for i, text in enumerate(self.base) if text in first]
+        return self.part(inside), self.part([i for i in range(len(self)) if self.base[i] not in first])
+
+    def placebo(self, rng: np.random.Generator) -> Counterfactuals:
+        """The same pairs with each other's sources: the state comes from a text that has nothing to do with what is wanted."""
+        return replace(self, source=tuple(self.source[i] for i in interventions.others(len(self), rng)))
+
+    def shuffled(self, rng: np.random.Generator) -> Counterfactuals:
+        """The same pairs with each other's wanted tokens: nothing that could be learned."""
+        return replace(self, wanted=tuple(self.wanted[i] for i in interventions.others(len(self), rng)))
+
+
+def counterfactuals(
+    causal: CausalModel,
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    variables: Collection[str],
+    text: Callable[[Mapping[str, Any]], str],
+    token: Callable[[Any], int],
+    informative: bool = True,
+) -> Counterfactuals:
+    """Make counterfactuals of pairs of inputs (base, source). text: inputs → prompt; token: value of the output → token id.
+
+    informative: keep only pairs for which the interchange changes what should be said; a model that ignores it is right about all others.
+    Raises UsageError where no pair is left.
+    """
+    rows = []
+    for base, source in pairs:
+        wanted, unchanged = causal.interchange(base, source, variables)[causal.output], causal.run(base)[causal.output]
+        if not informative or wanted != unchanged:
+            rows.append((text(base), text(source), token(wanted), token(unchanged)))
+    if not rows:
+        raise UsageError(f"no pair changes what the causal model says when {', '.join(variables)} is interchanged")
+    return Counterfactuals(*(tuple(column) for column in zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True)
+class At:
+    """A place in the model: a site and a layer, heads of it, a token. token: a column counted from the front (≥ 0, the leading token is 0) or from
+    the end (−1 the last); or a role, that is text → the part of it that ends with the token."""
+
+    site: str
+    layer: int
+    token: int | Callable[[str], str] = -1
+    heads: tuple[int, ...] | None = None
+
+
+def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tensor | None = None, batch_size: int = 64) -> Tensor:
+    """Logits [n, V] of the base texts with the state at a place from their sources; with `basis` [k, width] (orthonormal), what lies in that span
+    only.
+
+    Differentiable in `basis`. Texts of unequal length are aligned by `at.token`: −1 and roles mean the same in both. Raises UsageError, with both
+    tokenisations, where a column from the front would not.
+    """
+    out = []
+    for start in range(0, len(pairs), batch_size):
+        some = pairs.part(range(start, min(start + batch_size, len(pairs))))
+        there, here = columns(model, some.source, at.token), columns(model, some.base, at.token)
+        if isinstance(at.token, int) and at.token != -1:
+            same_length(model, some.base, some.source)
+        source = taps.read(model, model.encode(some.source), [at.site], [at.layer], positions="all")[at.site][0]
+        where = Where(at.site, at.layer, heads=at.heads, basis=basis, positions=here[:, None])
+        with interventions.applied(model, [interventions.interchange(where, source, there[:, None])]):
+            out.append(model.logits(model.encode(some.base)).float())
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def accuracy(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tensor | None = None) -> NDArray[np.float64]:
+    """1 where the greedy next token is the one wanted [n]; its mean is the interchange intervention accuracy."""
+    return (transplant(model, pairs, at, basis).argmax(-1).cpu() == torch.tensor(pairs.wanted)).double().numpy()
+
+
+def columns(model: LanguageModel, texts: Sequence[str], token: int | Callable[[str], str]) -> Tensor:
+    """The column [n] of a token in the left-padded batch of texts. Raises UsageError where it does not exist, or a role's part is not a whole number
+    of tokens of its text (both tokenisations are shown)."""
+    batch = model.encode(texts)
+    width, found = batch.input_ids.shape[1], []
+    for row, text in enumerate(texts):
+        pad = width - int(batch.attention_mask[row].sum())
+        if callable(token):
+            part = token(text)
+            ids, whole = (model.encode([some]).input_ids[0].tolist() for some in (part, text))
+            if whole[: len(ids)] != ids:
+                raise UsageError(
+                    f"the part that a role names does not end at a token's end:\n{_side_by_side(model, {'part': part, 'text': text})}"
+                )
+            place = len(ids) - 1
+        else:
+            place = token if token >= 0 else width - pad + token
+        if not 0 <= place < width - pad:
+            raise UsageError(f"token {token} does not exist in a text of {width - pad} tokens: {text}")
+        found.append(pad + place)
+    return torch.tensor(found)
+
+
+def same_length(model: LanguageModel, base: Sequence[str], source: Sequence[str]) -> None:
+    """Raise UsageError, with both tokenisations side by side, for the first pair whose texts do not have the same number of tokens."""
+    for a, b in zip(base, source, strict=True):
+        if len(model.tokens(a)) != len(model.tokens(b)):
+            shown = _side_by_side(model, {"base": a, "source": b})
+            raise UsageError(f"base and source have different lengths, so that a column means different things; name a role:\n{shown}")
+
+
+def _side_by_side(model: LanguageModel, texts: Mapping[str, str]) -> str:
+    rows = {name: model.tokenizer.convert_ids_to_tokens(model.tokens(text)) for name, text in texts.items()}
+    longest = max(map(len, rows.values()))
+    widths = [max(len(row[i]) if i < len(row) else 0 for row in rows.values()) for i in range(longest)]
+    return "\n".join(f"  {name:<7} " + " | ".join(token.ljust(widths[i]) for i, token in enumerate(row)) for name, row in rows.items())
