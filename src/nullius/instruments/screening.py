@@ -90,7 +90,7 @@ def screen(cells: Cells, top: int = 10, candidates: int = 20, sample: int = 20, 
     every = cells.all_cells()
     if not 1 <= top <= candidates < len(every):
         raise UsageError(f"screening wants top ≤ candidates < cells: {top} ≤ {candidates} < {len(every)} does not hold")
-    estimated = attribution.estimate(cells, steps).mean(0)
+    estimated = attribution.estimate(cells, steps).mean(0).cpu()
     ranked = sorted(every, key=lambda cell: -abs(float(estimated[cell])))
     others = ranked[candidates:]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:sample].tolist()
@@ -106,4 +106,4 @@ def screen(cells: Cells, top: int = 10, candidates: int = 20, sample: int = 20, 
     interval = stats.binomtest(missed, len(drawn)).proportion_ci(0.95, "exact") if drawn else None
     low, high = (0.0, 1.0) if interval is None else (float(interval.low), float(interval.high))
     rate = missed / len(drawn) if drawn else float("nan")
-    return Screened(estimated.cpu(), exact, best, len(others), len(drawn), missed, rate, (low, high))
+    return Screened(estimated, exact, best, len(others), len(drawn), missed, rate, (low, high))
