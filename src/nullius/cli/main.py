@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from nullius import __version__
-from nullius.cli import calibrate, feed, models, train, web
+from nullius.cli import calibrate, digest, feed, models, train, web
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 app.add_typer(models.app, name="models")
 app.add_typer(feed.app, name="feed")
+app.add_typer(digest.app, name="digest")
 web.register(app)
 calibrate.register(app)
 app.command()(train.train)
