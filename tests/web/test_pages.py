@@ -242,7 +242,7 @@ def test_what_a_reader_has_already_is_not_sent_again(visitor):
 
 def test_assets_are_kept_for_ever_under_their_hash(visitor):
     html = visitor.get("/").text
-    for name in ("style.css", "app.js", "htmx.min.js"):
+    for name in ("style.css", "app.js", "htmx.js"):
         address = assets.address(name)
         assert address in html
         answer = visitor.get(address)

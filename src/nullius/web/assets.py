@@ -35,13 +35,14 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """Return all assets by name."""
+    held = {entry.name: entry.read_bytes() for entry in files("nullius.web").joinpath("static").iterdir() if entry.is_file()}
+    # One script: htmx looks at the page as soon as it has run, and would not know of an extension that arrives later
+    held["htmx.js"] = held["htmx.min.js"] + b"\n" + held["hx-sse.min.js"]
     found = {}
-    for entry in files("nullius.web").joinpath("static").iterdir():
-        kind = TYPES.get(entry.name.rsplit(".", 1)[-1])
-        if kind and entry.is_file():
-            content = entry.read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            found[entry.name] = Asset(entry.name, content, gzip.compress(content, 9, mtime=0), digest, kind)
+    for name, content in held.items():
+        kind = TYPES.get(name.rsplit(".", 1)[-1])
+        if kind:
+            found[name] = Asset(name, content, gzip.compress(content, 9, mtime=0), hashlib.sha256(content).hexdigest(), kind)
     return found
 
 
