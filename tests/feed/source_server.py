@@ -29,11 +29,14 @@ class Source:
             return (
                 200,
                 {"Content-Type": "application/json"},
-                json.dumps([daily(entry) for entry in self.papers[start : start + limit]]).encode(),
+                json.dumps([daily(one) for one in self.papers[start : start + limit]]).encode(),
             )
         if path.startswith("/api/papers/"):
-            (entry,) = [entry for entry in self.papers if entry["id"] == path.rsplit("/", 1)[1]]
-            return 200, {"Content-Type": "application/json"}, json.dumps(daily(entry)["paper"]).encode()
+            (wanted,) = [one for one in self.papers if one["id"] == path.rsplit("/", 1)[1]]
+            return 200, {"Content-Type": "application/json"}, json.dumps(daily(wanted)["paper"]).encode()
+        if "id_list" in query:
+            found = [entry(1, id=name, abstract=f"What {name} says.") for name in query["id_list"].split(",")]
+            return 200, {"Content-Type": "application/atom+xml"}, atom(found, len(found), 0).encode()
         if path == "/api/query":
             start, size = int(query.get("start", "0")), int(query.get("max_results", "10"))
             return 200, {"Content-Type": "application/atom+xml"}, atom(self.papers[start : start + size], len(self.papers), start).encode()

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from nullius.feed import catalogue, migrations, tables
+from nullius.feed import catalogue, migrations, papers, tables
 from nullius.feed import database as feed_database
 from nullius.lab import journal, schema
 from nullius.lab.schema import url
@@ -59,3 +59,14 @@ def test_the_schema_matches_the_code_on(empty_database):
         checks = [c for c in table.constraints if isinstance(c, sa.CheckConstraint)]
         assert {c["name"] for c in found.get_check_constraints(table.name)} == {c.name for c in checks}
     engine.dispose()
+
+
+def test_a_renamed_paper_keeps_its_old_address(empty_database):
+    count(tables.paper)
+    with feed_database.writing() as connection:
+        connection.execute(tables.paper.update().where(tables.paper.c.slug == "embers").values(slug="sparks"))
+        connection.execute(tables.paper_source.delete().where(tables.paper_source.c.external_id == "embers"))
+    feed_database.make_ready.cache_clear()
+    assert papers.find("sparks").key == "embers"
+    assert papers.find("sparks").redirect
+    assert count(tables.paper) == len(catalogue.papers())

@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullius.feed import database as feed_database
@@ -23,6 +23,7 @@ def brute(events, at):
 
 
 @given(st.lists(EVENTS, min_size=2, max_size=6), st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_the_order_by_heat_is_the_order_by_score_and_does_not_depend_on_the_order_of_events(all_events, random):
     at = max((moment for events in all_events for moment, _ in events), default=0.0)
     heats = []

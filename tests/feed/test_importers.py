@@ -589,6 +589,7 @@ def test_any_json_gives_papers_rejects_or_one_line(value):
     st.integers(1, 9),
     st.integers(0, 3),
 )
+@settings(deadline=None)
 def test_the_stream_gives_the_items_of_the_list_however_it_is_cut(values, size, indent):
     text = json.dumps(values, indent=indent or None)
     assert list(items(iter([text[i : i + size] for i in range(0, len(text), size)]), "x")) == values

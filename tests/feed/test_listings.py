@@ -117,7 +117,7 @@ def test_all_papers_by_study_and_verdict(database):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_cursor_is_a_place_or_an_error_for_people(sqlite, cursor):
     with contextlib.suppress(UsageError):
         listings.papers(cursor=cursor)

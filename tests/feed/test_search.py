@@ -100,6 +100,7 @@ PIECES = ["author:", "cat:x", "-", '"', "after:2024", "day:x", "id:", "has:code"
 
 
 @given(st.text(max_size=120) | st.lists(st.sampled_from(PIECES)).map("".join))
+@settings(deadline=None)
 def test_any_text_is_a_query(text):
     query = parse(text)
     assert all(query.words)

@@ -176,9 +176,19 @@ def test_arxiv_is_asked_once_in_three_seconds():
 
 def test_sync_fetches_what_is_new_and_goes_on_where_it_stopped(database, source):
     today = datetime.datetime.now(datetime.UTC).date()
-    where = {"hub": source.address, "oai": f"{source.address}/oai", "days": 2, "fetcher": Clocked(source)}
+    where = {
+        "hub": source.address,
+        "oai": f"{source.address}/oai",
+        "api": f"{source.address}/api/query",
+        "days": 2,
+        "fetcher": Clocked(source),
+    }
+    with feed_database.writing() as connection:  # of the catalogue, one abstract is missing
+        connection.execute(tables.paper.update().where(tables.paper.c.slug != "embers").values(abstract="There."))
     reports = syncing.sync(**where)
-    assert [report.error for report in reports] == [""] * 4
+    assert [report.error for report in reports] == [""] * 5
+    assert "id_list=2309.13638" in source.requests.pop(3)
+    assert papers.get(papers.find("embers").id).abstract == "What 2309.13638 says."
     days = [(today - datetime.timedelta(days=ago)).isoformat() for ago in (2, 1, 0)]
     assert [path.split("&")[0] for path in source.requests[:3]] == [f"/api/daily_papers?date={day}" for day in days]
     assert f"from={days[0]}" in source.requests[3]

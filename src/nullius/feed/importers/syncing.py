@@ -1,4 +1,4 @@
-"""What `nullius feed sync` fetches: Hugging Face's daily papers, and arXiv's records of a set, since the last time."""
+"""What `nullius feed sync` fetches: Hugging Face's daily papers and arXiv's records of a set since the last time, and missing abstracts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from nullius.feed.database import reading
 from nullius.feed.importers import huggingface
 from nullius.feed.importers.fetch import Fetcher
 from nullius.feed.importers.running import Report, import_from
-from nullius.feed.tables import import_run
+from nullius.feed.tables import import_run, paper
 
+API = "https://export.arxiv.org/api/query"
 OAI = "https://oaipmh.arxiv.org/oai"
 SET = "cs:cs:CL"
 DAYS = 7
@@ -26,11 +27,13 @@ def sync(
     oai_set: str = SET,
     hub: str | None = None,
     oai: str = OAI,
+    api: str = API,
     fetcher: Fetcher | None = None,
     say: Callable[[str], None] = lambda line: None,
     today: datetime.date | None = None,
 ) -> list[Report]:
-    """Fetch what is new; one report for each day of the hub and one for arXiv. What fails stands in its report, the others go on.
+    """Fetch what is new; one report for each day of the hub, one for abstracts of the catalogue that are missing (search by meaning needs them),
+    one for arXiv's set. What fails stands in its report, the others go on.
 
     days: how far to look back the first time. hub: Hugging Face's address (default: HF_ENDPOINT, else huggingface.co). oai_set: a set of
     arXiv's; empty for none.
@@ -45,9 +48,19 @@ def sync(
         if reports[-1].error:  # a source that does not answer for one day will not for the next
             break
         day += datetime.timedelta(days=1)
+    if missing := _without_abstract():
+        asked = f"{api}?{urlencode({'id_list': ','.join(missing), 'max_results': len(missing)})}"
+        reports.append(import_from(asked, fetcher=fetcher, say=say, today=today))
     if oai_set:
         reports.append(import_from(_oai_address(oai, oai_set, today, days), fetcher=fetcher, say=say, today=today))
     return reports
+
+
+def _without_abstract() -> list[str]:
+    """The arXiv ids of the catalogue's papers whose abstract was never imported."""
+    query = sa.select(paper.c.arxiv_id).where(paper.c.slug.is_not(None), paper.c.arxiv_id.is_not(None), paper.c.abstract.is_(None))
+    with reading() as connection:
+        return list(connection.execute(query.order_by(paper.c.arxiv_id).limit(500)).scalars())
 
 
 def _since(base: str, today: datetime.date, days: int) -> datetime.date:
