@@ -3,6 +3,8 @@
 import datetime
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -235,6 +237,13 @@ def test_the_index_follows_the_database(database, no_weights):
     assert keys("sharks") == ["2401.00001"]
     words.throw_away()
     assert keys("sharks") == ["2401.00001"]
+
+
+def test_an_index_that_another_process_rebuilt_is_opened_again(sqlite, no_weights):
+    assert keys("embers")
+    code = "from nullius.feed.search import words; words.throw_away(); words.open_index().update()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert keys("embers")[0] == "embers"
 
 
 def test_a_damaged_index_is_built_anew(sqlite, no_weights):

@@ -20,7 +20,7 @@ def items(pieces: Iterator[str], name: str) -> Iterator[Any]:
     wanted = 1
     while True:
         fresh = next(pieces, None) if len(buffer) - at < wanted else ""
-        if fresh is not None:
+        if fresh:
             buffer, at = buffer[at:] + fresh, 0
         at = _skip(buffer, at)
         if not opened and at < len(buffer):

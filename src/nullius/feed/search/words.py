@@ -58,7 +58,7 @@ class WordIndex:
     """The index in a folder. Open one with `open_index`."""
 
     def __init__(self, where: Path) -> None:
-        self.where = where / f"words-{LAYOUT}"
+        self.where = where
         self.where.mkdir(parents=True, exist_ok=True)
         self.schema = _schema()
         try:
@@ -292,13 +292,15 @@ def _complete(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _open(where: Path) -> WordIndex:
+def _open(where: Path, _inode: int) -> WordIndex:
     return WordIndex(where)
 
 
 def open_index() -> WordIndex:
-    """Return the index of this database, made where there is none."""
-    return _open(folder())
+    """Return the index of this database, made where there is none; opened again where another process threw it away."""
+    own = folder() / f"words-{LAYOUT}"
+    own.mkdir(parents=True, exist_ok=True)
+    return _open(own, own.stat().st_ino)
 
 
 def throw_away() -> None:
