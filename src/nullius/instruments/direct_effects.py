@@ -1,0 +1,135 @@
+"""Direct logit attribution: a logit as a sum of what every part of the model wrote into it.
+
+The residual stream at the last position is the embedding plus all attention and feed-forward outputs, and the final norm is, in one given
+forward pass, a linear map (its gain, the scale it had, and a LayerNorm's centring). So a logit, before a soft-cap, is *exactly*
+
+    embedding + Σ_l attention_l + Σ_l mlp_l + constant        (constant: biases of final norm and vocabulary)
+
+and attention_l = Σ_h head_lh + its bias, mlp_l = Σ_j neuron_lj + its bias, through a post-norm as the linear map that it was. Elhage et al. 2021.
+A part's direct effect is not its total effect: what later layers make of it does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nullius.errors import UsageError
+from nullius.instruments import positionwise, taps
+from nullius.instruments.heads import pulled_back
+from nullius.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class DirectEffects:
+    """Parts of a logit, or of a difference of two, float32, of n texts.
+
+    embedding [n], attention [n, layers], mlp [n, layers], constant [n]: they sum to `logit` [n], which the model itself gave (before a soft-cap).
+    heads [n, layers, heads]: with `attention_bias` they sum to attention.
+    """
+
+    embedding: Tensor
+    attention: Tensor
+    mlp: Tensor
+    constant: Tensor
+    heads: Tensor
+    logit: Tensor
+
+    @property
+    def attention_bias(self) -> Tensor:
+        """What the heads leave of each attention: the bias of its output projection [n, layers]."""
+        return self.attention - self.heads.sum(-1)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all parts [n]."""
+        return self.embedding + self.attention.sum(1) + self.mlp.sum(1) + self.constant
+
+
+@torch.no_grad()
+def decompose(model: LanguageModel, texts: Sequence[str], first: Sequence[int], second: Sequence[int] | None = None) -> DirectEffects:
+    """Take apart logit(first), or logit(first) − logit(second), behind each text. first, second: token ids [n]. Texts form one batch."""
+    caught, sites = _run(model, texts, first, ["resid_pre", "attn_out", "mlp_out", "z"])
+    anatomy = model.anatomy
+    direction, constant, logit = _ends(model, caught.final, first, second)
+    attention, mlp = ((sites[name].float() * direction).sum(-1).T.cpu() for name in ("attn_out", "mlp_out"))
+    heads = torch.empty(len(texts), anatomy.n_layers, anatomy.n_heads)
+    for layer in range(anatomy.n_layers):
+        there = caught.before_norm("attn", layer, direction)
+        heads[:, layer] = torch.einsum("bhd,hdm,bm->bh", sites["z"][layer].float(), anatomy.o_weight(layer).float(), there).cpu()
+    return DirectEffects((sites["resid_pre"][0].float() * direction).sum(-1).cpu(), attention, mlp, constant.cpu(), heads, logit.cpu())
+
+
+@torch.no_grad()
+def neurons(
+    model: LanguageModel, texts: Sequence[str], layer: int, first: Sequence[int], second: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each neuron of a layer writes into the logit, or difference: [n, d_mlp], and the rest [n], the bias of the last map. They sum to mlp."""
+    caught, sites = _run(model, texts, first, ["mlp_out", "mlp_post"], [layer])
+    direction, _, _ = _ends(model, caught.final, first, second)
+    there = caught.before_norm("mlp", layer % model.anatomy.n_layers, direction)
+    each = sites["mlp_post"][0].float() * (there @ positionwise.down_weight(model.anatomy, layer).float().T)
+    whole = (sites["mlp_out"][0].float() * direction).sum(-1)
+    return each.cpu(), (whole - each.sum(-1)).cpu()
+
+
+class _Caught:
+    """Inputs of the final norm and of post-norms at the last position of a pass."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        anatomy = model.anatomy
+        self.inputs: dict[tuple[str, int], Tensor] = {}
+        self.norms: dict[tuple[str, int], nn.Module] = {("final", -1): anatomy.final_norm}
+        for layer in range(anatomy.n_layers):
+            for name, block in (("attn", anatomy.attn(layer)), ("mlp", anatomy.mlp(layer))):
+                writer = anatomy.site(f"{name}_out", layer).module
+                if writer is not block:
+                    self.norms[name, layer] = writer
+
+    @property
+    def final(self) -> Tensor:
+        return self.inputs["final", -1]
+
+    def before_norm(self, name: str, layer: int, direction: Tensor) -> Tensor:
+        """The direction pulled back through the block's post-norm, where there is one [n, d_model]."""
+        if (name, layer) not in self.norms:
+            return direction
+        return pulled_back(self.norms[name, layer], self.inputs[name, layer], direction)
+
+    def keep(self, key: tuple[str, int], _module: nn.Module, args: tuple[Tensor]) -> None:
+        self.inputs[key] = args[0][:, -1].detach()
+
+
+def _run(
+    model: LanguageModel, texts: Sequence[str], first: Sequence[int], names: Sequence[str], layers: Sequence[int] | None = None
+) -> tuple[_Caught, dict[str, Tensor]]:
+    if len(first) != len(texts):
+        raise UsageError(f"{len(texts)} texts need as many tokens to attribute, not {len(first)}")
+    caught = _Caught(model)
+    handles = [norm.register_forward_pre_hook(partial(caught.keep, key)) for key, norm in caught.norms.items()]
+    try:
+        return caught, taps.read(model, model.encode(texts), names, layers)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ends(model: LanguageModel, final: Tensor, first: Sequence[int], second: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The direction in the stream [n, d_model], the constant [n] and the logit itself [n]."""
+    anatomy = model.anatomy
+    weight, bias = anatomy.unembedding().float(), getattr(anatomy.unembed, "bias", None)
+    if second is not None and len(second) != len(first):
+        raise UsageError(f"{len(first)} tokens stand against {len(second)}")
+    u = weight[list(first)] - (weight[list(second)] if second is not None else 0)
+    normed = anatomy.final_norm(final).float()
+    shift = anatomy.final_norm(torch.zeros_like(final)).float()  # a LayerNorm's bias
+    constant = (u * shift).sum(-1)
+    if bias is not None:
+        extra = bias.float()[list(first)] - (bias.float()[list(second)] if second is not None else 0)
+        constant = constant + extra
+    logit = (u * (normed - shift)).sum(-1) + constant
+    return pulled_back(anatomy.final_norm, final, u), constant, logit
