@@ -1,5 +1,6 @@
 """Whole runs: what is interrupted goes on as if it had not been, to the bit; checkpoints are subjects; nothing is ever half-written."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -170,8 +171,6 @@ def test_merged_adapters_compute_what_the_adapted_model_did(toys):
     from nullius.training import building, lora
 
     for family in ("llama", "gpt2"):  # Linear, and Conv1D
-        import copy
-
         hf = copy.deepcopy(toys[family].hf)
         how = lora.Lora(rank=3, alpha=6)
         body = lora.add(hf, how, 0)
@@ -244,6 +243,19 @@ def test_models_that_cannot_be_made(tiny, model, words):
 def test_a_loss_that_is_no_number_ends_the_run(tiny):
     with pytest.raises(NulliusError, match=r"the loss of step .* is nan; there is no checkpoint yet; lower optimiser.rate"):
         train(replace(tiny, optimiser=Optimiser(rate=1e30, clip=0.0), save=Save(every=100)))
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(tiny, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    from nullius.training import evaluation
+
+    def fails(*_):
+        raise TorchDynamoException("a page of\nC++")
+
+    monkeypatch.setattr(evaluation, "loss_of", fails)
+    with pytest.raises(NulliusError, match=r"^torch.compile does not manage this model here \(a page of C\+\+\); set compile: false$"):
+        train(tiny)
 
 
 def test_the_command_line_says_one_line(tiny, tmp_path):

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
@@ -213,11 +214,15 @@ class _Run:
         parts = self.mixture.rows(chosen).split(self.micro)
         torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + here.rank)  # dropout, where there is any
         loss = torch.zeros((), device=here.device)
-        for rows in parts:
-            with self._autocast():
-                part = evaluation.loss_of(self.trainee.body, rows.to(here.device, non_blocking=True), self.head) / len(parts)
-            part.backward()
-            loss += part.detach()
+        try:
+            for rows in parts:
+                with self._autocast():
+                    part = evaluation.loss_of(self.trainee.body, rows.to(here.device, non_blocking=True), self.head) / len(parts)
+                part.backward()
+                loss += part.detach()
+        except TorchDynamoException as error:
+            why = " ".join(str(error).split())[:200]
+            raise NulliusError(f"torch.compile does not manage this model here ({why}); set compile: false") from None
         self.held.mask_gradients()
         norm: Any = nn.utils.clip_grad_norm_(self.held.parameters, config.optimiser.clip or math.inf)
         rate = factor(config.schedule, step, config.steps)
