@@ -1,20 +1,22 @@
-"""Mail that pages ask for, sent by the feed's mailer; a server without one says so."""
+"""Mail that pages ask for: sign-in links and confirmations, sent by the feed's transport; a server that is not set up for mail says so."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import make_msgid
 
+from nullius.feed.digest import message, transport
+from nullius.feed.digest.settings import MailSettings, from_environment
 from nullius.web.problems import Problem
+from nullius.web.settings import Settings
 
 _ADDRESS = re.compile(r"[^\s@<>\"',;:\\()\[\]]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?\.[A-Za-z]{2,63}")
-send: Callable[[str, str, str], None] | None = None  # to, subject, text: set by whoever starts a server that can send
 
 
-def possible() -> bool:
-    """Whether this server can send mail."""
-    return send is not None or importlib.util.find_spec("nullius.feed.mail") is not None
+def setup(settings: Settings) -> MailSettings | None:
+    """Return how mail leaves (NULLIUS_SMTP, NULLIUS_MAIL_FROM), None where it does not."""
+    return from_environment(settings.base_url, settings.secret)
 
 
 def address(text: str) -> str:
@@ -25,13 +27,25 @@ def address(text: str) -> str:
     return text
 
 
-def sign_in(email: str, link: str) -> None:
-    """Send a sign-in link. Raises Problem 503 where no mail can be sent."""
+def send(settings: Settings, to: str, subject: str, text: str) -> None:
+    """Send a text now. Raises Problem 503 where no mail can be sent; that an address was refused is told to nobody."""
+    how = setup(settings)
+    if how is None:
+        raise Problem(503, "This server cannot send mail.", "Tell who runs it: NULLIUS_SMTP and NULLIUS_MAIL_FROM are not set.")
+    made = message.plain(how, to, subject, text, datetime.now(UTC), make_msgid(domain=how.host))
+    try:
+        with transport.Transport(how) as line:
+            line.send(made, how.sender, to)
+    except transport.PermanentFailure as refused:
+        if not refused.address:
+            raise Problem(503, "The mail was not taken.", "Tell who runs this server.") from None
+    except transport.TemporaryFailure:
+        raise Problem(503, "No mail can be sent just now.", "Try again in some minutes.") from None
+    except transport.UnknownOutcome:
+        return
+
+
+def sign_in(settings: Settings, email: str, link: str) -> None:
+    """Send a sign-in link."""
     text = f"Sign in to nullius:\n\n{link}\n\nThe link works once, for 15 minutes. If you did not ask for it, nothing happens.\n"
-    _send(email, "Sign in to nullius", text)
-
-
-def _send(email: str, subject: str, text: str) -> None:
-    if send is None:
-        raise Problem(503, "This server cannot send mail.", "Sign in another way, or tell who runs it: mail is not set up.")
-    send(email, subject, text)
+    send(settings, email, "Sign in to nullius", text)
