@@ -29,7 +29,7 @@ from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
 TEND_SECONDS = 15.0
-_PAGES = "daily frame importing mailed papers personal runs searching subjects subscribing"
+_PAGES = "daily frame importing papers personal runs searching subjects subscribing"
 PAGES = (*(f"pages.{name}" for name in _PAGES.split()), "atom", "badge", "describing", "signing")
 
 

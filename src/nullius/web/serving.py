@@ -17,7 +17,7 @@ import uvicorn
 from nullius.errors import NulliusError
 from nullius.feed.database import make_ready
 from nullius.lab import schema
-from nullius.web import mailing, who
+from nullius.web import who
 from nullius.web.app import create
 from nullius.web.settings import Settings
 
@@ -28,7 +28,6 @@ def serve(settings: Settings, *, browser: bool, worker: bool, say: Callable[[str
     """Serve until Ctrl-C. Raises NulliusError when the port is taken."""
     listening = _listen(settings)
     make_ready(schema.url())
-    mailing.set_up(settings)
     if settings.shared:
         say(f"nullius: {settings.base_url} (listening on {settings.host}:{settings.port})")
     else:
