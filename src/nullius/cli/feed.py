@@ -42,6 +42,7 @@ def import_(
     from nullius.feed.importers import running
 
     report = running.import_from(source, day=_day(date), say=_say)
+    _index()
     if as_json:
         _json({"schema": "nullius.imports/1", "imports": [report.to_dict()]})
     else:
@@ -63,6 +64,7 @@ def sync(
     reports = syncing.sync(days=days, oai_set=oai_set, say=_say)
     claims.refresh()
     heat.catch_up()
+    _index()
     if as_json:
         _json({"schema": "nullius.imports/1", "imports": [report.to_dict() for report in reports]})
     else:
@@ -100,6 +102,13 @@ def index(
         with Console(stderr=True).status("embedding") as status:
             done = embedding.embed(most=most or None, device=device, progress=lambda n: status.update(f"embedding: {n:,} papers"))
         typer.echo(f"{done:,} papers embedded for search by meaning")
+
+
+def _index() -> None:
+    """Index what was imported, so that the next search finds it at once."""
+    from nullius.feed.search import words
+
+    words.open_index().update(threads=2, heap=100_000_000)
 
 
 def search(text: str, as_json: bool, *, limit: int = 20) -> None:

@@ -56,12 +56,15 @@ def embed(
 ) -> int:
     """Embed papers that have no vector, newest first, then those whose text changed; return how many. One process at a time.
 
+    The word index is brought up to date first: whoever embeds in the background keeps search whole.
+
     most, seconds: stop after so many papers, or so long. device: cpu (numpy), or one of torch's. Raises NulliusError without weights.
     """
     from filelock import FileLock, Timeout
 
     if not weights.here():
         raise NulliusError("the weights for search by meaning are not here; `nullius feed index` fetches them")
+    words.open_index().update()
     where = words.folder() / "vectors"
     where.mkdir(parents=True, exist_ok=True)
     end = None if seconds is None else time.monotonic() + seconds
