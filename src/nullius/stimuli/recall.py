@@ -5,7 +5,7 @@ Every set is `Asked`: symbols as numbers, and for each position the symbol that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,18 @@ class Asked:
 
     def __getitem__(self, chosen: slice | Ints) -> Asked:
         return Asked(self.tokens[chosen], self.targets[chosen], self.vocabulary)
+
+
+def next_symbols(stream: Ints, length: int, vocabulary: int) -> Asked:
+    """Cut a running text of symbols [n] into windows that ask for the symbol to come at every position. What is left over at the end is dropped."""
+    rows = stream[: len(stream) // (length + 1) * (length + 1)].reshape(-1, length + 1)
+    return Asked(rows[:, :-1], rows[:, 1:], vocabulary)
+
+
+def only(data: Asked, start: int, stop: int) -> Asked:
+    """Ask at positions start to stop (exclusive) alone."""
+    position = np.arange(data.tokens.shape[1])
+    return replace(data, targets=np.where((position >= start) & (position < stop), data.targets, NOTHING))
 
 
 def pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nullius.models import architectures
 from nullius.stimuli.recall import NOTHING, Asked
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,15 @@ class Recipe:
     batch: int = 32
     rate: float = 3e-3
     weight_decay: float = 0.01
+    spread: float = 0.1  # standard deviation of the first weights; small networks that learn for minutes need more than the usual 0.02
+
+
+def fresh(wanted: Mapping[str, Any], seed: int, device: torch.device | str) -> Any:
+    """Make a decoder (see `architectures.create`) with weights drawn from a seed; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf: Any = architectures.create(wanted)
+    return hf.to(device)
 
 
 def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, int], None] | None = None) -> float:

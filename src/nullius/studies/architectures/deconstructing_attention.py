@@ -88,7 +88,10 @@ class Plan:
 
 
 QUICK = Plan(QUICK_KINDS, 2, 64, 4, 48, Recipe(160, 16, 4e-3), Recipe(60, 16, 4e-3), Recipe(120, 16, 4e-3), 200)
-FULL = Plan(FULL_KINDS, 3, 512, 6, 256, Recipe(4000, 64, 6e-4), Recipe(1000, 64, 6e-4), Recipe(2000, 64, 6e-4), 1000)
+FULL = Plan(
+    *(FULL_KINDS, 3, 512, 6, 256, Recipe(4000, 64, 6e-4, spread=0.02), Recipe(1000, 64, 6e-4, spread=0.02)),
+    *(Recipe(2000, 64, 6e-4, spread=0.02), 1000),
+)
 Key = tuple[str, str]  # kind of mixer, allocation
 Nets = dict[Key, list[Any]]
 Losses = dict[Key, Floats]
@@ -100,12 +103,18 @@ def deconstructing_attention(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
     keys: list[Key] = [ATTENTION, *((kind, where) for kind in plan.kinds for where in ("uniform", "odd"))]
     words, vocabulary = _words(lab, plan)
-    sets = {order: _windows(stream, plan, vocabulary) for order, stream in (("text", words), ("shuffled", lab.rng.permutation(words)))}
+    streams = {"text": words, "shuffled": lab.rng.permutation(words)}
+    windows = {order: recall.next_symbols(stream, plan.length, len(vocabulary)) for order, stream in streams.items()}
+    sets = {order: (whole[: -plan.test], whole[-plan.test :]) for order, whole in windows.items()}
     nets = {order: _train(lab, plan, keys, train, getattr(plan, order), order) for order, (train, _) in sets.items()}
     loss = {order: {key: _loss(found, sets[order][1]) for key, found in nets[order].items()} for order in nets}
     for order, found in loss.items():
         lab.note(f"{order}: nats per word " + ", ".join(f"{kind} {where} {values.mean():.3f}" for (kind, where), values in found.items()))
     clusters = list(range(plan.test)) * plan.seeds
+    by_frequency = -vocabulary.log_frequency[sets["text"][1].targets].mean(1)
+    gain = np.tile(by_frequency, plan.seeds) - loss["text"][ATTENTION]
+    about = [claim.id for claim in CLAIMS if claim.unit == "nats" and not claim.needs.also]
+    lab.require(gain, above=0.0, what="predicting a word with attention better than its frequency does", claims=about, clusters=clusters)
     _text_findings(lab, plan, loss, clusters)
     _ablations(lab, plan, nets, sets, clusters)
     _by_position(lab, nets["text"], sets["text"][1], clusters)
@@ -113,18 +122,11 @@ def deconstructing_attention(lab: Lab) -> None:
     _figures(lab, loss, recalled, clusters)
 
 
-def _words(lab: Lab, plan: Plan) -> tuple[Ints, int]:
+def _words(lab: Lab, plan: Plan) -> tuple[Ints, Vocabulary]:
     need = (plan.text.steps * plan.text.batch // 2 + plan.test) * (plan.length + 1)
     text = grammar.english_text(min(need, 3_000_000), lab.rng)
     vocabulary = Vocabulary(text, 512)
-    return vocabulary.encode(text.words), len(vocabulary)
-
-
-def _windows(words: Any, plan: Plan, vocabulary: int) -> tuple[Asked, Asked]:
-    """Windows of running text to train on, and others, from its end, to test on."""
-    rows = words[: len(words) // (plan.length + 1) * (plan.length + 1)].reshape(-1, plan.length + 1)
-    whole = Asked(rows[:, :-1], rows[:, 1:], vocabulary)
-    return whole[: -plan.test], whole[-plan.test :]
+    return vocabulary.encode(text.words), vocabulary
 
 
 def _network(lab: Lab, plan: Plan, key: Key, data: Asked, seed: int) -> Any:
@@ -132,12 +134,8 @@ def _network(lab: Lab, plan: Plan, key: Key, data: Asked, seed: int) -> Any:
     shape = {"hidden_size": plan.width, "num_hidden_layers": plan.layers, "num_attention_heads": 4, "intermediate_size": 2 * plan.width}
     length = data.tokens.shape[1]
     shadow = {"max_position_embeddings": length, "shadow_tokens": data.tokens[0].tolist()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        hf = architectures.create(
-            {**shape, **shadow, "vocab_size": data.vocabulary, "mixer": kind, "allocation": where, "initializer_range": 0.1}
-        )
-    return hf.to(device=lab.subject.device)  # type: ignore[call-arg]
+    wanted = {**shape, **shadow, "vocab_size": data.vocabulary, "mixer": kind, "allocation": where, "initializer_range": plan.text.spread}
+    return asked.fresh(wanted, seed, lab.subject.device)
 
 
 def _train(lab: Lab, plan: Plan, keys: list[Key], data: Asked, how: Recipe, label: str) -> Nets:
@@ -156,17 +154,20 @@ def _loss(found: list[Any], data: Asked) -> Floats:
 
 
 def _text_findings(lab: Lab, plan: Plan, loss: dict[str, Losses], clusters: list[int]) -> None:
-    def gap(claim: str, worse: Key, better: Key) -> None:
-        treated, control = (loss[order][worse] - loss[order][better] for order in ("text", "shuffled"))
-        others = [f"shuffled {i}" for i in clusters]
-        lab.finding(claim, treated=treated, control=control, clusters=clusters, control_clusters=others, paired=False)
+    position = np.array(clusters)
+    choose, rest = position < plan.test // 2, position >= plan.test // 2
+
+    def gap(claim: str, worse: Key, better: Key, kept: Any = slice(None)) -> None:
+        treated, control = ((loss[order][worse] - loss[order][better])[kept] for order in ("text", "shuffled"))
+        others = [f"shuffled {i}" for i in position[kept]]
+        lab.finding(claim, treated=treated, control=control, clusters=position[kept].tolist(), control_clusters=others, paired=False)
 
     nothing: Key = ("mlp", "uniform")
     weakened = [(kind, "uniform") for kind in plan.kinds if kind != "mlp"]
-    nearest = max(weakened, key=lambda key: float(loss["text"][key][: len(clusters) // 2].mean()))
+    nearest = max(weakened, key=lambda key: float(loss["text"][key][choose].mean()))
+    lab.note(f"the worst weakened mixing in all layers, besides none, on the first half of the test windows: {nearest[0]}")
     gap("mixing-is-needed", nothing, ATTENTION)
-    lab.note(f"the worst weakened mixing in all layers, besides none: {nearest[0]}")
-    gap("no-mixing-is-worst", nothing, nearest)
+    gap("no-mixing-is-worst", nothing, nearest, rest)
     names = {"non-approximate": "query-free"}
     for kind in plan.kinds:
         gap(f"hybrid-closes-{names.get(kind, kind)}", (kind, "uniform"), (kind, "odd"))
@@ -207,12 +208,8 @@ def _by_position(lab: Lab, nets: Nets, test: Asked, clusters: list[int]) -> None
     """Loss over the first eighth of the positions minus that over the last half."""
 
     def fall(key: Key) -> Floats:
-        length, parts = test.tokens.shape[1], []
-        for early in (True, False):
-            targets = test.targets.copy()
-            targets[:, length // 8 :] = recall.NOTHING if early else targets[:, length // 8 :]
-            targets[:, : length // 2] = targets[:, : length // 2] if early else recall.NOTHING
-            parts.append(_loss(nets[key], replace(test, targets=targets)))
+        length = test.tokens.shape[1]
+        parts = [_loss(nets[key], recall.only(test, *span)) for span in ((0, length // 8), (length // 2, length))]
         return parts[0] - parts[1]
 
     lab.finding("context-helps-attention", treated=fall(ATTENTION), control=fall(("mlp", "uniform")), clusters=clusters)
@@ -231,6 +228,11 @@ def _recall(lab: Lab, plan: Plan, clusters: list[int]) -> Losses:
     for key in (ATTENTION, ("random", "uniform"), ("mlp", "uniform")):
         (nets,) = _train(lab, plan, [key], back[0], how, "one back").values()
         found[f"{key[0]} {key[1]}", "one back"] = np.concatenate([asked.measure(hf, back[1])[1] for hf in nets])
+    answers = slots[1].targets[slots[1].targets != recall.NOTHING]
+    likeliest = float(np.bincount(answers).max() / len(answers))
+    right = found["softmax uniform", "right"]
+    about = ["recall-needs-content", "hybrid-recalls"]
+    lab.require(right, above=likeliest, what="recalling with attention better than the likeliest answer", claims=about, clusters=clusters)
     lab.note("accuracy: " + ", ".join(f"{name} ({task}) {right.mean():.3f}" for (name, task), right in found.items()))
     for claim, better, worse in (
         ("recall-needs-content", "softmax uniform", "non-approximate uniform"),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nullius.errors import UsageError
 from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, at_least, equivalent, ordering, study, trend
@@ -28,6 +27,7 @@ from nullius.training import asked, crossover
 from nullius.training.asked import Floats, Recipe
 
 GATES = ("gla", "scalar", "retnet", "ungated")
+LENGTH = 40  # of the streams
 MARGIN = 0.02  # of accuracy, and of nats per token
 NO_RESET = "the same difference on streams without resets, where nothing ever needs forgetting"
 TEXT = "NULLIUS_TEXT"
@@ -105,16 +105,20 @@ class Plan:
     text: Recipe | None = None
 
 
-QUICK = Plan(3, 64, 2, Recipe(130, 32, 5e-3), Recipe(60, 32, 5e-3), Recipe(400, 32, 5e-3), 256, 5)
-FULL = Plan(5, 128, 2, Recipe(1500, 64, 3e-3), Recipe(700, 64, 3e-3), Recipe(3000, 64, 3e-3), 1000, 15, Recipe(3000, 64, 1e-3))
+QUICK = Plan(3, 64, 2, Recipe(120, 24, 6e-3), Recipe(60, 24, 6e-3), Recipe(300, 32, 5e-3, spread=0.05), 256, 5)
+FULL = Plan(
+    *(5, 128, 2, Recipe(1500, 64, 3e-3), Recipe(700, 64, 3e-3), Recipe(3000, 64, 3e-3, spread=0.05), 1000, 15),
+    text=Recipe(3000, 64, 1e-3, spread=0.02),
+)
 Rights = dict[str, Floats]  # accuracy [seeds · n] of each kind of network
 
 
 @study("gla", claims=CLAIMS, minutes=3.0, trains_its_own=True)
 def gla(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
-    draw = partial(recall.until_reset, rng=lab.rng)
-    train, test, long = draw(plan.stream.steps * plan.stream.batch), draw(plan.test), _late(draw(plan.test, length=192), 48)
+    draw = partial(recall.until_reset, rng=lab.rng, length=LENGTH)
+    train, test = draw(plan.stream.steps * plan.stream.batch), draw(plan.test)
+    long = recall.only(draw(plan.test, length=4 * LENGTH), 3 * LENGTH, 4 * LENGTH)
     plain, plain_test = draw(plan.plain.steps * plan.plain.batch, resets=0.0), draw(plan.test, resets=0.0)
     resets, lengthened, without = ({} for _ in range(3))
     for kind in (*GATES, "estranged"):
@@ -140,10 +144,8 @@ def _network(lab: Lab, plan: Plan, kind: str, data: Asked, how: Recipe, number: 
     seed = lab.seed * 1000 + number
     shape = {"hidden_size": plan.width, "num_hidden_layers": plan.layers, "num_attention_heads": heads, "intermediate_size": 2 * plan.width}
     mixer = "gla" if kind == "estranged" else kind
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        hf = architectures.create({**shape, "vocab_size": data.vocabulary, "mixer": mixer, "initializer_range": 0.1})
-    hf.to(device=lab.subject.device)  # type: ignore[call-arg]
+    wanted = {**shape, "vocab_size": data.vocabulary, "mixer": mixer, "initializer_range": how.spread}
+    hf = asked.fresh(wanted, seed, lab.subject.device)
     if kind == "estranged":
         architectures.estrange_gates(hf)
     asked.fit(hf, data, how, seed, lambda done, total: lab.listener.step(f"training {kind} {number + 1}", done, total))
@@ -152,13 +154,6 @@ def _network(lab: Lab, plan: Plan, kind: str, data: Asked, how: Recipe, number: 
 
 def _right(networks: list[Any], data: Asked) -> Floats:
     return np.concatenate([asked.measure(hf, data)[1] for hf in networks])
-
-
-def _late(data: Asked, last: int) -> Asked:
-    """Ask in the last positions alone."""
-    targets = data.targets.copy()
-    targets[:, :-last] = recall.NOTHING
-    return replace(data, targets=targets)
 
 
 def _tell(lab: Lab, plan: Plan, where: str, kind: str, right: Floats) -> None:
@@ -221,8 +216,7 @@ def _text(lab: Lab, plan: Plan, how: Recipe) -> None:
     text = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
     loss: dict[str, dict[str, Floats]] = {}
     for order, stream in (("text", text), ("shuffled", lab.rng.permutation(text))):
-        windows = stream[: len(stream) // 257 * 257].reshape(-1, 257)
-        whole = Asked(windows[:, :-1], windows[:, 1:], 256)
+        whole = recall.next_symbols(stream, 256, 256)
         train, test = whole[: int(len(whole) * 0.9)], whole[-plan.test :]
         wide = replace(plan, width=512, layers=12)
         kinds = {kind: (kind, 4) for kind in ("softmax", *GATES)} | {"1 head": ("gla", 1), "8 heads": ("gla", 8)}
