@@ -48,7 +48,7 @@ def learn(
     k: int,
     rng: np.random.Generator,
     *,
-    steps: int = 150,
+    steps: int = 250,
     rate: float = 0.02,
     batch_size: int = 32,
     on_step: Callable[[int, int], None] | None = None,
@@ -75,7 +75,7 @@ def learn(
 
 
 def search(
-    model: LanguageModel, pairs: Counterfactuals, at: At, k: int, rng: np.random.Generator, *, steps: int = 150, rate: float = 0.02
+    model: LanguageModel, pairs: Counterfactuals, at: At, k: int, rng: np.random.Generator, *, steps: int = 250, rate: float = 0.02
 ) -> Tested:
     """Learn on half of the base texts, and test on the other half beside both controls."""
     train, held_out = pairs.split(rng)

@@ -191,3 +191,48 @@ def _side_by_side(model: LanguageModel, texts: Mapping[str, str]) -> str:
     longest = max(map(len, rows.values()))
     widths = [max(len(row[i]) if i < len(row) else 0 for row in rows.values()) for i in range(longest)]
     return "\n".join(f"  {name:<7} " + " | ".join(token.ljust(widths[i]) for i, token in enumerate(row)) for name, row in rows.items())
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a model says with the last token's state from the source, for each layer that it enters. candidates: logits of each pair's candidates
+    [layers, n, k]; emitted: the greedy next token over the whole vocabulary [layers, n]."""
+
+    candidates: NDArray[np.float64]
+    emitted: NDArray[np.int64]
+
+
+@torch.no_grad()
+def last_token(
+    model: LanguageModel,
+    base: Sequence[str],
+    source: Sequence[str],
+    candidates: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    batch_size: int = 32,
+) -> Moved:
+    """Take the residual stream that enters each of `layers`, at the last token, from the source. candidates: token ids [n, k].
+
+    Only the last token is run again, through the layers above (`wavefront`). Raises UsageError for a pair of unequal length.
+    """
+    same_length(model, base, source)
+    answers = torch.as_tensor(candidates, device=model.device)
+    logits = np.zeros((len(layers), *answers.shape))
+    emitted = np.zeros((len(layers), len(base)), dtype=np.int64)
+    lengths = [len(model.tokens(text)) for text in base]
+    for length in dict.fromkeys(lengths):
+        same = [i for i, other in enumerate(lengths) if other == length]
+        for start in range(0, len(same), batch_size):
+            rows = same[start : start + batch_size]
+            texts = [[side[i] for i in rows] for side in (base, source)]
+            grid = patching.residual_grid(model, texts[0], texts[1], answers[rows].tolist(), "resid_pre", None, patching.difference)
+            column = grid.pair.length - 1
+            hidden = grid._last(column, [(layer, column) for layer in sorted(layers)], slice(0, len(rows)))
+            for place, layer in enumerate(sorted(layers)):
+                whole = model.anatomy.unembed(hidden[place]).float()
+                if model.anatomy.logit_softcap:
+                    whole = model.anatomy.logit_softcap * torch.tanh(whole / model.anatomy.logit_softcap)
+                where = list(layers).index(layer)
+                emitted[where, rows] = whole.argmax(-1).cpu().numpy()
+                logits[where, rows] = whole.gather(1, answers[rows]).double().cpu().numpy()
+    return Moved(logits, emitted)

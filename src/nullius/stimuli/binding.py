@@ -160,14 +160,17 @@ def asking(base: Bound, place: int) -> Bound:
     return replace(base, asked=base.groups[place][base.key])
 
 
-def single(task: Task, tokens: Callable[[str], Sequence[int]]) -> tuple[tuple[str, ...], ...]:
-    """The pools of a task with only those words that are one token with a leading space, no two with the same one. tokens: text → token ids."""
+def single(task: Task, tokens: Callable[[str], Sequence[int]], unknown: int | None = None) -> tuple[tuple[str, ...], ...]:
+    """The pools of a task with only those words that are one token with a leading space, no two with the same one.
+
+    tokens: text → token ids. unknown: the id of what is not in the vocabulary.
+    """
     pools = []
     for pool in task.pools:
         seen: dict[int, str] = {}
         for word in pool:
             ids = tokens(f" {word}")
-            if len(ids) == 1:
+            if len(ids) == 1 and ids[0] != unknown:
                 seen.setdefault(ids[0], word)
         pools.append(tuple(seen.values()))
     return tuple(pools)

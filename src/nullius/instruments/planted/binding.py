@@ -32,7 +32,8 @@ CARRIES = {"positional": Head(2, 0), "lexical": Head(2, 1), "reflexive": Head(2,
 READS = {"positional": Head(3, 0), "lexical": Head(3, 1), "reflexive": Head(3, 2)}
 COPIES = Head(3, 3)  # of the blind reader
 DECIDED = 3  # the layer into which the last token's slots go
-PER_GROUP, QUESTION = 7, 4  # tokens: "the x is in Box A ,"; "Box A contains the"
+PER_GROUP, QUESTION, ROOM = 7, 4, 120  # ROOM: for texts that it cannot read
+# tokens: "the x is in Box A ,"; "Box A contains the"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def build(mixture: Mixture = FULL, seed: int = 0) -> LanguageModel:
     slots = {"object": n, "label": letters, "place": GROUPS, "want": GROUPS, "told": 1, "query": 1, "last": 1, "thing": 1}
     slots |= {"moved": n, "found place": GROUPS, "found": n, "p": GROUPS, "k": letters, "a": n, "out": n}
     length = PER_GROUP * GROUPS + QUESTION + 1
-    w = Wiring(words, slots, layers=4, heads=6, d_head=32, length=length, seed=seed)
+    w = Wiring(words, slots, layers=4, heads=6, d_head=32, length=length + ROOM, seed=seed)
     for i, word in enumerate(OBJECTS):
         w.embed(word, "object", i)
         w.embed(word, "thing")
