@@ -146,7 +146,7 @@ def test_a_token_is_shown_once_and_can_be_revoked(people, lab, browse):
 
 def test_sign_in_by_a_mailed_link(people, lab, browse, monkeypatch):
     sent = []
-    monkeypatch.setattr(mailing, "send", lambda to, subject, text: sent.append((to, subject, text)))
+    monkeypatch.setattr(mailing, "send", lambda settings, to, subject, text: sent.append((to, subject, text)))
     nobody = people["visitor"]
     assert "on its way" in nobody.post("/signin", data={"email": "new@example.org"}).text
     assert "on its way" in nobody.post("/signin", data={"email": "ada@example.org"}).text

@@ -214,7 +214,12 @@ def sign_in(visit: Visit) -> Answer:
     """Ask for a link, or choose a connected sign-in."""
     if not visit.settings.shared:
         raise Problem(404, "A local server has no accounts.", "Open the one-time address that `nullius web` printed.")
-    return {"schema": "nullius.web.signin/1", "providers": signing.providers(), "sent": False, "mail": mailing.possible()}
+    return {
+        "schema": "nullius.web.signin/1",
+        "providers": signing.providers(),
+        "sent": False,
+        "mail": mailing.setup(visit.settings) is not None,
+    }
 
 
 @post("/signin")
@@ -225,7 +230,7 @@ def send_link(visit: Visit) -> Answer:
     limiting.mail(visit.request, visit.settings)
     email = mailing.address(visit.form.get("email", ""))
     key = who.make_ticket("signin", email, minutes=15)
-    mailing.sign_in(email, f"{visit.settings.base_url}/signin/link?key={key}")
+    mailing.sign_in(visit.settings, email, f"{visit.settings.base_url}/signin/link?key={key}")
     return {"template": "signin.html", "schema": "nullius.web.signin/1", "providers": signing.providers(), "sent": True, "mail": True}
 
 

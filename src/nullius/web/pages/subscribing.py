@@ -1,12 +1,18 @@
-"""Subscribing: what, when, how much; beside each the Atom address, which needs no e-mail."""
+"""Subscribing: what, when, how much; by Atom, which needs no address, or by mail, which needs a yes (double opt-in) and one click to leave."""
 
 from __future__ import annotations
 
 from typing import Any
 from urllib.parse import quote
 
-from nullius.web import mailing, shelf
-from nullius.web.site import Answer, Visit, page
+from starlette.responses import Response
+
+from nullius.feed.digest import subscriptions
+from nullius.feed.digest.clock import SCHEDULES, Schedule
+from nullius.feed.digest.settings import unsubscribed
+from nullius.web import limiting, mailing, shelf
+from nullius.web.problems import Problem
+from nullius.web.site import Answer, Visit, page, post
 
 KINDS = {
     "daily": "papers of the day",
@@ -16,11 +22,17 @@ KINDS = {
     "paper": "new verdicts on a paper",
     "subject": "new verdicts on a subject",
 }
+ONE_CLICK = "One-Click"
+CHANGES = {"leave": subscriptions.leave, "pause": subscriptions.pause, "weekly": subscriptions.weekly}
 
 
 @page("/subscribe", "subscribe.html")
 def subscribe(visit: Visit) -> Answer:
     """Feeds by Atom, and by mail where this server sends any."""
+    return _shown(visit)
+
+
+def _shown(visit: Visit, sent: bool = False) -> dict[str, Any]:
     kind = visit.query("kind") if visit.query("kind") in KINDS else "daily"
     target = visit.query("target")[:500]
     feeds: list[dict[str, Any]] = [
@@ -32,4 +44,83 @@ def subscribe(visit: Visit) -> Answer:
     feeds += [{"title": f"New verdicts on {name}", "path": f"/feeds/subjects/{quote(name)}.atom"} for name in shelf.subject_names()]
     if kind == "search" and target:
         feeds.insert(0, {"title": f"The search “{target[:80]}”", "path": f"/feeds/search.atom?q={quote(target)}"})
-    return {"schema": "nullius.web.subscribe/1", "kinds": KINDS, "kind": kind, "target": target, "feeds": feeds, "mail": mailing.possible()}
+    mine = subscriptions.of_email(visit.person.email) if visit.person.email else []
+    own = [{name: row[name] for name in ("id", "kind", "target", "schedule", "state")} for row in mine]
+    about = {"kinds": KINDS, "kind": kind, "target": target, "schedules": list(SCHEDULES), "feeds": feeds, "mine": own, "sent": sent}
+    return {"schema": "nullius.web.subscribe/1", **about, "mail": mailing.setup(visit.settings) is not None, "email": visit.person.email}
+
+
+@post("/subscribe")
+def ask(visit: Visit) -> Answer:
+    """Ask the owner of an address. The answer is the same whether the address is known or not."""
+    visit.need("subscribe")
+    limiting.mail(visit.request, visit.settings)
+    form, how = visit.form, mailing.setup(visit.settings)
+    if how is None:
+        raise Problem(503, "This server sends no mail.", "Every subscription has an Atom address too.", ("/subscribe", "Atom addresses"))
+    email = mailing.address(form.get("email", ""))
+    numbers = [form.get(name, default) for name, default in (("hour", "7"), ("at_most", "10"), ("weekday", "0"))]
+    if not all(text.isascii() and text.isdecimal() and len(text) < 4 for text in numbers):
+        raise Problem(422, "Hour, weekday and number of papers are whole numbers.", "", ("/subscribe", "Subscribe"))
+    hour, at_most, weekday = map(int, numbers)
+    when = Schedule(form.get("schedule", "daily"), hour, form.get("tz", "").strip() or "UTC", weekday)
+    kind, target = form.get("kind", ""), form.get("target", "").strip()
+    wish = subscriptions.Wish(kind, "" if kind in ("daily", "trending") else target, when, at_most)
+
+    def send(to: str, subject: str, text: str) -> None:
+        mailing.send(visit.settings, to, subject, text)
+
+    subscriptions.request(email, wish, how, send, account=shelf.whose(visit.person) or None)
+    return {"template": "subscribe.html", **_shown(visit, sent=True)}
+
+
+@page("/subscribe/confirm/{token}", "confirm.html")
+def confirming(visit: Visit) -> Answer:
+    """Where the link in the mail leads: a button, since mail scanners follow links."""
+    what = subscriptions.waiting(visit.params["token"])
+    if what is None:
+        raise Problem(410, "This link was used already, or is older than 48 hours.", "Ask again.", ("/subscribe", "Subscribe"))
+    return {"schema": "nullius.web.confirm/1", "what": what, "token": visit.params["token"]}
+
+
+@post("/subscribe/confirm/{token}")
+def confirm(visit: Visit) -> Answer:
+    """Say yes."""
+    number = subscriptions.confirm(visit.params["token"])
+    if number is None:
+        raise Problem(410, "This link was used already, or is older than 48 hours.", "Ask again.", ("/subscribe", "Subscribe"))
+    about = subscriptions.describe(number)
+    return {"template": "subscribed.html", "subscription": about, "token": None, "done": "confirmed"}
+
+
+def _subscription(visit: Visit) -> dict[str, Any]:
+    number = unsubscribed(visit.params["token"], visit.settings.secret)
+    found = subscriptions.describe(number) if number else None
+    if found is None:
+        raise Problem(404, "This link is none of ours.", "", ("/subscribe", "Subscribe"))
+    return found
+
+
+@page("/u/{token}", "subscribed.html")
+def leaving(visit: Visit) -> Answer:
+    """Where the link to leave leads, for people: leave, pause, weekly instead."""
+    return {"schema": "nullius.web.subscription/1", "subscription": _subscription(visit), "token": visit.params["token"], "done": ""}
+
+
+@post("/u/{token}")
+def leave(visit: Visit) -> Answer:
+    """Leave. One click of a mail program (RFC 8058) needs no cookie, gets no redirect, and may come twice."""
+    found = _subscription(visit)
+    if visit.form.get("List-Unsubscribe") == ONE_CLICK:
+        subscriptions.leave(found["id"])
+        return Response("You will get no more of these.\n", media_type="text/plain")
+    action = visit.form.get("action", "leave")
+    if action not in CHANGES:
+        raise Problem(422, "One can leave, pause, or get it weekly.")
+    CHANGES[action](found["id"])
+    return {
+        "template": "subscribed.html",
+        "subscription": subscriptions.describe(found["id"]),
+        "token": visit.params["token"],
+        "done": action,
+    }
