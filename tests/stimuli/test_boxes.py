@@ -43,17 +43,21 @@ def test_swaps_ask_for_one_piece_of_information_alone():
         assert swap.base.index != swap.source.index
         assert swap.target == swap.base.about(swap.source.index).answer != swap.base.answer
         assert not set(swap.base.objects) & set(swap.source.objects)
+        assert swap.decoy not in (swap.target, swap.base.answer)
+        assert swap.decoy.strip() in swap.base.objects
     for swap in boxes.swaps("object", rng, 100, 4):
         assert swap.target == swap.source.answer
         assert swap.target.strip() not in swap.base.objects
+        assert swap.decoy.strip() in swap.source.objects
+        assert swap.decoy != swap.target
     for swap in boxes.swaps("label", rng, 100, 4):
         assert set(swap.base.labels) == set(swap.source.labels)
         by_label = swap.base.objects[swap.base.labels.index(swap.source.asked)]
         by_place = swap.base.objects[swap.source.index]
         assert swap.target == f" {by_label}"
-        assert len({by_label, by_place, swap.base.answer.strip()}) == 3
-    with pytest.raises(ValueError, match="at least 3 boxes"):
-        boxes.swaps("label", rng, 1, 2)
+        assert len({by_label, by_place, swap.base.answer.strip(), swap.decoy.strip()}) == 4
+    with pytest.raises(ValueError, match="at least 4 boxes"):
+        boxes.swaps("label", rng, 1, 3)
 
 
 def test_words_are_one_word_each_and_distinct():

@@ -17,7 +17,7 @@ from nullius.instruments import taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.interventions import Intervention, applied, interchange
 from nullius.instruments.path_runs import positions
-from nullius.instruments.where import Where
+from nullius.instruments.where import Positions, Where
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -54,7 +54,7 @@ def patch(
             changes += [interchange(Where("z", i, positions=range(length - 1)), own[i]) for i in range(model.anatomy.n_layers)]
         for group in groups:
             at = positions(group.rows(chosen).at, n, length)
-            columns = "all" if at is None or site in "kv" else at[:, None]
+            columns: Positions = "all" if at is None or site in "kv" else at[:, None]
             for layer, heads in _by_layer(model, group, site).items():
                 changes.append(interchange(Where(site, layer, heads=heads, positions=columns), theirs[layer].to(model.device)))
         with applied(model, changes):

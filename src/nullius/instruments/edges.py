@@ -87,7 +87,7 @@ def attribute(
             nudge = torch.zeros(len(graph.readers), *near.shape, device=model.device, dtype=model.dtype, requires_grad=True)
             point = near if steps == 1 else near + (step + 0.5) / steps * (far - near)
             with torch.enable_grad(), taps.edit(model, "resid_pre", 0, partial(_instead, point)):
-                with split(model, graph, lambda readers, nudge=nudge: nudge[readers].transpose(0, 1), None):
+                with split(model, graph, partial(_nudged, nudge), None):
                     value = pair.measure(model.hidden(pair.base)[:, -1][None, None]).sum()
                 (slope,) = torch.autograd.grad(value, nudge)
             total += torch.einsum("untd,vntd->nuv", change.float(), slope.float()) / steps
@@ -195,6 +195,10 @@ def agreement(
     bar = float(np.median(np.abs(real[: len(top)])))
     missed = float((np.abs(real[len(top) :]) > bar).mean()) if len(which) > len(top) else 0.0
     return Agreement(tuple(which), guess, real, float(stats.spearmanr(guess, real).statistic), missed)
+
+
+def _nudged(nudge: Tensor, readers: slice) -> Tensor:
+    return nudge[readers].transpose(0, 1)
 
 
 def _instead(value: Tensor, _old: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def learn(
 ) -> Mask:
     """Learn which of `heads` to take from the source. Starts at m = 1 (all heads their own); Adam, m clamped to [0, 1] before each step.
 
-    Loss: −mean target logit + l1 · Σ(1 − m). After each quarter of an epoch the rounded mask is tried on the validation pairs; the best one is
+    Loss: −mean target logit + l1 · Σ(1 − m). After each epoch the rounded mask is tried on the validation pairs; the best one is
     returned, on a tie the one that takes fewer heads. Raises UsageError for heads that do not exist and pairs of unequal length.
     """
     _check(model, train, heads)
@@ -99,7 +99,6 @@ def learn(
     optimiser = torch.optim.Adam([m], lr=rate)
     steps = max(1, -(-len(train) // batch_size))
     best: tuple[float, int, np.ndarray] | None = None
-    every = max(1, steps // 4)
     for epoch in range(epochs):
         order = rng.permutation(len(train)).tolist()
         for step in range(steps):
@@ -114,12 +113,11 @@ def learn(
             optimiser.step()
             if on_step is not None:
                 on_step(epoch * steps + step + 1, epochs * steps)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                values = m.detach().clamp(0, 1).cpu().numpy().copy()
-                taken = [head for head, value in zip(heads, values, strict=True) if round(float(value)) == 0]
-                score = float(accuracy(model, validation, taken).mean())
-                if best is None or (score, -len(taken)) > best[:2]:
-                    best = (score, -len(taken), values)
+        values = m.detach().clamp(0, 1).cpu().numpy().copy()
+        taken = [head for head, value in zip(heads, values, strict=True) if round(float(value)) == 0]
+        score = float(accuracy(model, validation, taken).mean())
+        if best is None or (score, -len(taken)) > best[:2]:
+            best = (score, -len(taken), values)
     assert best is not None
     found = tuple(head for head, value in zip(heads, best[2], strict=True) if round(float(value)) == 0)
     return Mask(tuple(heads), best[2], found, best[0])

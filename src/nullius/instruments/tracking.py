@@ -9,15 +9,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import circuits, heads, masks
+from nullius.instruments import attention_knockout, circuits, cross_model, heads, masks
 from nullius.instruments.circuit_search import Found, Link, chain
 from nullius.instruments.circuits import Group, Keep, Means
 from nullius.instruments.heads import Head
@@ -57,6 +57,40 @@ class Prompts:
         return len(self.items)
 
 
+class Sizes(NamedTuple):
+    """Prompts to find a circuit on, to take means of, to prune on, to test on; swaps for masks; random circuits; parts for completeness."""
+
+    find: int
+    means: int
+    prune: int
+    test: int
+    swaps: int
+    random: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """Base, tuned and unrelated model, and the prompts that they can read."""
+
+    base: LanguageModel
+    tuned: LanguageModel
+    stranger: LanguageModel
+    told: int
+    objects: tuple[str, ...]
+    labels: tuple[str, ...]
+    style: boxes.Style
+
+    def draw(self, rng: np.random.Generator, n: int) -> Prompts:
+        """New prompts."""
+        items = boxes.draw(rng, n, self.told, objects=self.objects, labels=self.labels, style=self.style)
+        return Prompts.of(self.base, items)
+
+    def strangers(self, rng: np.random.Generator, prompts: Prompts) -> tuple[Stimuli[Boxes], list[int]]:
+        """Prompts that ask about a label that was not told, and a place each."""
+        return boxes.strangers(prompts.items, rng, objects=self.objects, labels=self.labels)
+
+
 def find_place(model: LanguageModel, items: Stimuli[Boxes], place: Place) -> tuple[int, ...]:
     """The position of a place in each prompt [n]."""
     return tuple(model.encode([item.upto(place)]).input_ids.shape[1] - 1 for item in items)
@@ -83,6 +117,12 @@ def right(model: LanguageModel, prompts: Prompts) -> np.ndarray:
 def score(logits: Tensor, prompts: Prompts) -> np.ndarray:
     """1 where these logits' [n, V] most probable token is the answer [n]."""
     return (logits.argmax(-1).cpu() == torch.tensor(prompts.answers)).double().numpy()
+
+
+def guessed(model: LanguageModel, others: Stimuli[Boxes], places: Sequence[int]) -> np.ndarray:
+    """1 where the greedy answer is the object at a place, though the label asked about was not told [n]."""
+    said = model.last_logits(others.field("prompt")).argmax(-1).numpy()
+    return (said == [model.first_token(f" {item.objects[place]}") for item, place in zip(others, places, strict=True)]).astype(float)
 
 
 def find(
@@ -138,20 +178,51 @@ def desideratum(model: LanguageModel, swaps: Stimuli[Swap], place: Place) -> Des
 
 
 def carried(
-    model: LanguageModel, pairs: Desideratum, candidates: Sequence[Head], rng: np.random.Generator, epochs: int = 4, shuffled: bool = False
+    model: LanguageModel,
+    swaps: Stimuli[Swap],
+    place: Place,
+    candidates: Sequence[Head],
+    rng: np.random.Generator,
+    epochs: int = 4,
+    shuffled: bool = False,
 ) -> tuple[np.ndarray, tuple[Head, ...]]:
-    """Learn a mask over the candidates on half of the pairs; on the last quarter, 1 where the target comes out, less 1 where it does anyway.
+    """Learn a mask over the candidates on half of the swaps, choose on a quarter; on the last quarter, 1 where the target is said, −1 for the decoy.
 
-    shuffled: targets of other pairs, which nothing can carry. Returns one number a test pair, and the heads found.
+    Who only guesses is at 0. shuffled: learned and tested with the targets of other swaps. Returns one number a test swap, and the heads found.
     """
-    train, validation, test = (part.shuffled(rng) if shuffled else part for part in pairs.split(np.random.default_rng(0)))
+    pairs = desideratum(model, swaps, place)
+    decoys = replace(pairs, targets=tuple(model.first_token(decoy) for decoy in swaps.field("decoy")))
+    sides = [side.shuffled(np.random.default_rng(1)) if shuffled else side for side in (pairs, decoys)]
+    (train, validation, test), (_, _, wrong) = (side.split(np.random.default_rng(0)) for side in sides)
     found = masks.learn(model, train, validation, candidates, epochs=epochs, rng=rng).found if candidates else ()
-    return masks.accuracy(model, test, found) - masks.accuracy(model, test, ()), found
+    return masks.accuracy(model, test, found) - masks.accuracy(model, wrong, found), found
 
 
-def draw(
-    rng: np.random.Generator, n: int, told: int, objects: Sequence[str], labels: Sequence[str], style: boxes.Style
-) -> tuple[Stimuli[Boxes], Stimuli[Boxes], list[int]]:
-    """Prompts, and for each of them a strange one and a strange place (`boxes.strangers`)."""
-    items = boxes.draw(rng, n, told, objects=objects, labels=labels, style=style)
-    return items, *boxes.strangers(items, rng, objects=objects, labels=labels)
+def pasted(
+    model: LanguageModel, donor: LanguageModel, prompts: Prompts, circuit: Circuit, roles: Sequence[str] = tuple(ROLES)
+) -> np.ndarray:
+    """1 where `model` gives the answer [n] with the outputs of some roles' heads taken from `donor`, at the roles' places."""
+    groups = [group for group in bind(circuit, prompts) if group.name in roles]
+    return score(cross_model.patch(model, donor, prompts.batch, groups), prompts)
+
+
+CUTS: dict[str, tuple[Place, Place]] = {
+    "object": ("last", "object"),
+    "query": ("last", "query label"),
+    "earlier": ("query label", "previous label"),
+}
+
+
+def cut(model: LanguageModel, prompts: Prompts, name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """1 where the answer is given with an edge of attention (`CUTS`) cut in no layer, in the first, in the first two, ... [layers + 1, n].
+
+    And the same with the query cut from a random other position, not the first and none of the places.
+    """
+    query, key = (prompts.at[place] for place in CUTS[name])
+    places = [set(row) for row in zip(*prompts.at.values(), strict=True)]
+    other = tuple(int(rng.choice([t for t in range(1, at) if t not in own])) for at, own in zip(query, places, strict=True))
+    found = []
+    for to in (key, other):
+        logits = attention_knockout.up_to_each_layer(model, prompts.batch, [(query, to)])
+        found.append(np.stack([score(layer, prompts) for layer in logits]))
+    return found[0], found[1]

@@ -47,10 +47,13 @@ class _Room:
         return self.at[name]
 
 
-def wired(n_boxes: int = 4, by: Literal["place", "label"] = "place", broken: tuple[int, ...] = (), seed: int = 0) -> LanguageModel:
+def wired(
+    n_boxes: int = 4, by: Literal["place", "label"] = "place", broken: tuple[int, ...] = (), seed: int = 0, turned: bool = False
+) -> LanguageModel:
     """Build it for prompts of `n_boxes` boxes, objects and labels among OBJECTS and LABELS.
 
     broken: places that the transmitter does not pass on (by place only), as an imperfect base model might; the detector sees them all the same.
+    turned: each head computes the same in another basis of its own, as a model from another seed would.
     """
     room = _Room()
     room.take(object=len(OBJECTS), label=len(LABELS), place=n_boxes, want=n_boxes, structure=n_boxes, detected=n_boxes, sent=n_boxes)
@@ -69,7 +72,7 @@ def wired(n_boxes: int = 4, by: Literal["place", "label"] = "place", broken: tup
         vocab_size=len(ids), n_embd=width, n_layer=LAYERS, n_head=HEADS, n_inner=8, n_positions=length + 1, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    hf = GPT2LMHeadModel(config)
+    hf: Any = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
@@ -99,6 +102,14 @@ def wired(n_boxes: int = 4, by: Literal["place", "label"] = "place", broken: tup
             _wire(hf, room, *STRUCTURE, match=("want", "place"), copy=("object", "moved"))
             _wire(hf, room, *TRANSMITTER, match=("last", "query"), copy=("label", "asked"))
             _wire(hf, room, *FETCHER, match=("asked", "label"), copy=("moved", "out"), only_told=True, sharp=SOFT)
+        if turned:
+            for block in hf.transformer.h:
+                for head in range(HEADS):
+                    turn = torch.linalg.qr(torch.randn(D_HEAD, D_HEAD, generator=generator))[0]
+                    values = slice(2 * width + head * D_HEAD, 2 * width + (head + 1) * D_HEAD)
+                    own = slice(head * D_HEAD, (head + 1) * D_HEAD)
+                    block.attn.c_attn.weight[:, values] = block.attn.c_attn.weight[:, values] @ turn
+                    block.attn.c_proj.weight[own] = turn.T @ block.attn.c_proj.weight[own]
     return LanguageModel.wrap(hf, tokenizer, f"tracker by {by}")
 
 

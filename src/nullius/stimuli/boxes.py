@@ -114,11 +114,15 @@ def strangers(
 
 @dataclass(frozen=True)
 class Swap:
-    """Two prompts and the object that the base should be answered with when one piece of information comes from the source."""
+    """Two prompts and the object that the base should be answered with when one piece of information comes from the source.
+
+    decoy: another object of the text that the target is from; who only guesses says it as often as the target.
+    """
 
     base: Boxes
     source: Boxes
     target: str
+    decoy: str
 
 
 Kind = Literal["position", "object", "label"]
@@ -138,10 +142,10 @@ def swaps(
 
     position: the object of the base at the place asked about in the source. object: the source's answer, which the base does not have. label:
     the base's object under the label asked about in the source; both tell the same labels, and place and label lead to different objects.
-    The place asked about differs between base and source in all of them. Raises ValueError for fewer than 3 boxes, or too few objects.
+    The place asked about differs between base and source in all of them. Raises ValueError for fewer than 4 boxes, or too few objects.
     """
-    if boxes < 3 or 2 * boxes > len(objects):
-        raise ValueError(f"swaps need at least 3 boxes and twice as many objects as boxes; got {boxes} boxes, {len(objects)} objects")
+    if boxes < 4 or 2 * boxes > len(objects):
+        raise ValueError(f"swaps need at least 4 boxes and twice as many objects as boxes; got {boxes} boxes, {len(objects)} objects")
     made: list[Swap] = []
     while len(made) < n:
         things = [objects[i] for i in rng.permutation(len(objects))[: 2 * boxes]]
@@ -160,5 +164,8 @@ def swaps(
             if source.asked == base.asked or base.labels.index(source.asked) == source.index:
                 continue
             target = base.objects[base.labels.index(source.asked)]
-        made.append(Swap(base, source, f" {target}"))
+        pool = source.objects if kind == "object" else base.objects
+        told = {"position": {base.index}, "object": set(), "label": {base.index, source.index}}[kind]  # where something else leads to
+        decoy = [thing for place, thing in enumerate(pool) if thing != target and place not in told]
+        made.append(Swap(base, source, f" {target}", f" {decoy[int(rng.integers(len(decoy)))]}"))
     return Stimuli.of(made)
