@@ -13,7 +13,7 @@ import nullius
 from nullius.errors import NulliusError, SubjectError, UsageError
 from nullius.instruments import taps
 from nullius.models import architectures
-from nullius.models.architectures import MIXERS
+from nullius.models.architectures import MIXERS, queryfree
 from nullius.models.architectures.context import see
 from nullius.models.architectures.mixers import rotate
 from nullius.models.language_model import LanguageModel
@@ -94,6 +94,13 @@ def test_query_free_softmax(strength):
     assert float((s.max() - s.min()).detach()) > (1 if strength == 1 else 700)  # beyond what exp bears
     weights = s.transpose(1, 2).unsqueeze(2).expand(-1, -1, 13, -1).masked_fill(~torch.ones(13, 13).tril().bool(), -torch.inf).softmax(-1)
     assert gap(out, weighted(module, x, weights)) < 1e-10
+
+
+def test_query_free_softmax_in_whole_tiles(monkeypatch):
+    x = x_of()
+    _, plain = mixed("non-approximate", x)
+    monkeypatch.setattr(queryfree, "_tile", lambda device: 16)
+    assert gap(mixed("non-approximate", x)[1], plain) < 1e-12
 
 
 def test_equal_scores_give_the_causal_mean():

@@ -51,10 +51,12 @@ class QueryFreeAttention(Mixer):
         k = (s - top).clamp(max=0.0).exp()
         k = k if real is None else k * real
         with torch.autocast(s.device.type, enabled=False):
+            tile, one = _tile(s.device), torch.ones_like(k).unsqueeze(-1)
+            both = torch.cat((v, one), -1)
             o, state = gated_linear_attention(
-                torch.ones_like(k).unsqueeze(-1),
-                k.unsqueeze(-1),
-                torch.cat((v, torch.ones_like(v[..., :1])), -1),
+                F.pad(one, (0, tile - 1)),
+                F.pad(k.unsqueeze(-1), (0, tile - 1)),
+                F.pad(both, (0, -both.shape[-1] % tile)),
                 (earlier - top).clamp(max=0.0),
                 initial_state=memory.get("state") if isinstance(memory, State) else None,
                 scale=1.0,
@@ -65,12 +67,18 @@ class QueryFreeAttention(Mixer):
             memory.put(state=state, maximum=top[:, -1])
             memory.count(s.shape[1])
         tiny = torch.finfo(o.dtype).tiny  # at padding in front nothing was written yet: 0 / tiny
-        z = (o[..., :-1] / o[..., -1:].clamp(min=tiny)).flatten(2)
+        width = v.shape[-1]
+        z = (o[..., :width] / o[..., width : width + 1].clamp(min=tiny)).flatten(2)
         return self.o_proj(z.to(hidden_states.dtype)), None
 
     def mixing_flops_per_token(self, length: int) -> float:
         """Writing to and reading from one row for each head."""
         return 4.0 * self.heads * (self.v_proj.out_features // self.heads + 1)
+
+
+def _tile(device: torch.device) -> int:
+    """Widths are padded to multiples of this: kernels on a GPU move whole tiles."""
+    return 16 if device.type == "cuda" else 1
 
 
 def _running_maximum(s: Tensor, before: Tensor | None, bounds: list[tuple[int, int]] | None) -> Tensor:
