@@ -285,6 +285,7 @@ def test_embedding_goes_newest_first_follows_changes_and_survives_a_kill(databas
     assert embedding.embed() == 0
     with feed_database.writing() as connection:
         store.write(connection, [paper(1, version=2, title="Sharks")])
+    assert embedding.missing(10) == 1  # its old vector was of another text
     assert embedding.embed() == 1
     held = vectors.open_vectors(words.folder() / "vectors")
     assert (len(held), len(held.numbers)) == (56, 57)

@@ -11,6 +11,7 @@ from nullius.feed import heat
 from nullius.feed.database import writing
 from nullius.feed.tables import (
     delivered_paper,
+    embedding,
     heat_event,
     note,
     paper,
@@ -54,6 +55,8 @@ def merge_in(connection: sa.Connection, source_id: int, target_id: int) -> None:
     connection.execute(paper.update().where(paper.c.id == source_id).values(**gone))
     connection.execute(paper.update().where(paper.c.merged_into == source_id).values(merged_into=target_id))
     connection.execute(paper.update().where(paper.c.id == target_id).values(**moved, **filled, changed=now()))
+    outdated = [source_id, target_id] if "abstract" in filled else [source_id]
+    connection.execute(embedding.delete().where(embedding.c.paper.in_(outdated)))
     for table in (vote, saved, paper_day, signal, heat_event, delivered_paper):
         _move(connection, table, source_id, target_id)
     for table in (paper_author, paper_category):

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nullius.feed import catalogue
 from nullius.feed.catalogue import Paper
-from nullius.feed.tables import LOCAL, account, paper, paper_day, paper_name, paper_source
+from nullius.feed.tables import LOCAL, account, embedding, paper, paper_day, paper_name, paper_source
 from nullius.feed.text import key
 from nullius.lab.journal import now
 
@@ -55,6 +55,7 @@ def _write(connection: sa.Connection, entry: Paper) -> None:
             connection.execute(paper_name.delete().where(paper_name.c.name == found["slug"]))
             connection.execute(paper_name.insert().values(name=found["slug"], paper=paper_id))
         connection.execute(paper.update().where(paper.c.id == paper_id).values(**ours))
+        connection.execute(embedding.delete().where(embedding.c.paper == paper_id))  # of the old text
     day = {"paper": paper_id, "day": catalogue.day(), "source": SOURCE}
     if connection.execute(sa.select(paper_day).filter_by(**day)).first() is None:
         connection.execute(paper_day.insert().values(**day))

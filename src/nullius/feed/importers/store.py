@@ -18,7 +18,7 @@ from nullius.feed.importers.matching import RANK, Known, fresh, title_key
 from nullius.feed.importers.records import Record
 from nullius.feed.merging import merge_in
 from nullius.feed.readable import readable
-from nullius.feed.tables import paper, paper_author, paper_category, paper_day, paper_source, signal
+from nullius.feed.tables import embedding, paper, paper_author, paper_category, paper_day, paper_source, signal
 from nullius.feed.text import key
 from nullius.lab.journal import now
 
@@ -122,6 +122,8 @@ class _Writer:
             if "published" in change:
                 self.reheat.add(number)
             self.connection.execute(paper.update().where(paper.c.id == number).values(**change, changed=self.moment))
+            if change.keys() & {"title", "abstract", "their_summary"}:  # its vector is of the old text
+                self.connection.execute(embedding.delete().where(embedding.c.paper == number))
             self.known.add({**row, **change})
         self._note(number, record)
 

@@ -54,7 +54,7 @@ def _without(limit: int) -> sa.Select[Any]:
 def embed(
     *, most: int | None = None, seconds: float | None = None, device: str = "cpu", progress: Callable[[int], None] = lambda done: None
 ) -> int:
-    """Embed papers that have no vector, newest first, then those whose text changed; return how many. One process at a time.
+    """Embed papers that have no vector (or lost it when their text changed), newest first; return how many. One process at a time.
 
     The word index is brought up to date first: whoever embeds in the background keeps search whole.
 
@@ -92,40 +92,21 @@ def _encoder(device: str) -> Encode:
 
 
 def _batches() -> Iterator[list[tuple[int, str]]]:
-    """Give (number, text) of papers without a vector until there are none, then of those whose text is not the one that was embedded."""
+    """Give (number, text) of papers without a vector until there are none."""
     while True:
         with reading() as connection:
             rows = [dict(row) for row in connection.execute(_without(BATCH)).mappings()]
             batch = list(zip([row["id"] for row in rows], texts(connection, rows), strict=True))
         if not batch:
-            break
-        yield batch
-    yield from _changed()
-
-
-def _changed() -> Iterator[list[tuple[int, str]]]:
-    columns = [paper.c[name] for name in ("id", "slug", "title", "abstract", "summary", "their_summary")]
-    last = 0
-    while True:
-        with reading() as connection:
-            query = sa.select(*columns, embedding.c.text_sha256).join(embedding, embedding.c.paper == paper.c.id)
-            query = (
-                query.where(embedding.c.model == MODEL, paper.c.id > last, paper.c.merged_into.is_(None)).order_by(paper.c.id).limit(1000)
-            )
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-            found = texts(connection, rows)
-        if not rows:
             return
-        last = rows[-1]["id"]
-        stale = [(row["id"], text) for row, text in zip(rows, found, strict=True) if _digest(text) != row["text_sha256"]]
-        for start in range(0, len(stale), BATCH):
-            yield stale[start : start + BATCH]
+        yield batch
 
 
 def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -> int:
     found = encode([text for _, text in batch])
     packed, scales = vectors.quantise(found)
     numbers = [number for number, _ in batch]
+    vectors.append(where, numbers, packed, scales)  # before the table: what is lost in between is made again
     with writing() as connection:
         present = set(connection.execute(sa.select(paper.c.id).where(paper.c.id.in_(numbers))).scalars())
         connection.execute(embedding.delete().where(embedding.c.paper.in_(numbers), embedding.c.model == MODEL))
@@ -136,12 +117,11 @@ def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -
         ]
         if rows:
             connection.execute(embedding.insert(), rows)
-    vectors.append(where, numbers, packed, scales)
     return len(batch)
 
 
 def _complete(where: Any) -> None:
-    """Bring the files up to the table: after a kill between the two, or when the files were removed."""
+    """Bring the files up to the table, when they were removed."""
     held = set(vectors.open_vectors(where).numbers.tolist())
     with reading() as connection:
         total = connection.execute(sa.select(sa.func.count()).select_from(embedding).where(embedding.c.model == MODEL)).scalar() or 0
