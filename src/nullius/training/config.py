@@ -162,8 +162,8 @@ def load(path: Path, changes: Sequence[str] = ()) -> Config:
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}, line {line}: not UTF-8") from None
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}, line {number}: not UTF-8") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     try:
@@ -277,13 +277,18 @@ def _say(kind: Any) -> str:
 def _check(config: Config, path: str) -> None:
     """Refuse what has the right type and no sense."""
     model, tokens = config.model, config.tokenizer
-    positive = {"steps": config.steps, "sequence": config.sequence, "batch": config.batch, "log": config.log}
+    positive: dict[str, float] = {"steps": config.steps, "sequence": config.sequence, "batch": config.batch, "log": config.log}
     positive |= {"evaluate.every": config.evaluate.every, "evaluate.sequences": config.evaluate.sequences}
     positive |= {"save.every": config.save.every, "save.keep": config.save.keep, "optimiser.rate": config.optimiser.rate}
     for key, value in positive.items():
         if value <= 0:
             raise UsageError(f"{path}: {key} must be above 0, not {value}")
-    for key, value in {"micro": config.micro, "optimiser.clip": config.optimiser.clip, "schedule.warmup": config.schedule.warmup}.items():
+    not_negative: dict[str, float] = {
+        "micro": config.micro,
+        "optimiser.clip": config.optimiser.clip,
+        "schedule.warmup": config.schedule.warmup,
+    }
+    for key, value in not_negative.items():
         if value < 0:
             raise UsageError(f"{path}: {key} must not be below 0, not {value}")
     if not 0 <= config.schedule.floor <= 1 or not 0 <= config.schedule.decay <= 1:

@@ -7,7 +7,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -55,7 +55,7 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in (".gz", ".xz") else path.suffix
 
 
-def _open(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def _open(path: Path, raw: IO[bytes]) -> Iterable[bytes]:
     if path.suffix == ".xz":
         return lzma.open(raw)
     return gzip.open(raw) if path.suffix == ".gz" else raw

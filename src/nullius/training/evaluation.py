@@ -29,7 +29,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def held_out_rows(sets: list[Packed], sequence: int, n: int, here: Processes) -> Tensor:
     """Return this process's share [.., sequence + 1] of n windows, taken from the sets in turn; each process gets equally many."""
-    chosen, i = [], 0
+    chosen: list[tuple[int, int]] = []
+    i = 0
     sizes = [each.windows(sequence) for each in sets]
     while len(chosen) < n and i < max(sizes):
         chosen += [(k, i) for k, size in enumerate(sizes) if i < size]

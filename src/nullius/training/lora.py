@@ -34,7 +34,8 @@ def add(hf: Any, lora: Lora, seed: int) -> Any:
         if target not in known:
             raise UsageError(f"no linear map '{target}' in this model{nearest(target, known)}; there are {', '.join(known)}")
     targets = list(lora.targets) or "all-linear"
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    alpha: Any = lora.alpha  # peft says int, and takes any number
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(hf, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ def flops_per_token(hf: Any, sequence: int) -> float:
     halved because half of the pairs are masked). Linear attention: 12 · K · V for each head, writing and reading its state [K, V]. What the
     model recomputes to save memory does not count.
     """
-    linear = sum(module.weight.numel() for module in dataflow.linears(hf).values())  # type: ignore[union-attr, operator]
+    linear = sum(math.prod(dataflow.width(module)) for module in dataflow.linears(hf).values())
     return 6.0 * linear + sum(_mixing(module, sequence) for module in hf.modules())
 
 
