@@ -1,0 +1,146 @@
+"""Calibration: the contract of a case, exact intervals, what is stored and how it is said, and when it is too old."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from scipy.stats import beta
+from typer.testing import CliRunner
+
+from nullius.cli import main
+from nullius.errors import StudyError, UsageError
+from nullius.lab import calibration
+from nullius.lab.calibration import Trial
+
+PERFECT, BLIND, NERVOUS = Trial(2, 2, 0, 10), Trial(0, 2, 0, 10), Trial(2, 2, 5, 10)
+
+
+def make(trial, seeds=5, instrument="thermometer", by_nature="", name="fever"):
+    return calibration.Case(instrument, name, "fever", "no fever", ("taps",), seeds, by_nature, lambda seed: trial)
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Replace all registered cases."""
+
+    def put(*cases):
+        monkeypatch.setattr(calibration, "_load", lambda: None)
+        monkeypatch.setattr(calibration, "_CASES", {(one.instrument, one.name): one for one in cases})
+
+    return put
+
+
+def test_intervals_are_those_of_clopper_and_pearson():
+    found = calibration.rates(Trial(48, 50, 1, 200))
+    assert found["recovered"]["lo"] == pytest.approx(beta.ppf(0.025, 48, 3))
+    assert found["recovered"]["hi"] == pytest.approx(beta.ppf(0.975, 49, 2))
+    assert found["alarms"]["lo"] == pytest.approx(beta.ppf(0.025, 1, 200))
+    assert calibration.rates(Trial(0, 0, 0, 3))["recovered"] is None
+
+
+@pytest.mark.parametrize(("trial", "state"), [(PERFECT, "ok"), (BLIND, "falls short"), (NERVOUS, "falls short")])
+def test_goals_are_asked_of_both_rates(trial, state):
+    row = calibration.row([calibration.run_case(make(trial))])
+    assert row["state"] == state
+    assert row["recovered"]["of"] == 10
+    assert row["alarms"]["of"] == 50
+
+
+def test_seeds_differ_and_add_up():
+    one = calibration.Case("x", "y", "p", "n", ("taps",), 4, "", lambda seed: Trial(seed % 2, 1, 0, 1))
+    assert calibration.run_case(one).total == Trial(2, 4, 0, 4)
+
+
+def test_what_fails_by_nature_stands_beside_the_rates():
+    row = calibration.row([calibration.run_case(make(PERFECT)), calibration.run_case(make(BLIND, by_nature="it is asleep", name="asleep"))])
+    assert row["state"] == "ok"
+    assert row["recovered"]["found"] == 10
+    assert row["by_nature"][0]["by_nature"] == "it is asleep"
+    assert row["by_nature"][0]["recovered"]["found"] == 0
+
+
+def test_impossible_trials_and_unknown_modules_are_refused():
+    with pytest.raises(StudyError, match="3 of 2"):
+        Trial(3, 2, 0, 1)
+    with pytest.raises(StudyError, match="no_such_thing"):
+        calibration.case("x", planted="a", null="b", modules=["no_such_thing"])(lambda seed: PERFECT)
+    with pytest.raises(UsageError, match="nearest: taps"):
+        calibration.cases(["tapz"])
+
+
+def test_a_stored_calibration_is_said_and_ages_with_the_code(only, monkeypatch):
+    only(make(Trial(1, 1, 0, 4), seeds=48))
+    assert calibration.latest() == {}
+    assert "never calibrated" in calibration.lines_of([{"rests_on": ["thermometer"]}])["thermometer"]
+    calibration.calibrate()
+    said = calibration.lines_of([{"rests_on": ["thermometer"]}, {}])["thermometer"]
+    assert said == "thermometer: recovers 48/48 planted, 0/192 false alarms (calibrated just now)"
+    monkeypatch.setattr(calibration, "code_digest", lambda modules: "changed")
+    stale = calibration.latest()["thermometer"]
+    assert stale["state"] == calibration.STALE
+    assert "older than the instrument's code" in calibration.line("thermometer", stale)
+
+
+def test_the_newest_calibration_counts(only):
+    only(make(BLIND))
+    calibration.calibrate()
+    only(make(PERFECT))
+    calibration.calibrate()
+    assert calibration.latest()["thermometer"]["state"] == "ok"
+
+
+def test_the_code_of_what_an_instrument_is_built_on_counts(monkeypatch, tmp_path):
+    for name, text in {
+        "top": "from nullius.instruments.middle import x\n",
+        "middle": "from nullius.instruments import (\n    low,\n)\n",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "low.py").write_text("x = 1\n")
+    monkeypatch.setattr(calibration, "INSTRUMENTS", tmp_path)
+    before, middle = calibration.code_digest(["top"]), calibration.code_digest(["middle"])
+    (tmp_path / "low.py").write_text("x = 2\n")
+    assert calibration.code_digest(["top"]) != before
+    (tmp_path / "top.py").write_text("from nullius.instruments.middle import y\n")
+    (tmp_path / "low.py").write_text("x = 1\n")
+    assert calibration.code_digest(["middle"]) == middle
+
+
+def test_ago():
+    now = datetime(2026, 5, 4, 12, tzinfo=UTC)
+    ages = [(timedelta(seconds=3), "just now"), (timedelta(minutes=1), "1 minute ago"), (timedelta(hours=5), "5 hours ago")]
+    for back, said in [*ages, (timedelta(days=3, hours=2), "3 days ago")]:
+        assert calibration.ago((now - back).isoformat(), now) == said
+
+
+def test_the_command_prints_rates_and_exits_3_where_one_falls_short(only):
+    only(make(PERFECT), make(BLIND, instrument="sundial"), make(BLIND, by_nature="it is asleep", name="asleep"))
+    done = CliRunner().invoke(main.app, ["calibrate"])
+    assert done.exit_code == 3
+    assert "10/10 [0.69, 1.00]" in done.stdout
+    assert "falls short" in done.stdout
+    assert "it is asleep" in done.stdout
+    assert CliRunner().invoke(main.app, ["calibrate", "thermometer", "--json"]).exit_code == 0
+
+
+def test_every_case_of_the_project_says_what_it_plants():
+    found = calibration.cases()
+    assert {"patching", "probes", "head scaling", "distributed alignment search", "taps"} <= {one.instrument for one in found}
+    assert all(one.planted and one.null and one.seeds >= 1 for one in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["heads_of_induction", "copying_head_off", "copying_head_writes", "used_directions", "written_entries", "planted_classes"]
+)
+def test_one_seed_of_a_case_recovers_what_is_planted(name):
+    """The whole is `nullius calibrate`; one seed shows that a case still runs and finds."""
+    one = next(case for case in calibration.cases() if case.name == name)
+    trial = one.run(0)
+    assert trial.found == trial.planted
+    assert trial.alarms <= 0.15 * trial.nulls
+
+
+@pytest.mark.parametrize("name", ["saturated_attention", "head_that_others_read"])
+def test_what_must_fail_by_nature_does(name):
+    one = next(case for case in calibration.cases() if case.name == name)
+    trial = one.run(0)
+    assert one.by_nature
+    assert trial.found < trial.planted
