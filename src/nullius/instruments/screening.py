@@ -55,7 +55,7 @@ def residual(
     site: patching.Site = "resid_pre",
     metric: Metric = difference,
     top: int = 10,
-    candidates: int = 20,
+    candidates: int = 40,
     sample: int = 20,
     steps: int = 1,
     seed: int = 0,
@@ -72,7 +72,7 @@ def heads(
     *,
     metric: Metric = difference,
     top: int = 10,
-    candidates: int = 20,
+    candidates: int = 40,
     sample: int = 20,
     steps: int = 1,
     seed: int = 0,
@@ -81,7 +81,7 @@ def heads(
     return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, sample, steps, seed)
 
 
-def screen(cells: Cells, top: int = 10, candidates: int = 20, sample: int = 20, steps: int = 1, seed: int = 0) -> Screened:
+def screen(cells: Cells, top: int = 10, candidates: int = 40, sample: int = 20, steps: int = 1, seed: int = 0) -> Screened:
     """Find the `top` cells of any grid. candidates: how many the estimate puts forward; sample: how many of the others are drawn at random;
     steps: of integrated gradients (see `attribution`).
 

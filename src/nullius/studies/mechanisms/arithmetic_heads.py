@@ -43,7 +43,7 @@ CLAIMS = (
         "knock-out-breaks",
         "Without the key heads the model gives fewer right answers to problems that were not used to find them",
         above_control(margin=0.1),
-        control="random heads of the same layers knocked out (four sets)",
+        control="random heads of these layers against others (drawn anew for each problem from four sets)",
         unit="fall of accuracy",
         rests_on=KNOCKOUT,
     ),
@@ -51,14 +51,14 @@ CLAIMS = (
         "attend-to-problem",
         "From the end of the prompt key heads attend to operands and operator more than other heads of their layers do",
         above_control(margin=0.05),
-        control="one random set of heads of these layers against another",
+        control="random heads of these layers against others (drawn anew for each problem from four sets)",
         unit="share of attention",
     ),
     Claim(
         "transfers-to-words",
         "The heads found on symbols are those that matter for 'a plus b is' too",
         above_control(margin=0.1),
-        control="random heads of the same layers knocked out (four sets)",
+        control="random heads of these layers against others (drawn anew for each problem from four sets)",
         unit="fall of accuracy",
         rests_on=KNOCKOUT,
     ),
@@ -75,7 +75,7 @@ CLAIMS = (
         "Feed-forward blocks of the upper half of the layers, at the end of the prompt, carry more of the result than those of the lower half",
         above_control(margin=0.1),
         control="operands swapped in a sum: the same result",
-        unit="logits a block",
+        unit="logits a block towards the other answer",
         rests_on=PATHS,
     ),
     Claim(
@@ -83,7 +83,7 @@ CLAIMS = (
         "Training the key heads alone (their queries and outputs, at most 1 % of the weights) raises right answers to new problems more than "
         "training random heads of the same layers",
         above_control(margin=0.1),
-        control="one random set of heads against another",
+        control="one random set of heads against another, which of them first drawn for each problem",
         unit="nats of log-probability",
         rests_on=TUNING,
     ),
@@ -91,7 +91,7 @@ CLAIMS = (
         "precise-tuning-spares",
         "Training the key heads alone costs less of what the model knows (capitals) than training every weight",
         above_control(margin=0.1),
-        control="random heads trained against other random heads trained",
+        control="one random set of heads against another, which of them first drawn for each capital",
         unit="nats of log-probability",
         rests_on=TUNING,
     ),
@@ -146,7 +146,8 @@ def _effects(lab: Lab, items: Stimuli[Sum], kind: arithmetic.Kind, senders: Sequ
     """
     kept, others = arithmetic.counterfactuals(items, kind, lab.rng)
     base, source = ask(lab.subject, kept), ask(lab.subject, others)
-    rivals = source.targets if kind != "swapped" else ask(lab.subject, Stimuli.of(item.others("operands")[0] for item in kept)).targets
+    wrong = others if kind != "swapped" else arithmetic.counterfactuals(kept, "operands", lab.rng)[1]
+    rivals = ask(lab.subject, wrong).targets
     answers = np.stack([base.targets, rivals], 1).tolist()
     patched = paths.patch(lab.subject, base.batch(lab.subject), source.batch(lab.subject), senders, answers)
     return -patched.effect().numpy(), kept.field("group")
@@ -171,7 +172,7 @@ def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: 
     lab.finding("few-heads-matter", treated=share, control=at_random, clusters=groups)
     swapped, swapped_groups = _effects(lab, testing, "swapped", blocks)
     late, early = slice(layers // 2, None), slice(0, layers // 2)
-    lead, null = (np.abs(x[:, late]).mean(1) - np.abs(x[:, early]).mean(1) for x in (of_blocks, swapped))
+    lead, null = (x[:, late].mean(1) - x[:, early].mean(1) for x in (of_blocks, swapped))
     lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups, control_clusters=swapped_groups, paired=False)
 
 
@@ -181,6 +182,14 @@ def _falls(lab: Lab, asked: Questions, mean: torch.Tensor, sets: Sequence[Sequen
     before = asked.right(lab.subject)
     out = [knockout.last_logits(lab.subject, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
     return [before - (token == asked.targets) for token in out]
+
+
+def _drawn(lab: Lab, sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For each item the values of two different sets, drawn at random: their difference is null, whichever sets there are."""
+    values = np.stack(sets)
+    order = lab.rng.permuted(np.tile(np.arange(len(sets)), (values.shape[1], 1)), axis=1)
+    items = np.arange(values.shape[1])
+    return values[order[:, 0], items], values[order[:, 1], items]
 
 
 def _mean(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
@@ -200,7 +209,9 @@ def _report_knockouts(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key
         if able and not lab.require(asked.right(lab.subject), above=0.25, what=f"solve them in {form}", claims=able):
             continue
         key_fall, *falls = _falls(lab, asked, _mean(lab, seen), [key, *random])
-        lab.finding(claim, treated=key_fall, control=np.mean(falls, 0), clusters=items.field("group"))
+        mine, against = _drawn(lab, falls)
+        note = f"accuracy falls by {key_fall.mean():.2f} without key heads, by {np.mean(falls):.2f} without random ones"
+        lab.finding(claim, treated=key_fall - np.mean(falls, 0), control=mine - against, clusters=items.field("group"), note=note)
 
 
 def _capitals(lab: Lab) -> Questions | None:
@@ -222,8 +233,9 @@ def _report_capitals(lab: Lab, known: Questions, key: Sequence[Head]) -> None:
 def _report_attention(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]]) -> None:
     asked = ask(lab.subject, testing)
     columns = asked.columns(lab.subject, [list(item.spans().values()) for item in testing])
-    mass = [attention.mass(lab.subject, asked.batch(lab.subject), chosen, columns).mean(1).numpy() for chosen in (key, *random[:3])]
-    lab.finding("attend-to-problem", treated=mass[0] - mass[1], control=mass[2] - mass[3], clusters=testing.field("group"))
+    mass = [attention.mass(lab.subject, asked.batch(lab.subject), chosen, columns).mean(1).numpy() for chosen in (key, *random)]
+    mine, against = _drawn(lab, mass[1:])
+    lab.finding("attend-to-problem", treated=mass[0] - np.mean(mass[1:], 0), control=mine - against, clusters=testing.field("group"))
 
 
 def _report_tuning(
@@ -234,14 +246,14 @@ def _report_tuning(
     train, held = every.where(lambda item: item.group in seen), every.where(lambda item: item.group not in seen)
     data = [(item.prompt, item.answer) for item in train]
     sums = ask(lab.subject, held)
-    steps, batch = lab.scale(quick=10, full=200), lab.scale(quick=8, full=32)
+    steps, batch = lab.scale(quick=8, full=200), lab.scale(quick=8, full=32)
 
     def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> Tuned:
         parts = None if chosen is None else Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
         tries = [finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts) for rate in rates]
         return min(tries, key=lambda tuned: float(np.mean(tuned.losses[-3:])))
 
-    rates = lab.scale(quick=((1e-3,), (3e-5,)), full=((3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)))
+    rates = lab.scale(quick=((1e-4, 1e-3), (1e-5, 1e-4)), full=((3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)))
     jobs = {"key": (key, rates[0]), "one": (random[0], rates[0]), "other": (random[1], rates[0]), "full": (None, rates[1])}
     after, kept, share = {}, {}, 0.0
     for name in lab.progress(list(jobs), "training parts"):
@@ -252,17 +264,14 @@ def _report_tuning(
     before = sums.log_probs(lab.subject)
     key_gain, full_gain = (float((after[name] - before).mean()) for name in ("key", "full"))
     note = f"trained {share:.2%} of the weights: {key_gain:+.2f} nats; every weight trained: {full_gain:+.2f}"
-    lab.finding(
-        "precise-tuning-gains",
-        treated=after["key"] - after["one"], control=after["other"] - after["one"], clusters=held.field("group"), note=note,
-    )  # fmt: skip
+    mine, against = _drawn(lab, [after["one"], after["other"]])
+    lead, groups = after["key"] - (after["one"] + after["other"]) / 2, held.field("group")
+    lab.finding("precise-tuning-gains", treated=lead, control=mine - against, clusters=groups, note=note)
     if known is not None:
-        lab.finding("precise-tuning-spares", treated=kept["key"] - kept["full"], control=kept["other"] - kept["one"])
+        mine_kept, against_kept = _drawn(lab, [kept["one"], kept["other"]])
+        lab.finding("precise-tuning-spares", treated=kept["key"] - kept["full"], control=mine_kept - against_kept)
     if lab.subject.parameters >= BILLIONS.parameters:
-        lab.finding(
-            "beats-full-tuning",
-            treated=after["key"] - after["full"], control=after["other"] - after["one"], clusters=held.field("group"),
-        )  # fmt: skip
+        lab.finding("beats-full-tuning", treated=after["key"] - after["full"], control=mine - against, clusters=groups)
 
 
 def _curve(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Head]) -> Panel:
