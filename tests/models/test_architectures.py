@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -212,6 +214,29 @@ def test_saved_and_loaded(mixer, allocation, tokenizer, tmp_path):
     assert subject.hf.config.mixers == model.config.mixers
     assert torch.equal(subject.hf(tokens()).logits, model(tokens()).logits)
     assert len(subject.generate(["a b"], 3)) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    mixer=st.sampled_from(["gla", "non-approximate", "random"]),
+    seed=st.integers(0, 99),
+)
+def test_packed_and_padded_rows_come_out_as_alone(lengths, mixer, seed):
+    """For any lengths: packed into one row, or padded on either side to one width, each text has the logits that it has alone."""
+    model, ids = make(mixer, "odd"), tokens(1, sum(lengths), seed)[0]
+    texts = ids.split(lengths)
+    alone = [model(text[None], use_cache=False).logits[0] for text in texts]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    assert gap(model(ids[None], cu_seqlens=offsets, use_cache=False).logits[0], torch.cat(alone)) < 1e-4
+    width = max(lengths) + 1
+    for left in (True, False):
+        places = [slice(width - n, width) if left else slice(0, n) for n in lengths]
+        batch, mask = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width, dtype=torch.long)
+        for row, (place, text) in enumerate(zip(places, texts, strict=True)):
+            batch[row, place], mask[row, place] = text, 1
+        logits = model(batch, attention_mask=mask, use_cache=False).logits
+        assert gap(torch.cat([logits[row, place] for row, place in enumerate(places)]), torch.cat(alone)) < 1e-4
 
 
 def test_gradients_with_and_without_checkpointing():
