@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nullius.errors import UsageError
-from nullius.lab import runner
+from nullius.lab import Lab, runner
 from nullius.lab.studies import get
 from nullius.models import architectures
 from nullius.stimuli import recall
@@ -21,7 +21,13 @@ def plan(kinds):
     return module.Plan(kinds, 2, 16, 2, 24, TINY, TINY, TINY, 12)
 
 
-def test_equal_networks_show_nothing(toy, monkeypatch):
+@pytest.fixture
+def gates_open(monkeypatch):
+    """Networks of three steps can do nothing: let them through, so that verdicts are about their samples."""
+    monkeypatch.setattr(Lab, "require", lambda *_args, **_kwargs: True)
+
+
+def test_equal_networks_show_nothing(toy, monkeypatch, gates_open):
     """Null: every decoder is the same query-free hybrid. No claim about a difference between decoders may hold."""
     monkeypatch.setattr(module, "QUICK", plan(module.QUICK_KINDS))
     real = module._network
@@ -34,7 +40,7 @@ def test_equal_networks_show_nothing(toy, monkeypatch):
     assert words["zero-shot"] == words["hybrid-closes-fixed"] == "out of reach"
 
 
-def test_every_variant_goes_through_at_full_scale(toy, monkeypatch):
+def test_every_variant_goes_through_at_full_scale(toy, monkeypatch, gates_open):
     monkeypatch.setattr(module, "FULL", plan(module.FULL_KINDS))
     record = runner.run(get(SLUG), toy, full=True)
     assert {record.verdict(f"hybrid-closes-{kind}").word for kind in ("approximate", "random", "fixed")} != {"out of reach"}

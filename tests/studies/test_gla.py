@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nullius.errors import UsageError
-from nullius.lab import runner
+from nullius.lab import Lab, runner
 from nullius.lab.studies import get
 from nullius.models import architectures
 from nullius.stimuli import recall
@@ -17,7 +17,13 @@ TINY = Recipe(3, 8, 5e-3)
 SMALL = module.Plan(2, 16, 1, TINY, TINY, TINY, 12, 3)
 
 
-def test_equal_networks_show_nothing(toy, monkeypatch):
+@pytest.fixture
+def gates_open(monkeypatch):
+    """Networks of three steps can do nothing: let them through, so that verdicts are about their samples."""
+    monkeypatch.setattr(Lab, "require", lambda *_args, **_kwargs: True)
+
+
+def test_equal_networks_show_nothing(toy, monkeypatch, gates_open):
     """Null: every gate is the same gate, and equal times show no lead. Nothing may hold."""
     monkeypatch.setattr(module, "QUICK", SMALL)
     times = []
@@ -37,7 +43,7 @@ def fake_timings(repeats):
     return crossover.Timings(*(1 + 0.01 * rng.random(repeats) for _ in range(3)))
 
 
-def test_full_text_part_goes_through(toy, monkeypatch, tmp_path):
+def test_full_text_part_goes_through(toy, monkeypatch, gates_open, tmp_path):
     monkeypatch.setattr(module, "FULL", module.replace(SMALL, test=4, text=Recipe(1, 2, 1e-3)))
     monkeypatch.setattr(crossover, "time_layer", lambda n, repeats, device: fake_timings(repeats))
     path = tmp_path / "text"
