@@ -1,0 +1,92 @@
+"""The study finds what was wired by hand, nothing where tuning changed nothing, and goes through on trained trackers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nullius.errors import SubjectError
+from nullius.instruments.tracking import Models, Sizes
+from nullius.lab import runner
+from nullius.lab.studies import get
+from nullius.models.wired_tracker import LABELS, OBJECTS, wired
+from nullius.studies.mechanisms import entity_tracking as module
+from nullius.training.trackers import Plan
+
+SLUG = "entity-tracking"
+FEW = Sizes(24, 64, 32, 160, 96, 3, 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "QUICK", FEW)
+        yield
+
+
+def run_with(monkeypatch, base, tuned, stranger, seed=0):
+    models = Models(base, tuned, stranger, 4, OBJECTS, LABELS, "short")
+    monkeypatch.setattr(module, "_models", lambda lab: models)
+    return runner.run(get(SLUG), base, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The base does not pass two of the four places on; tuning has mended that and nothing else. The stranger does the same in another basis."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NULLIUS_DATA", str(tmp_path_factory.mktemp("data")))
+        yield run_with(patch, wired(4, broken=(1, 3)), wired(4), wired(4, turned=True))
+
+
+def test_planted_truth_is_found(planted):
+    words = {verdict.claim.id: verdict.word for verdict in planted.verdicts}
+    assert set(words) == {claim.id for claim in module.CLAIMS}
+    for claim in (
+        "tuning-helps", "circuit-found", "same-circuit", "circuit-beats-base", "position-tuned", "object-base", "object-tuned",
+        "better-fetching", "more-than-detectors", "needs-one-basis", "cut-query", "cut-earlier",
+    ):  # fmt: skip
+        assert words[claim] == "holds", f"{claim}: {planted.verdict(claim)}"
+    effects = {verdict.claim.id: verdict.effect.estimate for verdict in planted.verdicts if verdict.effect}
+    assert abs(effects["no-label"]) < 0.2
+    assert effects["cut-object"] > 0.6
+    assert effects["in-bands"] > 0.2
+    assert planted.verdict("same-circuit").effect.estimate == pytest.approx(1, abs=0.02)
+    assert planted.verdict("at-7b").word == "out of reach"
+    assert any(
+        "value fetchers 3.3; position transmitters 2.0; position detectors 1.2; structure readers 0." in note
+        for note in planted.data["notes"]
+    )
+
+
+def test_the_figure_is_drawn(planted):
+    artefacts = {artefact["name"]: artefact["path"] for artefact in planted.to_dict()["artefacts"]}
+    panels = json.loads(Path(artefacts["figure.json"]).read_text("utf-8"))["panels"]
+    assert len(panels) == 3
+    assert (len(panels[1]["values"]), len(panels[1]["values"][0])) == (8, 3)
+    assert {"object", "query", "earlier", "random"} == {series["name"] for series in panels[2]["series"]}
+
+
+def test_null_where_tuning_changed_nothing_and_no_position_is_carried(monkeypatch):
+    """One tracker by label is base, tuned and unrelated model."""
+    other = wired(4, "label")
+    record = run_with(monkeypatch, other, other, other)
+    for claim in ("tuning-helps", "circuit-beats-base", "better-fetching", "more-than-detectors", "needs-one-basis"):
+        verdict = record.verdict(claim)
+        assert verdict.word != "holds"
+        assert verdict.effect.estimate == pytest.approx(0, abs=0.02)
+    for claim in ("position-base", "position-tuned", "no-label"):
+        assert record.verdict(claim).word != "holds"
+
+
+def test_through_on_trained_trackers(toy, monkeypatch, tmp_path):
+    monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path))
+    small = Plan(objects=8, labels=6, every=10, good=0.9)
+    monkeypatch.setattr(module.trackers, "Plan", lambda seed: small)
+    record = runner.run(get(SLUG), toy)
+    assert {verdict.claim.id for verdict in record.verdicts} == {claim.id for claim in module.CLAIMS}
+    assert record.verdict("tuning-helps").effect is not None
+
+
+def test_a_subject_without_the_words_is_one_line(toy):
+    with pytest.raises(SubjectError, match=r"as one token: too few for 4 boxes"):
+        runner.run(get(SLUG), toy, options={"pair": "subject"})
