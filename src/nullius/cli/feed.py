@@ -69,7 +69,7 @@ def sync(
         _json({"schema": "nullius.imports/1", "imports": [report.to_dict() for report in reports]})
     else:
         for report in reports:
-            typer.echo(report.address)
+            typer.echo(report.address if len(report.address) <= 100 else f"{report.address[:99]}…")
             _show(report)
     if all(report.error for report in reports):
         raise typer.Exit(1)
