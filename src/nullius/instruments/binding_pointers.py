@@ -75,23 +75,25 @@ class Seen:
         """Share of answers with the group of a pointer."""
         return float(np.mean(self.chosen == self.at(name)))
 
-    def lead(self, places: NDArray[np.int64], rng: np.random.Generator) -> Floats:
-        """1 where the answer is the group at `places`, −1 where it is an unrelated one (to which nothing points, drawn for each), else 0 [n]."""
+    def lead(self, places: NDArray[np.int64]) -> Floats:
+        """1 where the answer is the group at `places`, less the mean of the same over unrelated groups, to which nothing points [n]."""
         pointed = np.stack([places, *(self.at(name) for name in (*TERMS, "unchanged"))], 1)
-        other = np.array([rng.choice([place for place in range(self.groups) if place not in row]) for row in pointed])
-        return (self.chosen == places).astype(float) - (self.chosen == other)
-
-    def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """A group drawn at random for each, never the base's own [n]."""
-        return np.array([rng.choice([place for place in range(self.groups) if place != own]) for own in self.at("unchanged")])
+        return self._over(places, pointed)
 
     def random_lead(self, rng: np.random.Generator) -> Floats:
-        """`lead` between two groups drawn at random, neither the base's own: 0 on average whatever the model does [n]."""
-        one = self.drawn(rng)
-        other = np.array(
-            [rng.choice([x for x in range(self.groups) if x not in pair]) for pair in zip(one, self.at("unchanged"), strict=True)]
-        )
-        return (self.chosen == one).astype(float) - (self.chosen == other)
+        """`lead` of a group drawn at random over the others, none the base's own: 0 on average whatever the model does [n]."""
+        own = self.at("unchanged")
+        drawn = np.array([rng.choice([place for place in range(self.groups) if place != unchanged]) for unchanged in own])
+        return self._over(drawn, np.stack([drawn, own], 1))
+
+    def _over(self, places: NDArray[np.int64], pointed: NDArray[np.int64]) -> Floats:
+        """Answers at `places`, less the mean over groups that are not among `pointed` [n, ..]."""
+        unrelated = np.ones((len(places), self.groups), dtype=bool)
+        for column in pointed.T:
+            rows = column >= 0
+            unrelated[rows, column[rows]] = False
+        others = unrelated[np.arange(len(places)), self.chosen] / unrelated.sum(1)
+        return (self.chosen == places) - others
 
     def ends(self, places: NDArray[np.int64]) -> Floats:
         """Samples [n] whose mean is the quadratic contrast over places of the positional share: ends minus middle, positive weights summing to 1."""
