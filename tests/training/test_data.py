@@ -39,7 +39,7 @@ def write(path: Path, texts: list[str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.txt.gz", "a.jsonl.xz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.parquet", "a.txt.gz", "a.jsonl.xz"])
 def test_every_kind_of_file_gives_the_same_tokens(tmp_path, tokenizer, name):
     path = write(tmp_path / name, DOCUMENTS)
     data = pack(Source(str(path), field="body", separator="---"), tokenizer, 0, quiet)

@@ -15,7 +15,7 @@ from nullius.errors import UsageError
 from nullius.training.config import Source
 
 PIECE = 1 << 20  # characters after which a long document is handed on, at the end of a line
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 
 
 def files(source: Source) -> list[Path]:
@@ -42,7 +42,7 @@ def pieces(path: Path, source: Source) -> Iterator[tuple[str, bool, int]]:
 
     Raises UsageError naming file and line: not UTF-8, not JSON, no such field, not a text; or when the file holds no text at all.
     """
-    kind = {".txt": _text, ".jsonl": _lines_of_json, ".parquet": _parquet}[_kind(path)]
+    kind = {".txt": _text, ".md": _text, ".jsonl": _lines_of_json, ".parquet": _parquet}[_kind(path)]
     some = False
     for piece, ends, read in kind(path, source):
         some = some or bool(piece.strip())
