@@ -13,7 +13,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -24,6 +24,20 @@ from nullius.feed.tables import LOCAL
 from nullius.lab import journal, queue
 from nullius.lab.records import dumps
 from nullius.web import asking, finding, limiting, registry, shelf, verdicts, who
+from nullius.web.assistant_shapes import (
+    ClaimSeen,
+    Comparison,
+    DossierSeen,
+    Found,
+    Handle,
+    PaperFound,
+    PaperSeen,
+    RunSeen,
+    Subjects,
+    SubjectSeen,
+    VerdictSeen,
+    Word,
+)
 from nullius.web.pages import runs as run_pages
 from nullius.web.pages import subjects as subject_pages
 from nullius.web.problems import Problem
@@ -36,119 +50,6 @@ INSTRUCTIONS = (
 )
 READ = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 CHANGE = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
-Word = Literal["holds", "fails", "inconclusive", "out of reach"]
-
-
-class Shape(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class Interval(Shape):
-    estimate: float
-    lo: float | None
-    hi: float | None
-
-
-class VerdictSeen(Shape):
-    claim: str
-    word: Word
-    effect: Interval | None
-    control: Interval | None = None
-    reason: str
-    run: str | None = None
-    subject: str | None = None
-    full: bool | None = None
-
-
-class PaperFound(Shape):
-    """quoted: title and summary are text of others, quoted."""
-
-    key: str
-    quoted_title: str
-    quoted_summary: str
-    published: str | None
-    runnable: bool
-    verdicts: list[VerdictSeen]
-
-
-class Found(Shape):
-    papers: list[PaperFound]
-    total: int
-    cursor: str | None
-    message: str | None
-
-
-class ClaimSeen(Shape):
-    id: str
-    wording: str
-    control: str
-    published: float | str | None
-    unit: str
-    needs: str
-
-
-class PaperSeen(Shape):
-    key: str
-    quoted_title: str
-    quoted_summary: str
-    quoted_abstract: str | None
-    arxiv_id: str | None
-    published: str | None
-    runnable: bool
-    default_subject: str | None
-    options: list[dict[str, Any]]
-    claims: list[ClaimSeen]
-    verdicts: list[VerdictSeen]
-    page: str
-
-
-class SubjectSeen(Shape):
-    name: str
-    parameters: int | None
-    here: bool
-    runs: int
-
-
-class Subjects(Shape):
-    subjects: list[SubjectSeen]
-
-
-class DossierSeen(Shape):
-    subject: str
-    parameters: int | None
-    totals: dict[str, int]
-    verdicts: list[VerdictSeen]
-    untested: list[str]
-
-
-class Comparison(Shape):
-    paper: str
-    claim: str
-    wording: str
-    published: float | str | None
-    subjects: list[VerdictSeen]
-    differences: list[dict[str, Any]]
-
-
-class Handle(Shape):
-    run_id: str
-    state: str
-    expected_seconds: float | None
-    waiting: int
-    next_step: str
-
-
-class RunSeen(Shape):
-    run_id: str
-    paper: str
-    subject: str
-    state: str
-    reason: str
-    progress: str
-    seconds_left: float | None
-    verdicts: list[VerdictSeen]
-    rerun_command: str
-    page: str
 
 
 def make(settings: Settings) -> MCPServer:
