@@ -21,6 +21,7 @@ from nullius.instruments.where import Positions, Where
 from nullius.models.language_model import Batch, LanguageModel
 
 
+@torch.no_grad()
 def neuron_effects(model: LanguageModel, neurons: Tensor, directions: Tensor) -> Tensor:
     """H_j β_j: what each neuron's activation [layers, n, d_mlp] (site mlp_post) adds along directions [layers, k, d_model]: [layers, k, n, d_mlp].
 

@@ -132,7 +132,7 @@ def _step(model: LanguageModel, made: TunedLens, texts: Sequence[str]) -> None:
                 end = lens.to_logits(model, states[-1, part]).log_softmax(-1)
             for i, layer in enumerate(layers):
                 said = lens.to_logits(model, made(layer, states[i, part])).log_softmax(-1)
-                torch.nn.functional.kl_div(said, end, reduction="sum", log_target=True).div(n).backward()  # type: ignore[no-untyped-call]
+                torch.nn.functional.kl_div(said, end, reduction="sum", log_target=True).div(n).backward()
 
 
 def _parts(n: int, step: int) -> Iterator[slice]:

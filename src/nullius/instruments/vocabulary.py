@@ -27,10 +27,10 @@ def of_words(model: LanguageModel, words: Mapping[str, Iterable[str]]) -> dict[s
     """
     found = {name: {model.first_token(f" {form}") for word in some for form in (word, word.capitalize())} for name, some in words.items()}
     counts: dict[int, int] = {}
-    for ids in found.values():
-        for token in ids:
+    for tokens in found.values():
+        for token in tokens:
             counts[token] = counts.get(token, 0) + 1
-    groups = {name: sorted(token for token in ids if counts[token] == 1) for name, ids in found.items()}
+    groups = {name: sorted(token for token in tokens if counts[token] == 1) for name, tokens in found.items()}
     for name, ids in groups.items():
         if not ids:
             raise UsageError(f"the words of group '{name}' share all their first tokens with other groups in {model.name}")

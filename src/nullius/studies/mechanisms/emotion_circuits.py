@@ -1,0 +1,258 @@
+"""Do LLMs "Feel"? Emotion Circuits Discovery and Control (Wang et al. 2025, arXiv 2510.11328).
+
+The same situation is to be answered with anger, sadness, happiness, fear, surprise or disgust. What the last token of the prompt holds beyond
+the mean over the six is a direction for each; a few neurons and heads write it, and driving them is said to make the model write so without
+being told to.
+
+Layers, neurons and heads are chosen on one half of the scenarios and tested on the other. Every step is repeated with something that has nothing
+to do with emotion. docs/studies/emotion-circuits.md says what differs from the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import nullius
+from nullius.elicitation import emotion_judge
+from nullius.instruments import directions, steering, vocabulary
+from nullius.instruments.interventions import Intervention, applied
+from nullius.instruments.neurons import Components
+from nullius.instruments.told import Told, last_token
+from nullius.lab import Claim, Figure, Lab, Needs, Option, Panel, Series, above_control, at_least, correlation_above, study
+from nullius.stimuli import emotions
+from nullius.stimuli.emotions import EMOTIONS, LABELS, STYLES, WORDS
+
+CHANCE = 1 / len(EMOTIONS)
+DOSE = 8 / 3072**0.5  # the paper's α = 8 at width 3072, as a share of the stream's length
+MIDDLE, LATE = (11 / 28, 21 / 28), (21 / 28, 26 / 28)  # its steered layers and those of its reference, as depths
+SCALE = 0.8
+PERMUTATIONS = 50
+NEUTRAL = ("I looked at the table and said that", "The box is on the chair and I")
+DECODING = {"least": 10, "repetition_penalty": 1.05, "no_repeat": 3}
+BIG = Needs(parameters=3e9, chat=True)
+DIRECTIONS, COMPONENTS, STEERING = ("directions",), ("component sets",), ("steering",)
+RANDOM_SET = "as many random neurons and heads of the same layers, driven alike"
+RANDOM_WAY = "random directions of the same length"
+
+CLAIMS = (
+    Claim("named-emotion-read", "At the last prompt token the emotion named in the instruction is the nearest direction in unseen scenarios",
+          at_least(0.5, null=CHANCE), control="emotions permuted within scenarios", unit="accuracy", rests_on=DIRECTIONS),
+    Claim("context-agnostic", "What an unseen scenario has beyond its mean points along the directions of other scenarios, one sublayer before",
+          above_control(margin=0.2), control="emotions permuted within scenarios", unit="cosine", rests_on=DIRECTIONS),
+    Claim("names-to-implied", "Directions found from the emotions' names tell the emotion of sentences that only imply it",
+          at_least(0.3, null=CHANCE), control="directions found from six styles (formality, rhyme ...) in the place of the emotions",
+          unit="accuracy", rests_on=DIRECTIONS),
+    Claim("few-neurons", "Without the four neurons that write most along an emotion, its projection falls, layer by layer",
+          above_control(margin=0.05), control="four random neurons of the same layers", unit="share of the emotion's lead", rests_on=COMPONENTS),
+    Claim("few-heads", "Without the two heads that matter most, an emotion's projection falls",
+          above_control(margin=0.05), control="random heads of the same layers", unit="share of the emotion's lead", rests_on=COMPONENTS),
+    Claim("late-sublayers", "An injected direction moves the final state more from later sublayers",
+          correlation_above(0.2), control="layers shuffled", published="15–27 of 28", unit="rho over sublayers", rests_on=COMPONENTS),
+    Claim("steering-words", "Steered along an emotion, the model finds held-out words of that emotion more likely than those of the others",
+          above_control(margin=0.1), control=RANDOM_WAY, unit="nats", rests_on=STEERING),
+    Claim("emotion-not-style", "... and more so than when steered along styles found in the same way",
+          above_control(margin=0.1), control="directions of six styles, one for each emotion", unit="nats", rests_on=STEERING),
+    Claim("steering-expresses", "Steered, the model writes in the emotion", above_control(margin=0.1, null=CHANCE), control=RANDOM_WAY,
+          unit="share of texts judged so", rests_on=STEERING),
+    Claim("circuit-expresses", "Driven through the circuit's neurons and heads, the model writes in the emotion",
+          above_control(margin=0.1, null=CHANCE), control=RANDOM_SET, unit="share of texts judged so", rests_on=COMPONENTS),
+    Claim("circuit-beats-steering", "The circuit makes more texts express the emotion than steering does",
+          above_control(margin=0.05), control="random set minus random direction", unit="difference of shares", rests_on=COMPONENTS),
+    Claim("circuit-beats-prompting", "The circuit makes more texts express the emotion than asking for it does",
+          above_control(margin=0.0), control="random set minus the model as it is", unit="difference of shares", rests_on=COMPONENTS),
+    Claim("circuit-rate", "The circuit makes nearly all texts express the emotion", at_least(0.9, null=CHANCE), control=RANDOM_SET,
+          published=0.9965, unit="share of texts judged so", needs=BIG, rests_on=COMPONENTS),
+    Claim("steering-rate", "Steering makes most texts express the emotion", at_least(0.8, null=CHANCE), control=RANDOM_WAY,
+          published=0.9122, unit="share of texts judged so", needs=BIG, rests_on=STEERING),
+)  # fmt: skip
+TEXT_CLAIMS = (
+    "steering-expresses",
+    "circuit-expresses",
+    "circuit-beats-steering",
+    "circuit-beats-prompting",
+    "circuit-rate",
+    "steering-rate",
+)
+JUDGE = Option(
+    "judge",
+    ("self", "gemma3-270m", "qwen2.5-coder-1.5b"),
+    "who judges what was written: the subject itself, untouched, or another local model",
+)
+
+
+@study("emotion-circuits", claims=CLAIMS, minutes=3, options=(JUDGE,))
+def emotion_circuits(lab: Lab) -> None:
+    """Directions, who writes them, and what driving the writers does."""
+    order = lab.rng.permutation(len(emotions.scenarios())).tolist()
+    halves = sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
+    told = _read(lab, EMOTIONS, halves, components=True)
+    styled = _read(lab, STYLES, (halves[0], []), components=False)  # directions only: nothing is tested on styles
+    _report_directions(lab, told)
+    _report_implied(lab, told, styled)
+    effects = told.effects(lab.subject)
+    for claim, kind, v, states, k in (
+        ("few-neurons", "neuron", told.mlp, told.post, 4),
+        ("few-heads", "head", told.attention, told.mid, 2),
+    ):
+        best, drawn = told.fall(effects[kind], v, states, k, lab.rng)
+        lab.finding(claim, treated=best.ravel(), control=drawn.ravel(), clusters=np.repeat(told.test, len(EMOTIONS)))
+    circuits = _circuits(lab, told, effects)
+    _report_words(lab, told, styled)
+    _report_texts(lab, told, circuits)
+
+
+def _prompt(lab: Lab, manner: str | None, told: str) -> str:
+    if lab.subject.chat:
+        return emotion_judge.as_chat(lab.subject, emotions.instruction(manner), told)
+    return emotions.plain_prompt(manner, told)
+
+
+def _read(lab: Lab, manners: Sequence[str], halves: tuple[list[int], list[int]], *, components: bool) -> Told:
+    """Quick: one outcome of each scenario in turn; full: all three, averaged."""
+    chosen, versions = sorted([*halves[0], *halves[1]]), lab.scale(quick=1, full=3)
+    scenarios = [emotions.scenarios()[i] for i in chosen]
+    places = [chosen.index(i) for i in halves[0]], [chosen.index(i) for i in halves[1]]
+    texts = [
+        _prompt(lab, manner, one.told(emotions.VALENCES[(number + version) % 3]))
+        for number, one in zip(chosen, scenarios, strict=True)
+        for version in range(versions)
+        for manner in manners
+    ]
+    watch = partial(lab.progress, label=f"reading {len(texts)} prompts")
+    shape = (len(scenarios), versions, len(manners))
+    return Told.read(lab.subject, texts, shape, places, components=components, watch=watch)
+
+
+def _report_directions(lab: Lab, told: Told) -> None:
+    right, layer = told.accuracy()
+    # many permutations: all test scenarios share the directions of one, so that its accuracy strays further than scenarios can tell
+    null = np.mean([told.accuracy(directions.permuted(told.post, lab.rng))[0] for _ in range(PERMUTATIONS)], 0)
+    clusters = np.repeat(told.test, len(EMOTIONS))
+    lab.finding("named-emotion-read", treated=right.ravel(), control=null.ravel(), clusters=clusters, note=f"behind layer {layer}")
+    mid, post = directions.permuted(torch.cat([told.mid, told.post], -1), lab.rng).chunk(2, -1)
+    adjacent = directions.cosine(told.attention, told.mlp).mean()
+    note = f"mean cosine of attention's and feed-forward block's directions: {adjacent:.2f} (published .77)"
+    treated, control = told.agreement(told.mid, told.post).ravel(), told.agreement(mid, post).ravel()
+    lab.finding("context-agnostic", treated=treated, control=control, clusters=clusters, note=note)
+    curves = [directions.leave_group_out(x)[:, told.test].mean((1, 2)) for x in (told.post, post)]
+    series = (Series("emotion", range(len(curves[0])), curves[0]), Series("permuted", range(len(curves[1])), curves[1], role="control"))
+    panel = Panel("Emotion read at the last prompt token", "layer", "accuracy", series, (0, 1))
+    caption = "Nearest direction of the other scenarios, on test scenarios; chance is 1/6."
+    lab.figure(Figure("directions", f"Emotion directions: {lab.subject.name}", (panel,), caption))
+
+
+def _report_implied(lab: Lab, told: Told, styled: Told) -> None:
+    items = emotions.implied()
+    states = last_token(lab.subject, [_prompt(lab, None, item.text) for item in items], ["resid_post"])["resid_post"]
+    truth = np.array([EMOTIONS.index(item.emotion) for item in items])
+    tune = np.isin(np.arange(len(items)) % 8, lab.rng.permutation(8)[:4])
+
+    def right(found: Tensor) -> np.ndarray:
+        table = directions.nearest(states, found, states[:, tune].mean(1)).numpy() == truth
+        return table[table[:, tune].mean(1).argmax(), ~tune].astype(float)
+
+    lab.finding("names-to-implied", treated=right(told.mlp), control=right(styled.mlp))
+
+
+def _circuits(lab: Lab, told: Told, effects: Mapping[str, Tensor]) -> list[Components]:
+    """The paper's 14 neurons and a quarter of the heads a layer, spread over layers by importance."""
+    anatomy = lab.subject.anatomy
+    first, last = (int(depth * anatomy.n_layers) for depth in LATE)
+    reference = directions.unit((told.attention + told.mlp)[first : max(last, first + 1)].mean(0))
+    batch = lab.subject.encode(NEUTRAL)
+    watch = partial(lab.progress, label="injecting into sublayers")
+    importance = told.importance(lab.subject, batch, reference, lab.scale(quick=(0.3,), full=(0.1, 0.3, 0.5, 0.7)), watch)
+    depth = np.tile(np.repeat(np.arange(anatomy.n_layers), len(EMOTIONS)), 2)
+    size = np.concatenate([importance[kind].numpy().ravel() for kind in ("head", "neuron")])
+    shuffled = lab.rng.permutation(anatomy.n_layers)[depth]
+    lab.finding("late-sublayers", treated=(depth, size), control=(shuffled, size), clusters=depth)
+    sizes = {"neuron": min(14, anatomy.d_mlp) * anatomy.n_layers, "head": max(1, round(0.25 * anatomy.n_heads)) * anatomy.n_layers}
+    circuits = told.circuits(effects, importance, sizes)
+    shared = [a.jaccard(b) for i, a in enumerate(circuits) for b in circuits[:i]]
+    lab.note(f"circuits of {sizes['neuron']} neurons and {sizes['head']} heads; two share {min(shared):.2f} to {max(shared):.2f} (Jaccard)")
+    return circuits
+
+
+def _steered(lab: Lab, vectors: Tensor, rows: Sequence[int], dose: float = DOSE) -> list[Intervention]:
+    """Steer the middle layers; row i of the batch along vectors[:, rows[i]] (vectors: [layers, k, d])."""
+    first, last = (round(depth * lab.subject.anatomy.n_layers) for depth in MIDDLE)
+    device = lab.subject.device
+    ways = {layer: vectors[layer][list(rows)].float().to(device) for layer in range(first, max(last, first + 1))}
+    return steering.steer(ways, dose * lab.subject.anatomy.d_model**0.5)
+
+
+def _report_words(lab: Lab, told: Told, styled: Told) -> None:
+    scenarios = emotions.scenarios()
+    texts = [f"{scenarios[i].situation} I feel" for i in told.test]
+    groups = vocabulary.of_words(lab.subject, WORDS)
+    k, n = len(EMOTIONS), len(texts)
+    rows = [e for e in range(k) for _ in range(n)]
+
+    @torch.no_grad()
+    def lead(vectors: Tensor | None) -> np.ndarray:
+        """Mean log-probability of the own emotion's words, less that of the others', [emotions · n]."""
+        with applied(lab.subject, [] if vectors is None else _steered(lab, vectors, rows)):
+            logp = lab.subject.logits(lab.subject.encode(texts * k)).float().log_softmax(-1)
+        table = torch.stack([logp[:, groups[name]].mean(1) for name in EMOTIONS], 1).cpu().numpy()
+        own = table[np.arange(len(table)), rows]
+        return own - (table.sum(1) - own) / (k - 1)
+
+    lab.listener.step("steering, words", 0, None)
+    plain, own = lead(None), lead(told.mlp)
+    random = np.mean([lead(directions.random_like(told.mlp, lab.rng)) for _ in range(lab.scale(quick=2, full=10))], 0)
+    clusters = told.test * k
+    lab.finding("steering-words", treated=own - plain, control=random - plain, clusters=clusters)
+    lab.finding("emotion-not-style", treated=own - plain, control=lead(styled.mlp) - plain, clusters=clusters)
+
+
+def _report_texts(lab: Lab, told: Told, circuits: Sequence[Components]) -> None:
+    judge = lab.subject if lab.option("judge") == "self" else nullius.load(lab.option("judge"))
+    labels = [LABELS[name] for name in EMOTIONS]
+    items = emotions.implied()
+    known = emotion_judge.judge(judge, items.field("text"), labels).label == [EMOTIONS.index(name) for name in items.field("emotion")]
+    able = lab.require(known.astype(float), above=CHANCE, what="judge the emotion of sentences that imply one", claims=TEXT_CLAIMS)
+    if not able:
+        return
+    some = [emotions.scenarios()[i] for i in told.test[: lab.scale(quick=8, full=len(told.test))]]
+    n, k = len(some), len(EMOTIONS)
+    rows = np.repeat(np.arange(k), n).tolist()
+    decoding = steering.Decoding(most=lab.scale(quick=24, full=100), **DECODING)
+    plain = [_prompt(lab, None, one.told("neutral")) for one in some]
+    asked = [_prompt(lab, name, one.told("neutral")) for name in EMOTIONS for one in some]
+    drive = partial(told.drive, device=lab.subject.device, factor=SCALE, each=n)
+    conditions: dict[str, tuple[list[str], list[Intervention]]] = {
+        "prompting": (asked, []),
+        "steering": (plain * k, _steered(lab, told.mlp, rows)),
+        "random direction": (plain * k, _steered(lab, directions.random_like(told.mlp, lab.rng), rows)),
+        "circuit": (plain * k, drive(circuits)),
+        "random set": (plain * k, drive([one.random_like(lab.subject, lab.rng) for one in circuits])),
+    }
+    written = {name: steering.write(lab.subject, *what, decoding) for name, what in lab.progress(list(conditions.items()), "writing")}
+    written["as it is"] = steering.write(lab.subject, plain, [], decoding) * k
+    judged = {name: emotion_judge.judge(judge, texts, labels) for name, texts in lab.progress(list(written.items()), "judging")}
+    right = {name: (found.label == rows).astype(float) for name, found in judged.items()}
+    clusters = list(range(n)) * k
+    for name, found in judged.items():
+        lab.note(
+            f"{name}: {right[name].mean():.2f} judged so, perplexity {np.median(found.perplexity):.0f}, repetition {found.repetition.mean():.2f}"
+        )
+    if lab.require(right["prompting"], above=CHANCE, what="write in an emotion when asked to", claims=TEXT_CLAIMS, clusters=clusters):
+        pairs = {"steering": "random direction", "circuit": "random set"}
+        for name, null in pairs.items():
+            lab.finding(f"{name}-expresses", treated=right[name], control=right[null], clusters=clusters)
+            lab.finding(f"{name}-rate", treated=right[name], control=right[null], clusters=clusters)
+        random = right["random set"]
+        lab.finding(
+            "circuit-beats-steering",
+            treated=right["circuit"] - right["steering"],
+            control=random - right["random direction"],
+            clusters=clusters,
+        )
+        lab.finding(
+            "circuit-beats-prompting", treated=right["circuit"] - right["prompting"], control=random - right["as it is"], clusters=clusters
+        )
