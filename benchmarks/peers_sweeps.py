@@ -178,9 +178,8 @@ class Pyvene(Plain):
             locations = {"sources->base": ([spots], [spots])}
         model = pv.IntervenableModel(pv.IntervenableConfig([what], intervention_types=pv.VanillaIntervention), model=self.hf)
         _, out = model({"input_ids": self.base}, [{"input_ids": self.source}], locations)
-        for handles in (getattr(model, "_cleanup_states", None),):
-            if handles is not None:
-                handles()
+        if hasattr(model, "_cleanup_states"):
+            model._cleanup_states()
         return logit_difference(out.logits)
 
 
