@@ -116,8 +116,8 @@ def seen():
 def test_the_planted_pointers_are_where_they_are_decided_and_not_before(seen):
     assert seen[0].share("unchanged") == 1
     late = seen[binding.DECIDED]
-    stated = np.array([binding.FULL.logits(*row).argmax() for row in np.stack([late.at(name) for name in pointer_mixture.TERMS], 1)])
-    assert (late.chosen == stated).mean() > 0.98
+    stated = np.array([binding.FULL.logits(*row) for row in np.stack([late.at(name) for name in pointer_mixture.TERMS], 1)])
+    assert (stated[np.arange(len(stated)), late.chosen] > stated.max(1) - 0.1).all()  # equal ones are decided by the noise of unused heads
     assert late.share("unchanged") == 0
 
 

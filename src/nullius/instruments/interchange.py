@@ -77,7 +77,8 @@ class Counterfactuals:
 
     def part(self, rows: Sequence[int]) -> Counterfactuals:
         """Some of the pairs."""
-        return Counterfactuals(*(tuple(side[i] for i in rows) for side in (self.base, self.source, self.wanted, self.unchanged)))
+        base, source = (tuple(side[i] for i in rows) for side in (self.base, self.source))
+        return Counterfactuals(base, source, *(tuple(side[i] for i in rows) for side in (self.wanted, self.unchanged)))
 
     def split(self, rng: np.random.Generator, share: float = 0.5) -> tuple[Counterfactuals, Counterfactuals]:
         """Split at random, the first part holding `share` of the base texts: no base text stands in both."""

@@ -66,7 +66,7 @@ class Wiring:
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         self.hf: Any = GPT2LMHeadModel(self.config)
-        self.body = self.hf.transformer
+        self.body: Any = self.hf.transformer
         self._wire_noise(noise, torch.Generator().manual_seed(seed))
         self.neurons = [0] * layers
         if "word" in slots:

@@ -40,10 +40,10 @@ def planted_directions(seed: int) -> Trial:
     """Logistic probes, layers chosen on earlier items."""
     _, items, states, rng = _states(seed)
     truth = (("tone", "adjective"), ("alive", "noun"))
-    found = sum(
-        _decodable(states, *(np.array([getattr(item, name) for item in items]) for name in (label, group)), rng, seed)
-        for label, group in truth
-    )
+    found = 0
+    for label, group in truth:
+        labels, groups = (np.array([getattr(item, name) for item in items]) for name in (label, group))
+        found += _decodable(states, labels, groups, rng, seed)
     nouns = np.array([item.noun for item in items])
     alarms = sum(_decodable(states, rng.permutation(np.arange(TEXTS) % 2), nouns, rng, seed) for _ in range(8))
     return Trial(int(found), 2, int(alarms), 8)
