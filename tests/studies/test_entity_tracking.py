@@ -35,7 +35,8 @@ def planted(tmp_path_factory):
     """The base does not pass two of the four places on; tuning has mended that and nothing else. The stranger does the same in another basis."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NULLIUS_DATA", str(tmp_path_factory.mktemp("data")))
-        yield run_with(patch, wired(4, broken=(1, 3)), wired(4), wired(4, turned=True))
+        record = run_with(patch, wired(4, broken=(1, 3)), wired(4), wired(4, turned=True))
+    return record  # what was patched is as before: other tests run the study as it is
 
 
 def test_planted_truth_is_found(planted):
