@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import platformdirs
@@ -38,3 +39,22 @@ def _writable(folder: str, kind: str, variable: str) -> Path:
     if not os.access(path, os.W_OK):
         raise NulliusError(f"the {kind} folder {path} is read-only; set {variable} to one you can write to")
     return path
+
+
+def secret() -> bytes:
+    """Return the key that signs cookies and links: NULLIUS_SECRET, else a file in the data folder that only this user can read."""
+    named = os.environ.get("NULLIUS_SECRET")
+    if named:
+        return named.encode()
+    path = data_dir() / "web-secret"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        found = path.read_bytes()
+        if len(found) >= 32:
+            return found
+        path.unlink()  # written halfway
+        return secret()
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path.read_bytes()

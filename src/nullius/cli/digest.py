@@ -17,7 +17,7 @@ app = typer.Typer(name="digest", help="Papers and verdicts by mail.", no_args_is
 
 def _settings(need_server: bool = True) -> MailSettings:
     from nullius.feed.digest.settings import MailSettings, from_environment
-    from nullius.web.settings import secret
+    from nullius.paths import secret
 
     base_url = os.environ.get("NULLIUS_BASE_URL", "http://127.0.0.1:8000")
     found = from_environment(base_url, secret())

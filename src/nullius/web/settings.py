@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import secrets
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from nullius.errors import UsageError
-from nullius.paths import data_dir
+from nullius.paths import secret
 
 
 @dataclass(frozen=True)
@@ -84,22 +81,3 @@ def loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def secret() -> bytes:
-    """Return the key that signs cookies and links: NULLIUS_SECRET, else a file in the data folder that only this user can read."""
-    named = os.environ.get("NULLIUS_SECRET")
-    if named:
-        return named.encode()
-    path = Path(data_dir()) / "web-secret"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        found = path.read_bytes()
-        if len(found) >= 32:
-            return found
-        path.unlink()  # written halfway
-        return secret()
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(32))
-    return path.read_bytes()
