@@ -69,13 +69,11 @@ def pairs(
     return Asked(tokens, targets, 1 + keys + values)
 
 
-def redealt(data: Asked) -> Ints:
-    """Return the targets [n, length] of `pairs` with each answer exchanged for another of the same sequence: what no recall can give."""
+def redealt(data: Asked, rng: np.random.Generator) -> Ints:
+    """Return the targets [n, length] with the answers of all questions dealt out anew among them: right by chance alone, whoever answers."""
     targets = data.targets.copy()
-    for row in targets:
-        values = np.unique(row[row != NOTHING])
-        right = row != NOTHING
-        row[right] = np.roll(values, 1)[np.searchsorted(values, row[right])]
+    asked = targets != NOTHING
+    targets[asked] = rng.permutation(targets[asked])
     return targets
 
 

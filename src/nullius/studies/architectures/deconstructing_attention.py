@@ -59,9 +59,9 @@ CLAIMS = (
     _claim("context-helps-attention", "With attention a word is predicted better the more words precede it", above_control(MARGIN),
            "the same without any mixing", published="perplexity 69.9 at 128 tokens, 38.1 at 2048"),
     _claim("recall-needs-content", "Recall of what a key was given needs queries: without them in all layers it is worse than attention's",
-           above_control(0.1), "answers counted against another slot's value", "accuracy"),
+           above_control(0.1), "the same difference, the right answers of all questions dealt out anew", "accuracy"),
     _claim("hybrid-recalls", "It comes back when every other layer attends", above_control(0.1),
-           "answers counted against another slot's value", "accuracy"),
+           "the same difference, the right answers of all questions dealt out anew", "accuracy"),
     _claim("position-suffices-for-position", "Where answers hang on position alone, a pattern that never sees the text is as good as attention",
            equivalent(0.05), "no mixing at all, which must be seen to be worse", "accuracy"),
     _more("hybrid-closes-approximate", "A polynomial in place of the exponential costs less in every other layer", "39.4 against 47.9", full=True),
@@ -220,7 +220,7 @@ def _recall(lab: Lab, plan: Plan, clusters: list[int]) -> Losses:
     n = how.steps * how.batch
     slots = [recall.until_reset(size, lab.rng, resets=0.0) for size in (n, plan.test)]
     back = [recall.offset(size, lab.rng) for size in (n, plan.test)]
-    other = replace(slots[1], targets=recall.redealt(slots[1]))
+    other = replace(slots[1], targets=recall.redealt(slots[1], lab.rng))
     for key in (ATTENTION, ("non-approximate", "uniform"), ("non-approximate", "odd")):
         (nets,) = _train(lab, plan, [key], slots[0], how, "recall").values()
         for name, test in (("right", slots[1]), ("redealt", other)):

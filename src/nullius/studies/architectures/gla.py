@@ -30,6 +30,7 @@ GATES = ("gla", "scalar", "retnet", "ungated")
 LENGTH = 40  # of the streams
 MARGIN = 0.02  # of accuracy, and of nats per token
 NO_RESET = "the same difference on streams without resets, where nothing ever needs forgetting"
+DEALT = "the same, with the right answers of all questions dealt out anew among them"
 TEXT = "NULLIUS_TEXT"
 TRAINED = "models of 340 M or 1.3 B parameters trained on 15 or 100 B tokens"
 
@@ -50,8 +51,8 @@ CLAIMS = (
         above_control(MARGIN),
         "the same difference for networks trained and tested with gates from another sequence",
     ),
-    _claim("softmax-recalls", "Softmax attention solves associative recall", at_least(0.9, null=0.0), "another pair's value, counted as right"),
-    _claim("recall-beats-fixed", "GLA recalls more pairs than a fixed decay", above_control(MARGIN), "answers counted against another pair's value"),
+    _claim("softmax-recalls", "Softmax attention solves associative recall", at_least(0.9, null=0.125), DEALT),
+    _claim("recall-beats-fixed", "GLA recalls more pairs than a fixed decay", above_control(MARGIN), DEALT),
     _claim(
         "extrapolates",
         "GLA keeps its accuracy on streams four times as long as those of training",
@@ -194,7 +195,7 @@ def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -
 
 def _pairs(lab: Lab, plan: Plan, sequences: list[int]) -> Rights:
     train, test = (recall.pairs(n, lab.rng, length=24) for n in (plan.pairs.steps * plan.pairs.batch, plan.test))
-    other = replace(test, targets=recall.redealt(test))
+    other = replace(test, targets=recall.redealt(test, lab.rng))
     found: Rights = {}
     for kind in ("softmax", "gla", "retnet"):
         networks = [_network(lab, plan, kind, train, plan.pairs, number) for number in range(plan.seeds)]
