@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import taps
 from nullius.instruments.heads import Head
+from nullius.instruments.questions import Questions
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -57,3 +60,10 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
 
 def _instead(out: Tensor, given: Tensor, z: Tensor) -> Tensor:
     return torch.where(out[:, None, :, None], given.to(z.dtype), z)
+
+
+def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[Sequence[Head]]) -> list[NDArray[np.float64]]:
+    """Return the fall of accuracy, by question, with each set of heads knocked out to `mean` (see `last_logits`): [sets][n]."""
+    batch, before = asked.batch(model), asked.right(model)
+    out = [last_logits(model, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
+    return [before - (token == asked.targets) for token in out]

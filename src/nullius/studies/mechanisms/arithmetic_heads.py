@@ -28,6 +28,7 @@ from nullius.training.parts import Parts
 
 PATHS, KNOCKOUT, TUNING = ("path patching",), ("knock-out",), ("partial finetuning",)
 BILLIONS = Needs(parameters=6e9)
+RANDOM = "random heads of these layers against others (drawn anew for each problem from four sets)"
 
 CLAIMS = (
     Claim(
@@ -43,7 +44,7 @@ CLAIMS = (
         "knock-out-breaks",
         "Without the key heads the model gives fewer right answers to problems that were not used to find them",
         above_control(margin=0.1),
-        control="random heads of these layers against others (drawn anew for each problem from four sets)",
+        control=RANDOM,
         unit="fall of accuracy",
         rests_on=KNOCKOUT,
     ),
@@ -51,14 +52,14 @@ CLAIMS = (
         "attend-to-problem",
         "From the end of the prompt key heads attend to operands and operator more than other heads of their layers do",
         above_control(margin=0.05),
-        control="random heads of these layers against others (drawn anew for each problem from four sets)",
+        control=RANDOM,
         unit="share of attention",
     ),
     Claim(
         "transfers-to-words",
         "The heads found on symbols are those that matter for 'a plus b is' too",
         above_control(margin=0.1),
-        control="random heads of these layers against others (drawn anew for each problem from four sets)",
+        control=RANDOM,
         unit="fall of accuracy",
         rests_on=KNOCKOUT,
     ),
@@ -176,14 +177,6 @@ def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: 
     lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups, control_clusters=swapped_groups, paired=False)
 
 
-def _falls(lab: Lab, asked: Questions, mean: torch.Tensor, sets: Sequence[Sequence[Head]]) -> list[np.ndarray]:
-    """Fall of accuracy, by item, with each set of heads knocked out: [sets][n]."""
-    batch = asked.batch(lab.subject)
-    before = asked.right(lab.subject)
-    out = [knockout.last_logits(lab.subject, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
-    return [before - (token == asked.targets) for token in out]
-
-
 def _drawn(lab: Lab, sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """For each item the values of two different sets, drawn at random: their difference is null, whichever sets there are."""
     values = np.stack(sets)
@@ -208,7 +201,7 @@ def _report_knockouts(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key
         able = [claim] if form == "words" else []
         if able and not lab.require(asked.right(lab.subject), above=0.25, what=f"solve them in {form}", claims=able):
             continue
-        key_fall, *falls = _falls(lab, asked, _mean(lab, seen), [key, *random])
+        key_fall, *falls = knockout.falls(lab.subject, asked, _mean(lab, seen), [key, *random])
         mine, against = _drawn(lab, falls)
         note = f"accuracy falls by {key_fall.mean():.2f} without key heads, by {np.mean(falls):.2f} without random ones"
         lab.finding(claim, treated=key_fall - np.mean(falls, 0), control=mine - against, clusters=items.field("group"), note=note)
@@ -226,7 +219,7 @@ def _capitals(lab: Lab) -> Questions | None:
 def _report_capitals(lab: Lab, known: Questions, key: Sequence[Head]) -> None:
     mean = heads.mean_output(lab.subject, known.prompts)
     upper = [head for head in heads.all_heads(lab.subject) if head.layer >= lab.subject.anatomy.n_layers // 2]
-    fall, gone = _falls(lab, known, mean, [key, upper])
+    fall, gone = knockout.falls(lab.subject, known, mean, [key, upper])
     lab.finding("spares-other-knowledge", treated=fall, control=gone)
 
 
@@ -249,15 +242,15 @@ def _report_tuning(
     steps, batch = lab.scale(quick=8, full=200), lab.scale(quick=8, full=32)
 
     def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> Tuned:
-        parts = None if chosen is None else Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
+        parts = chosen and Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
         tries = [finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts) for rate in rates]
         return min(tries, key=lambda tuned: float(np.mean(tuned.losses[-3:])))
 
     rates = lab.scale(quick=((1e-4, 1e-3), (1e-5, 1e-4)), full=((3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)))
-    jobs = {"key": (key, rates[0]), "one": (random[0], rates[0]), "other": (random[1], rates[0]), "full": (None, rates[1])}
+    jobs = {"key": key, "one": random[0], "other": random[1], "full": None}
     after, kept, share = {}, {}, 0.0
     for name in lab.progress(list(jobs), "training parts"):
-        tuned = trained(*jobs[name])
+        tuned = trained(jobs[name], rates[name == "full"])
         after[name] = sums.log_probs(tuned.model)
         kept[name] = np.zeros(0) if known is None else known.log_probs(tuned.model)
         share = tuned.trained / lab.subject.parameters if name == "key" else share
@@ -278,8 +271,9 @@ def _curve(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[
     """Accuracy as heads are knocked out one after the other: the key heads, strongest first, and random ones."""
     asked, mean = ask(lab.subject, testing), _mean(lab, tuning)
     counts = [k for k in lab.scale(quick=(0, 1, 4, len(key)), full=(0, 1, 2, 4, 8, 16, 32, 64)) if k <= len(key)]
-    lines = []
-    for name, chosen in (("key heads", key), ("random heads", random)):
-        left = [1 - fall for fall in _falls(lab, asked, mean, [chosen[:k] for k in counts])]
-        lines.append(curve(name, counts, left, testing.field("group"), "effect" if name == "key heads" else "control", (0, 1)))
-    return Panel("Heads knocked out one after the other", "heads knocked out", "share of right answers left", tuple(lines), (0, 1))
+    left = [[1 - fall for fall in knockout.falls(lab.subject, asked, mean, [chosen[:k] for k in counts])] for chosen in (key, random)]
+    lines = (
+        curve("key heads", counts, left[0], testing.field("group"), "effect", (0, 1)),
+        curve("random heads", counts, left[1], testing.field("group"), "control", (0, 1)),
+    )
+    return Panel("Heads knocked out one after the other", "heads knocked out", "share of right answers left", lines, (0, 1))
