@@ -16,7 +16,7 @@ PLACE = At("resid_post", 0)
 def test_a_summand_is_found_in_a_state_that_holds_both():
     model, rng = modular.build(), np.random.default_rng(0)
     before = {name: value.clone() for name, value in model.hf.state_dict().items()}
-    pairs = _pairs(model, "a", 300, rng)
+    pairs = _pairs(model, "a", 800, rng)
     tested = alignment.search(model, pairs, PLACE, modular.MODULUS, rng)
     assert tested.learned.mean() > 0.8
     assert tested.random.mean() < 0.3

@@ -72,7 +72,7 @@ def summands_in_a_subspace(seed: int) -> Trial:
     model, rng = modular.build(seed), np.random.default_rng(seed)
     total = Trial(0, 0, 0, 0)
     for variable in ("a", "b"):
-        tested = alignment.search(model, _pairs(model, variable, 300, rng), At("resid_post", 0), modular.MODULUS, rng)
+        tested = alignment.search(model, _pairs(model, variable, 800, rng), At("resid_post", 0), modular.MODULUS, rng)
         alarms = [side.mean() >= 0.8 for side in (tested.random, tested.shuffled)]
         total += Trial(int(tested.learned.mean() >= 0.8), 1, sum(alarms), 2)
     return total
