@@ -74,7 +74,8 @@ def test_null_where_tuning_changed_nothing_and_no_position_is_carried(monkeypatc
     for claim in ("tuning-helps", "circuit-beats-base", "better-fetching", "more-than-detectors", "needs-one-basis"):
         verdict = record.verdict(claim)
         assert verdict.word != "holds"
-        assert verdict.effect.estimate == pytest.approx(0, abs=0.02)
+        # exactly nothing is pasted; the two runs of the circuit differ in the prompts that their means are from
+        assert verdict.effect.estimate == pytest.approx(0, abs=0.06 if claim == "circuit-beats-base" else 1e-9)
     for claim in ("position-base", "position-tuned", "no-label"):
         assert record.verdict(claim).word != "holds"
 
