@@ -106,7 +106,7 @@ class Plan:
     text: Recipe | None = None
 
 
-QUICK = Plan(3, 64, 2, Recipe(120, 24, 6e-3), Recipe(60, 24, 6e-3), Recipe(300, 32, 5e-3, spread=0.05), 256, 5)
+QUICK = Plan(3, 64, 2, Recipe(120, 24, 6e-3), Recipe(120, 24, 6e-3), Recipe(300, 32, 5e-3, spread=0.05), 256, 12)
 FULL = Plan(
     *(5, 128, 2, Recipe(1500, 64, 3e-3), Recipe(700, 64, 3e-3), Recipe(3000, 64, 3e-3, spread=0.05), 1000, 15),
     text=Recipe(3000, 64, 1e-3, spread=0.02),
