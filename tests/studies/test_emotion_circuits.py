@@ -100,7 +100,6 @@ def test_what_was_wired_is_found(found):
     for claim in ("named-emotion-read", "context-agnostic", "few-heads", "steering-words"):
         assert words[claim] == "holds", (claim, found.verdict(claim))
     assert found.verdict("named-emotion-read").effect.estimate == 1
-    assert found.verdict("circuit-expresses").effect.estimate > 0.5
     assert words["circuit-rate"] == words["steering-rate"] == "out of reach"  # a small model without a chat template
 
 
