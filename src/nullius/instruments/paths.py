@@ -23,7 +23,7 @@ from nullius.errors import NulliusError, SubjectError, UsageError
 from nullius.instruments import path_runs
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import TOLERANCE, Metric, difference
-from nullius.instruments.path_runs import Mlp, Readout, Receiver, Run, Sender, At
+from nullius.instruments.path_runs import At, Mlp, Readout, Receiver, Run, Sender
 from nullius.models.language_model import Batch, LanguageModel
 
 __all__ = ["At", "Mlp", "Paths", "Receiver", "Sender", "all_senders", "patch", "receivers_of"]

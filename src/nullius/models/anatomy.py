@@ -144,7 +144,9 @@ class Anatomy:
         if name not in SITES:
             raise UsageError(f"no site '{name}'{nearest(name, SITES)}; sites: {', '.join(SITES)}")
         layer = self._layer(layer)
-        own: dict[str, int] | None = getattr(self.attn(layer), "head_sites", None)  # the project's own mixers, which may differ from layer to layer
+        own: dict[str, int] | None = getattr(
+            self.attn(layer), "head_sites", None
+        )  # the project's own mixers, which may differ from layer to layer
         if own is not None and name in ("q", "k", "v", "z", "pattern") and name not in own:
             raise SubjectError(f"layer {layer} mixes tokens by {self.attn(layer).name}: it has no {name}")
         match name:

@@ -242,7 +242,7 @@ def _report_tuning(
     steps, batch = lab.scale(quick=8, full=200), lab.scale(quick=8, full=32)
 
     def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> Tuned:
-        parts = chosen and Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
+        parts = None if chosen is None else Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
         tries = [finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts) for rate in rates]
         return min(tries, key=lambda tuned: float(np.mean(tuned.losses[-3:])))
 

@@ -33,7 +33,6 @@ MIDDLE, LATE = (11 / 28, 21 / 28), (21 / 28, 26 / 28)  # its steered layers and 
 SCALE = 0.8
 PERMUTATIONS = 50
 NEUTRAL = ("I looked at the table and said that", "The box is on the chair and I")
-DECODING = {"least": 10, "repetition_penalty": 1.05, "no_repeat": 3}
 BIG = Needs(parameters=3e9, chat=True)
 DIRECTIONS, COMPONENTS, STEERING = ("directions",), ("component sets",), ("steering",)
 RANDOM_SET = "as many random neurons and heads of the same layers, driven alike"
@@ -100,7 +99,7 @@ def emotion_circuits(lab: Lab) -> None:
         ("few-heads", "head", told.attention, told.mid, 2),
     ):
         best, drawn = told.fall(effects[kind], v, states, k, lab.rng)
-        lab.finding(claim, treated=best.ravel(), control=drawn.ravel(), clusters=np.repeat(told.test, len(EMOTIONS)))
+        lab.finding(claim, treated=best.ravel(), control=drawn.ravel(), clusters=np.repeat(told.test, len(EMOTIONS)).tolist())
     circuits = _circuits(lab, told, effects)
     _report_words(lab, told, styled)
     _report_texts(lab, told, circuits)
@@ -132,7 +131,7 @@ def _report_directions(lab: Lab, told: Told) -> None:
     right, layer = told.accuracy()
     # many permutations: all test scenarios share the directions of one, so that its accuracy strays further than scenarios can tell
     null = np.mean([told.accuracy(directions.permuted(told.post, lab.rng))[0] for _ in range(PERMUTATIONS)], 0)
-    clusters = np.repeat(told.test, len(EMOTIONS))
+    clusters = np.repeat(told.test, len(EMOTIONS)).tolist()
     lab.finding("named-emotion-read", treated=right.ravel(), control=null.ravel(), clusters=clusters, note=f"behind layer {layer}")
     mid, post = directions.permuted(torch.cat([told.mid, told.post], -1), lab.rng).chunk(2, -1)
     adjacent = directions.cosine(told.attention, told.mlp).mean()
@@ -170,7 +169,7 @@ def _circuits(lab: Lab, told: Told, effects: Mapping[str, Tensor]) -> list[Compo
     depth = np.tile(np.repeat(np.arange(anatomy.n_layers), len(EMOTIONS)), 2)
     size = np.concatenate([importance[kind].numpy().ravel() for kind in ("head", "neuron")])
     shuffled = lab.rng.permutation(anatomy.n_layers)[depth]
-    lab.finding("late-sublayers", treated=(depth, size), control=(shuffled, size), clusters=depth)
+    lab.finding("late-sublayers", treated=(depth, size), control=(shuffled, size), clusters=depth.tolist())
     sizes = {"neuron": min(14, anatomy.d_mlp) * anatomy.n_layers, "head": max(1, round(0.25 * anatomy.n_heads)) * anatomy.n_layers}
     circuits = told.circuits(effects, importance, sizes)
     shared = [a.jaccard(b) for i, a in enumerate(circuits) for b in circuits[:i]]
@@ -223,7 +222,7 @@ def _report_texts(lab: Lab, told: Told, circuits: Sequence[Components]) -> None:
     some = [emotions.scenarios()[i] for i in told.test[: lab.scale(quick=8, full=len(told.test))]]
     n, k = len(some), len(EMOTIONS)
     rows = np.repeat(np.arange(k), n).tolist()
-    decoding = steering.Decoding(most=lab.scale(quick=24, full=100), **DECODING)
+    decoding = steering.Decoding(lab.scale(quick=24, full=100), least=10, repetition_penalty=1.05, no_repeat=3)
     plain = [_prompt(lab, None, one.told("neutral")) for one in some]
     asked = [_prompt(lab, name, one.told("neutral")) for name in EMOTIONS for one in some]
     drive = partial(told.drive, device=lab.subject.device, factor=SCALE, each=n)
