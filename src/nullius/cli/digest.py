@@ -31,34 +31,36 @@ def _settings(need_server: bool = True) -> MailSettings:
 @app.command()
 def plan() -> None:
     """Plan what is due now; nothing is sent."""
+    settings = _settings()
     from nullius.feed.digest import deliveries
 
-    typer.echo(f"{deliveries.plan(_settings())} planned")
+    typer.echo(f"{deliveries.plan(settings)} planned")
 
 
 @app.command()
 def send(most: Annotated[int | None, typer.Option(help="Send at most so many.")] = None) -> None:
     """Send what is planned."""
+    settings = _settings()
     from nullius.feed.digest import deliveries
 
-    typer.echo(str(deliveries.send(_settings(), most=most)))
+    typer.echo(str(deliveries.send(settings, most=most)))
 
 
 @app.command()
 def run() -> None:
     """Plan and send: what a timer calls every few minutes."""
+    settings = _settings()
     from nullius.feed.digest import deliveries
 
-    settings = _settings()
     typer.echo(f"{deliveries.plan(settings)} planned; {deliveries.send(settings)}")
 
 
 @app.command()
 def preview(subscription: Annotated[str, typer.Argument(help="The id of a subscription.")]) -> None:
     """Print the mail that a subscription would get now."""
+    settings = _settings(need_server=False)
     from nullius.feed.digest import deliveries, subscriptions
 
-    settings = _settings(need_server=False)
     if subscriptions.describe(subscription) is None:
         raise UsageError(f"there is no subscription {subscription}")
     typer.echo(deliveries.preview(settings, subscription) or "nothing new: no mail would be sent")
@@ -67,9 +69,9 @@ def preview(subscription: Annotated[str, typer.Argument(help="The id of a subscr
 @app.command()
 def bounces(source: Annotated[str, typer.Argument(help="A message, an mbox, a maildir, or - for standard input.")]) -> None:
     """Read reports of mail that did not arrive or was not wanted."""
+    settings = _settings()
     from nullius.feed.digest import bounces as reports
 
-    settings = _settings()
     counts: dict[str, int] = {}
     for report in reports.read(source):
         kind = reports.take(settings, report)

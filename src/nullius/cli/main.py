@@ -258,6 +258,10 @@ def main() -> None:
         raise
     except NulliusError as error:
         _say(f"nullius: {error}", error.exit_code)
+    except ModuleNotFoundError as missing:
+        if not missing.name or missing.name.startswith("nullius"):
+            raise
+        _say(f"nullius: {missing.name} is missing; the page, importers and mail are an extra of their own: pip install 'nullius[web]'", 1)
     except OSError as error:
         _say(f"nullius: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
 

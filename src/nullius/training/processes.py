@@ -96,6 +96,7 @@ def start(device: str | None = None) -> Iterator[Processes]:
     try:
         mesh = dist.device_mesh.init_device_mesh(kind.type, (world,))
         yield Processes(rank, world, kind, mesh)
+        dist.barrier()  # leave together: who is still connected to one that has left may be torn down with it
     finally:
         dist.destroy_process_group()
 
