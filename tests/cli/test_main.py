@@ -175,6 +175,26 @@ def test_a_run_from_end_to_end(nullius, checkpoint):
     assert "factual-recall" in nullius("results")[1]
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("itsdangerous", ("digest", "plan")),
+        ("defusedxml", ("feed", "import", "papers.json")),
+        ("uvicorn", ("web", "--no-browser")),
+        ("mcp", ("mcp",)),
+    ],
+)
+def test_what_an_extra_brings_is_asked_for_in_one_line(missing, arguments, tmp_path):
+    """A plain install has no page, importers and mail: what is missing and how to get it, and no traceback."""
+    (tmp_path / "papers.json").write_text("[]")
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['nullius', *{arguments!r}]; from nullius.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert missing in done.stderr
+    assert "nullius[web]" in done.stderr
+
+
 def test_ctrl_c_is_one_line(checkpoint, tmp_path):
     """An interrupted run exits with 130 and one line, and stays in the journal as aborted."""
     import os

@@ -5,14 +5,11 @@ The web stands on the same floor as the command line, which therefore knows it b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-from nullius.errors import UsageError
-
-_EXTRA = "the web is an extra of its own: pip install 'nullius[web]'"
 
 
 def web(
@@ -49,10 +46,10 @@ def worker(
 
     from nullius.lab.worker import Limits, Worker
 
-    bounds: dict[str, float | int] = {"quick_seconds": quick_minutes * 60, "full_seconds": full_minutes * 60}
+    limits = Limits(quick_minutes * 60, full_minutes * 60)
     if memory_gb is not None:
-        bounds["memory_bytes"] = int(memory_gb * 2**30)
-    one = Worker(device, Limits(**bounds), say=lambda line: typer.echo(line))  # type: ignore[arg-type]
+        limits = replace(limits, memory_bytes=int(memory_gb * 2**30))
+    one = Worker(device, limits, say=lambda line: typer.echo(line))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
     typer.echo("worker: waiting for runs (Ctrl-C ends it)")
@@ -79,11 +76,6 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _web(module: str):  # type: ignore[no-untyped-def]  # a module
-    """A module of the web. Raises UsageError where the extra is not installed."""
-    try:
-        return import_module(f"nullius.web.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("nullius"):
-            raise
-        raise UsageError(f"{_EXTRA} ({error.name} is missing)") from None
+def _web(module: str) -> Any:
+    """A module of the web."""
+    return import_module(f"nullius.web.{module}")

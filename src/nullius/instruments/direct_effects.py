@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nullius.errors import UsageError
-from nullius.instruments import positionwise, taps
+from nullius.instruments import taps
 from nullius.instruments.heads import pulled_back
 from nullius.models.language_model import LanguageModel
 
@@ -72,7 +72,7 @@ def neurons(
     caught, sites = _run(model, texts, first, ["mlp_out", "mlp_post"], [layer])
     direction, _, _ = _ends(model, caught.final, first, second)
     there = caught.before_norm("mlp", layer % model.anatomy.n_layers, direction)
-    each = sites["mlp_post"][0].float() * (there @ positionwise.down_weight(model.anatomy, layer).float().T)
+    each = sites["mlp_post"][0].float() * (there @ model.anatomy.down_weight(layer).float().T)
     whole = (sites["mlp_out"][0].float() * direction).sum(-1)
     return each.cpu(), (whole - each.sum(-1)).cpu()
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from nullius.errors import UsageError
 from nullius.instruments import taps
 from nullius.instruments.heads import pulled_back
-from nullius.models.dataflow import width
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -50,11 +49,7 @@ def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     layer = anatomy.site("mlp_post", layer).layer
     if not 0 < null < 1:
         raise UsageError(f"null is a share of the dimensions between 0 and 1, not {null}")
-    module = anatomy.down_proj(layer)
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    written = (
-        weight if weight.shape[0] == width(module)[0] and weight.shape[1] == width(module)[1] else weight.T
-    ).float()  # [d_mlp, d_model]
+    written = anatomy.down_weight(layer).float()  # [d_mlp, d_model]
     known = torch.ones(anatomy.d_model, device=model.device, dtype=model.dtype)
     known[1::2] = -1  # mean 0, mean square 1: what a norm does to it is its gain
     bias = anatomy.final_norm(torch.zeros_like(known)).float()

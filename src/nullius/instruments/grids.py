@@ -131,7 +131,7 @@ class NeuronBlocks:
         anatomy, here = self.anatomy, self.base.sites["mlp_post"][layer][pairs]
         seen = slice(self.first if layer < anatomy.n_layers - 1 else -1, None)
         change = (self.there[layer][pairs] - here)[:, seen]
-        weight = positionwise.down_weight(anatomy, layer)
+        weight = anatomy.down_weight(layer)
         written = torch.stack([change[..., self.units[c]] @ weight[self.units[c]] for c in columns])
         raw = anatomy.down_proj(layer)(here[:, seen].contiguous())
         mid = self.base.below(layer + 1)[pairs, seen] - positionwise.mlp_out(anatomy, layer, raw)

@@ -27,9 +27,7 @@ def neuron_effects(model: LanguageModel, neurons: Tensor, directions: Tensor) ->
 
     Of a model with a norm behind the block (Gemma 2) this is before that norm.
     """
-    betas = [
-        unit(v.float()) @ positionwise.down_weight(model.anatomy, layer).float().T for layer, v in enumerate(directions.to(neurons.device))
-    ]
+    betas = [unit(v.float()) @ model.anatomy.down_weight(layer).float().T for layer, v in enumerate(directions.to(neurons.device))]
     return torch.stack([h.float()[None] * beta[:, None] for h, beta in zip(neurons, betas, strict=True)])
 
 

@@ -7,7 +7,6 @@ for the patched positions only, and without running that attention again.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from nullius.models.anatomy import Anatomy
 
@@ -29,13 +28,6 @@ def top(anatomy: Anatomy, layer: int, pre: Tensor, attn_out: Tensor) -> Tensor:
     norm = anatomy.mlp_norm(layer)
     raw = anatomy.mlp(layer)(x if norm is None else norm(x))
     return mid + mlp_out(anatomy, layer, raw[0] if isinstance(raw, tuple) else raw)
-
-
-def down_weight(anatomy: Anatomy, layer: int) -> Tensor:
-    """The feed-forward block's last map by neuron: [d_mlp, d_model]."""
-    module = anatomy.down_proj(layer)
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight if isinstance(module, Conv1D) else weight.T
 
 
 def _behind(writer: nn.Module, block: nn.Module, value: Tensor) -> Tensor:

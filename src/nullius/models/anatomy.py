@@ -134,6 +134,12 @@ class Anatomy:
         weight: Tensor = module.weight  # type: ignore[assignment]
         return (weight if isinstance(module, Conv1D) else weight.T).view(self.n_heads, self.d_head, self.d_model)
 
+    def down_weight(self, layer: int) -> Tensor:
+        """Return the feed-forward block's last map by neuron: [d_mlp, d_model]."""
+        module = self.down_proj(layer)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight if isinstance(module, Conv1D) else weight.T
+
     def unembedding(self) -> Tensor:
         """Return W_U [vocabulary, d_model]."""
         weight: Tensor = self.unembed.weight  # type: ignore[assignment]

@@ -16,6 +16,8 @@ from nullius.web import registry
 
 FRESH_SECONDS = 1.0
 DECIDED = ("holds", "fails", "inconclusive")
+_MEASURED = ("claim", "wording", "word", "reason", "effect", "control", "p_holm", "unit", "digest")
+SHOWN = (*_MEASURED, "run", "runs", "agreeing", "full", "finished")
 
 
 @dataclass
@@ -104,23 +106,12 @@ def _cell(verdict: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _cell_of(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    names = (
-        "claim",
-        "wording",
-        "word",
-        "reason",
-        "effect",
-        "control",
-        "p_holm",
-        "run",
-        "runs",
-        "agreeing",
-        "full",
-        "finished",
-        "digest",
-        "unit",
-    )
-    return {**{name: verdict[name] for name in names}, "subject": verdict["subject"]["name"]}
+    return {**shown(verdict), "subject": verdict["subject"]["name"]}
+
+
+def shown(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what pages show of a verdict."""
+    return {name: verdict[name] for name in SHOWN}
 
 
 def expected_seconds(slug: str, subject: str, full: bool = False) -> float | None:

@@ -62,7 +62,9 @@ def dossier(name: str) -> dict[str, Any]:
         found = {"subject": _unloaded(source), "questions": {}, "missing": sorted(studies.modules())}
     questions = {}
     for question, rows in found["questions"].items():
-        questions[question] = [{**row, "verdicts": [_short(v) for v in row["verdicts"]], "paper": shelf.brief(row["slug"])} for row in rows]
+        questions[question] = [
+            {**row, "verdicts": [verdicts.shown(v) for v in row["verdicts"]], "paper": shelf.brief(row["slug"])} for row in rows
+        ]
     missing = [slug for slug in found["missing"] if slug in registry.described()]
     seconds = sum(verdicts.expected_seconds(slug, name) or 0.0 for slug in missing)
     everything = [v for rows in questions.values() for row in rows for v in row["verdicts"]]
@@ -80,26 +82,6 @@ def _unloaded(source: Any) -> dict[str, Any]:
         "chat": source.chat,
         "provenance": about,
     }
-
-
-def _short(verdict: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        "claim",
-        "wording",
-        "word",
-        "reason",
-        "effect",
-        "control",
-        "p_holm",
-        "run",
-        "full",
-        "finished",
-        "digest",
-        "unit",
-        "runs",
-        "agreeing",
-    )
-    return {name: verdict[name] for name in names}
 
 
 @page("/subjects/{name:path}", "dossier.html")
