@@ -7,6 +7,7 @@ from tests.conftest import FAMILIES
 from nullius.errors import SubjectError, UsageError
 from nullius.instruments import attention, taps
 from nullius.instruments.heads import Head
+from nullius.models import hooks
 
 TEXTS = ["The capital of France is", "A claim", "Every control must come out null and could fail to"]
 SHAPES = {"resid_pre": (32,), "resid_post": (32,), "attn_out": (32,), "mlp_out": (32,), "z": (4, 8), "q": (4, 8)}
@@ -264,3 +265,14 @@ def test_mass_is_the_share_of_a_pattern(model):
             assert float(found[text, i]) == pytest.approx(float(pattern[head.layer, text, head.head, chosen].sum()), abs=1e-5)
     with pytest.raises(UsageError, match=r"head 0.4 does not exist"):
         attention.mass(model, batch, [Head(0, 4)], columns)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "z", "mlp_out"])
+def test_a_reader_changes_nothing_whatever_it_returns(toy, site):
+    batch = toy.encode(["The capital of France is"])
+    before = toy.logits(batch)
+    handle = hooks.on_read(toy.anatomy, toy.anatomy.site(site, 1), lambda value: value * 0)
+    try:
+        assert torch.equal(toy.logits(batch), before)
+    finally:
+        handle.remove()

@@ -16,7 +16,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 def on_read(anatomy: Anatomy, site: Site, take: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call `take` with the site's tensor, by head where it has heads, each time the model runs through it."""
+    """Call `take` with the site's tensor, by head where it has heads, each time the model runs through it. What `take` returns is dropped."""
     if site.name == "pattern":
 
         def pattern(_module: Any, _args: Any, output: Any) -> None:
@@ -27,11 +27,16 @@ def on_read(anatomy: Anatomy, site: Site, take: Callable[[Tensor], None]) -> Rem
             take(output[1])
 
         return site.module.register_forward_hook(pattern)
+
+    def after(_module: Any, _args: Any, output: Any) -> None:  # a hook that returned something would put it in the tensor's place
+        take(anatomy.split_heads(site, first_output(output)))
+
+    def before(_module: Any, args: Any, kwargs: Any) -> None:
+        take(anatomy.split_heads(site, first_input(args, kwargs)))
+
     if site.side == "output":
-        return site.module.register_forward_hook(lambda _module, _args, output: take(anatomy.split_heads(site, first_output(output))))
-    return site.module.register_forward_pre_hook(
-        lambda _module, args, kwargs: take(anatomy.split_heads(site, first_input(args, kwargs))), with_kwargs=True
-    )
+        return site.module.register_forward_hook(after)
+    return site.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def on_write(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:
