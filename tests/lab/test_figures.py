@@ -130,6 +130,16 @@ def test_svg_speaks_to_every_reader():
     assert all("system-ui" in text.get("style") for text in root.iter(f"{SVG}text"))
 
 
+def test_a_logarithmic_axis_has_the_numbers_of_its_points():
+    places = (256, 512, 1024, 2048, 4096)
+    panel = Panel("times", "tokens", "ms", (Series("chunks", places, (1, 2, 3, 4, 5)),), log_x=True)
+    root = ET.fromstring(drawing.svg(Figure("times", "Times", (panel,))).encode())
+    shown = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert {f"{x:,}" for x in places} <= set(shown)
+    assert not any("mathdefault" in text or "10^" in text for text in shown)
+    assert drawing._log_ticks([1, 1.1, 1.2, 10, 100]) == [1, 10, 100]
+
+
 def test_the_same_figure_gives_the_same_bytes_and_leaves_no_state():
     code = (
         "import sys, json; from nullius.lab import drawing; from nullius.lab.figures import from_dict\n"

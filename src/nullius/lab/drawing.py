@@ -286,10 +286,14 @@ def _axes(axes: Axes, panel: Panel, categories: list[str], width: float, *, head
         room = max(6, int(width * 10 / len(categories)))
         wrapped = [textwrap.wrap(label, room, break_long_words=False) or [""] for label in categories]
         lines = max(len(label) for label in wrapped)
-        axes.set_xticks(range(len(categories)), ["\n".join(label) for label in wrapped])
+        longest = max(len(line) for label in wrapped for line in label)  # a word that does not break is written smaller
+        axes.set_xticks(range(len(categories)), ["\n".join(label) for label in wrapped], fontsize=9 * max(0.75, min(1, room / longest)))
         axes.set_xlim(-0.6, len(categories) - 0.4)
     elif panel.log_x:
         axes.set_xscale("log")
+        places = _log_ticks(sorted({float(x) for series in panel.series for x in series.x}))
+        axes.set_xticks(places, [f"{x:,g}" for x in places])
+        axes.set_xticks([], minor=True)
     axes.set_xlabel(panel.y_label if sideways else panel.x_label)
     if sideways and heading:  # the name of the categories heads their list
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 9, "fontstyle": "italic", "annotation_clip": False}
@@ -309,6 +313,16 @@ def _axes(axes: Axes, panel: Panel, categories: list[str], width: float, *, head
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return lines
+
+
+def _log_ticks(places: list[float], most: int = 6) -> list[float]:
+    """Of the points' places those that have room for a number, on a logarithmic axis: each at least 1 / most of its length from the last."""
+    step = (places[-1] / places[0]) ** (1 / most) if places else 1.0
+    chosen: list[float] = []
+    for x in places:
+        if not chosen or x >= chosen[-1] * step * 0.999:
+            chosen.append(x)
+    return chosen
 
 
 def _legend_columns(panel: Panel, width: float) -> int:

@@ -271,7 +271,7 @@ def _draw(lab: Lab, rates: dict[str, np.ndarray], masked: np.ndarray, right: dic
     series = [curve(name, layers, list(right[name][0]), None, role, (0, 1)) for name, role in zip(CUTS, roles, strict=True)]
     null = np.mean([null for _, null in right.values()], 0)
     series.append(curve("random", layers, list(null), None, "control", (0, 1)))
-    cut = Panel("Attention cut in the first layers", "layers cut", "accuracy", tuple(series), (0, 1))
+    cut = Panel("Attention cut", "layers cut", "accuracy", tuple(series), (0, 1))
     lab.figure(
         Figure(
             "entity-tracking", "Entity tracking in base and tuned model", (shown, heat, cut), "Bars and bands: 95% intervals over prompts."
