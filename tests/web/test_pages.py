@@ -10,7 +10,7 @@ import pytest
 from tests.web import made
 
 from nullius.lab import journal
-from nullius.web import assets, words
+from nullius.web import assets, registry, words
 
 PAGES = [
     "/",
@@ -355,3 +355,19 @@ def test_the_page_of_a_paper_is_found_by_reference_managers(visitor):
     assert json.loads(block)["headline"] == made.SCRIPT
     assert visitor.get("/papers/embers", headers={"accept": "application/x-bibtex"}).text.startswith("@misc{embers-2023,")
     assert visitor.get("/papers/embers", headers={"accept": "text/html,application/x-bibtex"}).text.startswith("<!doctype")
+
+
+def test_a_paper_without_a_study_has_no_runs_of_others(visitor):
+    found = visitor.get("/papers/norming.json").json()
+    assert (found["study"], found["run_count"], found["runs"], found["figure"]) == (None, 0, [], None)
+    assert "Not runnable yet" in visitor.get("/papers/norming").text
+
+
+def test_a_study_that_is_not_read_yet_is_said_to_be_on_its_way(visitor, changing, monkeypatch):
+    """A server reads what studies say of themselves in its first seconds: until then their papers must not look as if nobody had written one."""
+    monkeypatch.setattr(registry, "described", dict)
+    shown = visitor.get("/papers/factual-recall").text
+    assert "Not runnable yet" not in shown
+    assert "is being read" in shown
+    ours = {run["id"] for run in visitor.get("/papers/factual-recall.json").json()["runs"]}
+    assert ours == {run["id"] for run in journal.list_runs("factual-recall", limit=20)}

@@ -40,7 +40,7 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
     by = next((name for name in SIMILAR if name == visit.query("similar", "meaning")), None)
     if by is None:
         raise Problem(422, f"Similar papers are found by {', '.join(SIMILAR)}, not by '{visit.query('similar')[:40]}'.")
-    runs = journal.list_runs(slug, limit=1000) if found["slug"] else []
+    runs = journal.list_runs(found["slug"], limit=1000) if found["slug"] else []
     (card,) = shelf.cards([found["id"]], visit.person, visit.subject)
     instruments = list(dict.fromkeys(name for claim in (study or {"claims": []})["claims"] for name in claim["rests_on"]))
     names = shelf.authors(found["id"])
