@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nullius.instruments.circuit_search import Link, chain
-from nullius.models import wired_tracker
-from nullius.models.wired_tracker import DETECTOR, FETCHER, LABELS, OBJECTS, STRUCTURE, TRANSMITTER
+from nullius.instruments.planted import tracker
+from nullius.instruments.planted.tracker import DETECTOR, FETCHER, LABELS, OBJECTS, STRUCTURE, TRANSMITTER
 from nullius.stimuli import boxes
 
 CHAIN = (("fetchers", "logits"), ("transmitters", "q"), ("detectors", "v"), ("structure readers", "v"))
@@ -35,7 +35,7 @@ def search(model, prompts, size):
 
 
 def test_planted_chain(prompts):
-    found = search(wired_tracker.wired(4), prompts, 1)
+    found = search(tracker.wired(4), prompts, 1)
     heads = [[(head.layer, head.head) for head in group.heads] for group in found.groups]
     assert heads == [[FETCHER], [TRANSMITTER], [DETECTOR], [STRUCTURE]]
     for group, effect in zip(found.groups, found.effects, strict=True):
@@ -47,6 +47,6 @@ def test_planted_chain(prompts):
 
 def test_null_a_tracker_by_label_has_no_place_to_pass_on(prompts):
     """There the detector does nothing, so that the chain breaks at it."""
-    found = search(wired_tracker.wired(4, "label"), prompts, 1)
+    found = search(tracker.wired(4, "label"), prompts, 1)
     assert [(head.layer, head.head) for head in found.groups[0].heads] == [FETCHER]
     assert float(found.effects[2].abs().max()) < 0.1

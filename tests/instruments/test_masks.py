@@ -9,8 +9,8 @@ from nullius.errors import UsageError
 from nullius.instruments import masks, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.masks import Desideratum
-from nullius.models import wired_tracker
-from nullius.models.wired_tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, TRANSMITTER
+from nullius.instruments.planted import tracker
+from nullius.instruments.planted.tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, TRANSMITTER
 from nullius.stimuli import boxes
 
 EVERY = [Head(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
@@ -79,12 +79,12 @@ def learned(model, pairs, seed=0):
 
 @pytest.fixture(scope="module")
 def by_place():
-    return wired_tracker.wired(4)
+    return tracker.wired(4)
 
 
 @pytest.fixture(scope="module")
 def by_label():
-    return wired_tracker.wired(4, "label")
+    return tracker.wired(4, "label")
 
 
 @pytest.mark.parametrize(

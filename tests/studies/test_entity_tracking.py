@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from nullius.errors import SubjectError
+from nullius.instruments.planted.tracker import LABELS, OBJECTS, wired
 from nullius.instruments.tracking import Models, Sizes
 from nullius.lab import runner
 from nullius.lab.studies import get
-from nullius.models.wired_tracker import LABELS, OBJECTS, wired
 from nullius.studies.mechanisms import entity_tracking as module
 from nullius.training.trackers import Plan
 

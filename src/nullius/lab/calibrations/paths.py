@@ -10,10 +10,10 @@ import torch
 from nullius.instruments import circuits, edges, masks, tracking
 from nullius.instruments.edges import Edge
 from nullius.instruments.heads import Head
+from nullius.instruments.planted.tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, STRUCTURE, TRANSMITTER, wired
 from nullius.instruments.tracking import CUTS, ROLES, Prompts
 from nullius.lab.calibration import Trial, case
 from nullius.models.language_model import LanguageModel
-from nullius.models.wired_tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, STRUCTURE, TRANSMITTER, wired
 from nullius.stimuli import boxes
 from nullius.stimuli.boxes import Kind, Place
 
