@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,13 @@ def ready_postgres(postgres: sa.URL) -> sa.URL:
         patch.setenv("NULLIUS_DATABASE", address.render_as_string(hide_password=False))
         feed_database.make_ready(schema.url())
         schema._engine(schema.url()).dispose()
+    engine = sa.create_engine(postgres, poolclass=sa.NullPool)
+    left = sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'ready'")
+    for _ in range(200):  # a server notices late that a client has hung up, and copies no database in use
+        with engine.connect() as connection:
+            if not connection.execute(left).scalar():
+                break
+        time.sleep(0.05)
     return postgres
 
 
