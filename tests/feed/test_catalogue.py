@@ -18,6 +18,9 @@ def test_fifty_three_papers_with_everything_a_reader_needs():
         assert entry.authors >= 1
         assert entry.summary.endswith(".")
         assert len(entry.summary) < 200
+        assert 80 <= len(entry.about.split()) <= 150
+        assert entry.about.endswith(".")
+        assert "  " not in entry.about
 
 
 def test_newest_first():

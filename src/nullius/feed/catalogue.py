@@ -17,7 +17,10 @@ from nullius.lab import studies
 
 @dataclass(frozen=True)
 class Paper:
-    """An entry of the catalogue. authors: their number. code: the official repository, empty when none is known."""
+    """An entry of the catalogue. authors: their number. code: the official repository, empty when none is known.
+
+    summary: one sentence. about: what is asked, how, and what is found, in a paragraph of our own words and the field's.
+    """
 
     slug: str
     title: str
@@ -26,6 +29,7 @@ class Paper:
     authors: int
     question: str
     summary: str
+    about: str
     code: str = ""
 
     @property
@@ -46,7 +50,7 @@ def _table() -> dict[str, Any]:
 @cache
 def papers() -> tuple[Paper, ...]:
     """Return all papers, newest first."""
-    entries = _table()["paper"]
+    entries = [{**entry, "about": " ".join(entry["about"].split())} for entry in _table()["paper"]]
     return tuple(sorted((Paper(**entry) for entry in entries), key=lambda paper: (paper.date, paper.slug), reverse=True))
 
 
