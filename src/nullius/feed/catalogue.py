@@ -54,6 +54,12 @@ def papers() -> tuple[Paper, ...]:
     return tuple(sorted((Paper(**entry) for entry in entries), key=lambda paper: (paper.date, paper.slug), reverse=True))
 
 
+@cache
+def abouts() -> dict[str, str]:
+    """Return what our paragraph on each paper says, by slug."""
+    return {entry.slug: entry.about for entry in papers()}
+
+
 def day() -> datetime.date:
     """Return the day on whose page the papers of the catalogue stand."""
     found: datetime.date = _table()["day"]

@@ -67,6 +67,7 @@ def get(paper_id: int, *, subject: str = "", account: str | None = None) -> Pape
             categories=tuple(sorted(categories, key=lambda name: (name != row["primary_category"], name))),
             days=tuple(sorted(days)),
             origins=tuple(Origin(found.source, found.external_id, found.version, found.fetched_at) for found in origins),
+            about=catalogue.abouts().get(row["slug"], ""),
             **{name: row[name] for name in facts},
         )
 

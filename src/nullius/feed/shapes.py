@@ -154,7 +154,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Paper:
-    """All that is known of a paper; `card` holds what lists show, raw_title the title as given."""
+    """All that is known of a paper; `card` holds what lists show, raw_title the title as given, about our paragraph on one of the catalogue."""
 
     card: Card
     raw_title: str
@@ -168,6 +168,7 @@ class Paper:
     categories: tuple[str, ...]
     days: tuple[datetime.date, ...]
     origins: tuple[Origin, ...]
+    about: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the paper as plain JSON data."""

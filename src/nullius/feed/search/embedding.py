@@ -11,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from nullius.errors import NulliusError
+from nullius.feed import catalogue
 from nullius.feed.database import reading, writing
 from nullius.feed.readable import readable
 from nullius.feed.search import minilm, vectors, weights, words
@@ -22,8 +23,11 @@ Encode = Callable[[Sequence[str]], vectors.Floats]
 
 
 def texts(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what is embedded of papers: title and abstract; without an abstract title, our summary and what the claims say."""
-    slugs = [row["slug"] for row in rows if row["slug"] and not row["abstract"]]
+    """Return what is embedded of papers: the title, then the abstract; of a paper of the catalogue our paragraph, abstract or summary, claims.
+
+    The model reads the first 256 tokens, which our paragraph and its title fit into.
+    """
+    slugs = [row["slug"] for row in rows if row["slug"]]
     wordings: dict[str, str] = {}
     if slugs:
         query = sa.select(claim.c.slug, claim.c.description).where(claim.c.slug.in_(slugs), claim.c.retired_at.is_(None))
@@ -33,8 +37,9 @@ def texts(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _text(row: Mapping[str, Any], wordings: str) -> str:
-    rest = row["abstract"] or f"{row['summary'] or row['their_summary'] or ''}{wordings}"
-    return f"{readable(row['title'])}. {readable(rest)}"
+    ours = catalogue.abouts().get(row["slug"], "")
+    rest = row["abstract"] or row["summary"] or row["their_summary"] or ""
+    return f"{readable(row['title'])}. {f'{ours} ' if ours else ''}{readable(rest)}{wordings}"
 
 
 def missing(limit: int = 1) -> int:

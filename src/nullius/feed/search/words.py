@@ -19,6 +19,7 @@ import tantivy
 from tantivy import Filter as Step
 from tantivy import Occur, Query, TextAnalyzerBuilder, Tokenizer
 
+from nullius.feed import catalogue
 from nullius.feed.database import reading
 from nullius.feed.readable import readable
 from nullius.feed.tables import claim, paper, paper_author, paper_category, paper_day, paper_source
@@ -228,7 +229,8 @@ def _schema() -> tantivy.Schema:
 
 def _document(row: dict[str, Any]) -> tantivy.Document:
     title = readable(row["title"])
-    text = f"{row['summary'] or ''}\n{row['abstract'] or row['their_summary'] or ''}\n{row['claims']}"
+    about = catalogue.abouts().get(row["slug"], "")
+    text = f"{row['summary'] or ''}\n{about}\n{row['abstract'] or row['their_summary'] or ''}\n{row['claims']}"
     document = tantivy.Document()
     document.add_integer("id", row["id"])
     document.add_text("body", f"{title}\n{text}\n{' '.join(row['authors'])}\n{(row['slug'] or '').replace('-', ' ')}")
