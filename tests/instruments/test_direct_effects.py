@@ -1,12 +1,11 @@
-"""The parts of a logit sum to it, on every family; a written circuit is read off; heads agree with `heads.attribution`."""
+"""The parts of a logit sum to it, on every family; a written circuit is read off (head by head, against derivatives: `test_heads`)."""
 
 import pytest
 import torch
 from tests.conftest import FAMILIES
 
 from nullius.errors import UsageError
-from nullius.instruments import direct_effects, heads
-from nullius.instruments.heads import Contrast
+from nullius.instruments import direct_effects
 from nullius.instruments.planted import recall
 
 TEXTS = ["The capital of Poland is", "A study is one module", "Yes"]
@@ -37,13 +36,6 @@ def test_the_parts_sum_to_the_logit(toys, family):
     for layer in range(model.anatomy.n_layers):
         each, rest = direct_effects.neurons(model, TEXTS, layer, FIRST)
         torch.testing.assert_close(each.sum(1) + rest, found.mlp[:, layer], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_heads_are_those_of_the_older_instrument(toys, family):
-    model = toys[family]
-    found = direct_effects.decompose(model, TEXTS, FIRST, SECOND).heads
-    torch.testing.assert_close(found, heads.attribution(model, Contrast(tuple(TEXTS), tuple(FIRST), tuple(SECOND))), atol=1e-4, rtol=1e-4)
 
 
 def test_biases_are_counted_once(toys):

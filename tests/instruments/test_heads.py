@@ -7,7 +7,7 @@ from scipy import stats
 from tests.conftest import FAMILIES
 from tests.wired import CONTEXT_HEAD, MEMORY_HEAD, known_facts, wired
 
-from nullius.instruments import heads, resume, taps
+from nullius.instruments import heads, interventions, knockout, resume, taps
 from nullius.instruments.head_choice import choose
 from nullius.instruments.heads import Contrast, Head, Scaling
 from nullius.stimuli import capitals
@@ -154,9 +154,11 @@ def test_a_setting_for_each_prompt(toy):
 
 
 def test_no_token_sees_another_where_all_heads_are_silenced(toy):
-    with heads.all_scaled(toy, 0.0):
-        one, two = toy.last_logits(["Rome and Peru", "Kabul and Peru"])
+    batch = toy.encode(["Rome and Peru", "Kabul and Peru"])
+    one, two = knockout.last_logits(toy, batch, [heads.all_heads(toy)] * 2)
     torch.testing.assert_close(one, two)
+    seen = toy.logits(batch)
+    assert not torch.allclose(seen[0], seen[1])
 
 
 def test_only_one_query_head_is_scaled_where_several_share_their_values(toy):
@@ -176,14 +178,14 @@ def test_scaling_by_one_changes_nothing(toy):
     np.testing.assert_allclose(plain, one, atol=1e-5)
 
 
-def test_mean_output_leaves_padding_out(toy):
-    mean = heads.mean_output(toy, PROMPTS, batch_size=4)
+def test_means_leave_padding_out(toy):
+    mean = interventions.means(toy, PROMPTS, "z", batch_size=4)
     alone = [taps.read(toy, toy.encode([prompt]), ["z"], positions="all")["z"][:, 0] for prompt in PROMPTS]
     torch.testing.assert_close(mean, torch.cat(alone, 1).mean(1), rtol=1e-4, atol=1e-5)
 
 
 def test_mean_ablation_replaces_a_head_by_its_mean(toy):
-    mean = heads.mean_output(toy, PROMPTS)
+    mean = interventions.means(toy, PROMPTS, "z")
     contrast = Contrast(PROMPTS[:1], (3,), (5,))
     effect = heads.effect_of_ablation(toy, contrast, [Head(1, 2)], around=mean)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nullius.instruments import heads
+from nullius.instruments import heads, knockout
 from nullius.instruments.heads import Contrast, Scaling
 from nullius.models.language_model import LanguageModel
 
@@ -32,8 +32,11 @@ def damage(model: LanguageModel, prompts: Sequence[str], wanted: Sequence[int], 
     """Scale one head and see which right answers survive. wanted: token ids of the right next tokens [n]. texts: plain text."""
     contrast = Contrast(tuple(prompts), tuple(wanted), tuple(wanted))
     before, after = heads.sweep(model, contrast, [None, setting]).first
-    with heads.all_scaled(model, 0.0):
-        blind = heads.sweep(model, contrast, [None]).first[0]
+    everything = heads.all_heads(model)
+    blind = np.zeros(len(prompts))
+    for chosen in model.by_length(prompts, 32):
+        token = knockout.last_logits(model, model.encode([prompts[i] for i in chosen]), [everything] * len(chosen)).argmax(-1).numpy()
+        blind[chosen] = token == np.array([wanted[i] for i in chosen])
     right = np.flatnonzero(before)
     plain = perplexity(model, texts)
     with heads.scaled(model, [setting] * len(texts)):

@@ -20,8 +20,25 @@ from torch import Tensor, nn
 
 from nullius.errors import UsageError
 from nullius.instruments import taps
-from nullius.instruments.heads import pulled_back
 from nullius.models.language_model import LanguageModel
+
+
+def pulled_back(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
+    """Pull a direction [B, d] back through a norm, taken as the linear map that it was at its input x [B, d].
+
+    y − b = s · w ⊙ (x − μ), with μ only for a LayerNorm: w, b and whether there is a μ are found by showing the norm known vectors, so that
+    every norm (Gemma's 1 + w, OLMo's without w) is read alike.
+    """
+    known = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
+    known[1::2] = -1  # mean 0, mean square 1
+    bias = norm(torch.zeros_like(known)).float()
+    weight = (norm(known).float() - bias) * known.float()
+    centred = torch.allclose(norm(known + 0.5).float() - bias, norm(known).float() - bias, rtol=1e-3, atol=1e-3 * float(weight.abs().max()))
+    inner = x.float() - x.float().mean(-1, keepdim=True) if centred else x.float()
+    base = weight * inner
+    scale = ((norm(x).float() - bias) * base).sum(-1, keepdim=True) / (base * base).sum(-1, keepdim=True).clamp(min=1e-30)
+    pulled = direction * weight * scale
+    return pulled - pulled.mean(-1, keepdim=True) if centred else pulled
 
 
 @dataclass(frozen=True)

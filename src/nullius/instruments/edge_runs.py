@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nullius.errors import UsageError, nearest
 from nullius.instruments import taps
-from nullius.instruments.heads import pulled_back
+from nullius.instruments.direct_effects import pulled_back
 from nullius.models import hooks
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_output, with_input

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import taps
-from nullius.instruments.heads import pulled_back
+from nullius.instruments.direct_effects import pulled_back
 from nullius.models.language_model import Batch, LanguageModel
 
 

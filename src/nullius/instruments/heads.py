@@ -6,16 +6,16 @@ Everything here is about a *contrast*: prompts with two rival answers, `first` a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nullius.instruments import resume, taps
-from nullius.models import hooks
+from nullius.instruments import interventions, resume
+from nullius.instruments.direct_effects import decompose
+from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -88,91 +88,36 @@ class Outcome:
         return (self.token == np.array(self.contrast.second)).astype(float)
 
 
-@torch.no_grad()
 def attribution(model: LanguageModel, contrast: Contrast, batch_size: int = 32) -> Tensor:
     """Direct logit attribution at the last position: what each head writes for `first` over `second`, in logits [n, layers, heads].
 
-    ΔA_h = (z_h W_O^h) · (u_first − u_second), where the final norm is the linear map that it was in this very forward pass (its gain, and the
-    scale it had), and so is a norm between attention and residual stream (Gemma, OLMo 2). Summed over everything that writes to the
-    residual stream, ΔA is the logit difference itself (before a soft-cap). Elhage et al. 2021, "A Mathematical Framework for Transformer
-    Circuits". What later layers make of a head's output is not part of it: check with `effect_of_ablation`.
+    The heads' part of `direct_effects.decompose`, whose parts sum to the logit difference itself (before a soft-cap). What later layers make of
+    a head's output is not in it: check with `effect_of_ablation`.
     """
-    anatomy = model.anatomy
-    unembedding = anatomy.unembedding()
-    out = torch.zeros(len(contrast), anatomy.n_layers, anatomy.n_heads)
-    norms: dict[int, nn.Module] = {-1: anatomy.final_norm}
-    for layer in range(anatomy.n_layers):
-        writer = anatomy.site("attn_out", layer).module
-        if writer is not anatomy.attn(layer):
-            norms[layer] = writer
+    out = torch.zeros(len(contrast), model.anatomy.n_layers, model.anatomy.n_heads)
     for chosen in model.by_length(contrast.prompts, batch_size):
-        into: dict[int, Tensor] = {}
-        handles = [norm.register_forward_pre_hook(partial(_keep_last, into, layer)) for layer, norm in norms.items()]
-        try:
-            z = taps.read(model, model.encode([contrast.prompts[i] for i in chosen]), ["z"])["z"].float()
-        finally:
-            for handle in handles:
-                handle.remove()
-        direction = (unembedding[[contrast.first[i] for i in chosen]] - unembedding[[contrast.second[i] for i in chosen]]).float()
-        direction = pulled_back(anatomy.final_norm, into[-1], direction)
-        for layer in range(anatomy.n_layers):
-            there = pulled_back(norms[layer], into[layer], direction) if layer in norms else direction
-            towards = torch.einsum("hdm,bm->bhd", anatomy.o_weight(layer).float(), there)
-            out[chosen, layer] = (z[layer] * towards).sum(-1).cpu()
+        prompts, first, second = ([side[i] for i in chosen] for side in (contrast.prompts, contrast.first, contrast.second))
+        out[chosen] = decompose(model, prompts, first, second).heads
     return out
-
-
-def _keep_last(into: dict[int, Tensor], layer: int, _module: nn.Module, args: tuple[Tensor]) -> None:
-    into[layer] = args[0][:, -1].detach()
-
-
-def pulled_back(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
-    """Pull a direction [B, d] back through a norm, taken as the linear map that it was at its input x [B, d].
-
-    y − b = s · w ⊙ (x − μ), with μ only for a LayerNorm: w, b and whether there is a μ are found by showing the norm known vectors, so that
-    every norm (Gemma's 1 + w, OLMo's without w) is read alike.
-    """
-    known = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
-    known[1::2] = -1  # mean 0, mean square 1
-    bias = norm(torch.zeros_like(known)).float()
-    weight = (norm(known).float() - bias) * known.float()
-    centred = torch.allclose(norm(known + 0.5).float() - bias, norm(known).float() - bias, rtol=1e-3, atol=1e-3 * float(weight.abs().max()))
-    inner = x.float() - x.float().mean(-1, keepdim=True) if centred else x.float()
-    base = weight * inner
-    scale = ((norm(x).float() - bias) * base).sum(-1, keepdim=True) / (base * base).sum(-1, keepdim=True).clamp(min=1e-30)
-    pulled = direction * weight * scale
-    return pulled - pulled.mean(-1, keepdim=True) if centred else pulled
 
 
 @contextmanager
 def scaled(model: LanguageModel, rows: Sequence[Setting], around: Tensor | None = None) -> Iterator[None]:
     """While open, scale one head's value output z at all positions, z ← μ + α (z − μ): a setting for each row of the batch.
 
-    around: μ [layers, heads, d_head], 0 when None. α = 0 is then zero ablation, or mean ablation with μ from `mean_output`. Scaling z equals
-    scaling the values that this one query head reads, also where several share them (grouped-query attention).
+    around: μ [layers, heads, d_head], 0 when None. α = 0 is then zero ablation, or mean ablation with μ from `interventions.means`. Scaling z
+    equals scaling the values that this one query head reads, also where several share them (grouped-query attention).
     """
-    anatomy = model.anatomy
-    with ExitStack() as stack:
-        for layer in sorted({row.head.layer for row in rows if row}):
-            factors = torch.ones(len(rows), 1, anatomy.n_heads, 1, device=model.device, dtype=model.dtype)
-            for i, row in enumerate(rows):
-                if row and row.head.layer == layer:
-                    factors[i, :, row.head.head] = row.factor
-            centre = 0.0 if around is None else around[layer].to(model.device, model.dtype)
-            stack.enter_context(taps.edit(model, "z", layer, partial(_towards, factors, centre)))
-        yield
-
-
-def _towards(factors: Tensor, centre: Tensor | float, z: Tensor) -> Tensor:
-    return torch.where(factors == 1, z, centre + factors * (z - centre))
-
-
-@contextmanager
-def all_scaled(model: LanguageModel, factor: float) -> Iterator[None]:
-    """While open, scale the value output of every head of every layer (0: no token sees another one)."""
-    with ExitStack() as stack:
-        for layer in range(model.anatomy.n_layers):
-            stack.enter_context(taps.edit(model, "z", layer, lambda z: factor * z))
+    chosen: dict[Head, list[tuple[int, float]]] = {}
+    for i, row in enumerate(rows):
+        if row is not None:
+            chosen.setdefault(row.head, []).append((i, row.factor))
+    changes = []
+    for one, pairs in chosen.items():
+        where = Where("z", one.layer, heads=[one.head], rows=[i for i, _ in pairs])
+        centre = None if around is None else around[one.layer, [one.head]]
+        changes.append(interventions.scale(where, torch.tensor([factor for _, factor in pairs]), centre))
+    with interventions.applied(model, changes):
         yield
 
 
@@ -220,31 +165,6 @@ def _read_answers(model: LanguageModel, hidden: Tensor, contrast: Contrast, item
     if cap:
         two = cap * torch.tanh(two / cap)
     return logits.argmax(-1).cpu().numpy(), (two[:, 0] - two[:, 1]).cpu().numpy()
-
-
-@torch.no_grad()
-def mean_output(model: LanguageModel, prompts: Sequence[str], batch_size: int = 32) -> Tensor:
-    """Mean of each head's value output z over all tokens of the prompts (padding left out): [layers, heads, d_head]."""
-    anatomy = model.anatomy
-    total = torch.zeros(anatomy.n_layers, anatomy.n_heads, anatomy.d_head, device=model.device)
-    count = 0.0
-    for chosen in model.by_length(prompts, batch_size):
-        batch = model.encode([prompts[i] for i in chosen])
-        real = batch.attention_mask.float()
-        count += float(real.sum())
-        handles = []
-        try:
-            for layer in range(anatomy.n_layers):
-
-                def add(z: Tensor, layer: int = layer, real: Tensor = real) -> None:
-                    total[layer] += torch.einsum("bthd,bt->hd", z.float(), real)
-
-                handles.append(hooks.on_read(anatomy, anatomy.site("z", layer), add))
-            model.hidden(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return total / count
 
 
 def effect_of_ablation(model: LanguageModel, contrast: Contrast, heads: Sequence[Head], around: Tensor | None = None) -> np.ndarray:

@@ -35,7 +35,7 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
     """Logits at the last position [n, V], on the CPU, with a set of heads knocked out in each text.
 
     sets: for each text its heads, maybe none. mean: what they give instead, [layers, T, heads, d_head] (`mean_by_position`), or
-    [layers, heads, d_head] for any length (`heads.mean_output`); None: zeros. Raises UsageError where numbers or lengths do not fit, or for a
+    [layers, heads, d_head] for any length (`interventions.means`); None: zeros. Raises UsageError where numbers or lengths do not fit, or for a
     head that does not exist.
     """
     n, length = batch.input_ids.shape

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from nullius.instruments import attention, heads, knockout, paths
+from nullius.instruments import attention, heads, interventions, knockout, paths
 from nullius.instruments.heads import Head
 from nullius.instruments.paths import Mlp
 from nullius.instruments.questions import Questions, ask
@@ -217,7 +217,7 @@ def _capitals(lab: Lab) -> Questions | None:
 
 
 def _report_capitals(lab: Lab, known: Questions, key: Sequence[Head]) -> None:
-    mean = heads.mean_output(lab.subject, known.prompts)
+    mean = interventions.means(lab.subject, known.prompts, "z")
     upper = [head for head in heads.all_heads(lab.subject) if head.layer >= lab.subject.anatomy.n_layers // 2]
     fall, gone = knockout.falls(lab.subject, known, mean, [key, upper])
     lab.finding("spares-other-knowledge", treated=fall, control=gone)

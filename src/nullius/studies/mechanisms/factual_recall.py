@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from nullius.instruments import heads
+from nullius.instruments import heads, interventions
 from nullius.instruments.damage import damage
 from nullius.instruments.head_choice import Choice, Side, choose
 from nullius.instruments.heads import Contrast, Scaling
@@ -225,7 +225,7 @@ def _report_attribution(lab: Lab, tune: Stimuli[Conflict]) -> None:
     control = np.array([float(elsewhere[head.layer, head.head]) for head in some])
     note = ""
     if lab.full:
-        mean = heads.mean_output(lab.subject, tune.field("prompt"))
+        mean = interventions.means(lab.subject, tune.field("prompt"), "z")
         replaced = heads.effect_of_ablation(lab.subject, contrast, some, mean).mean(-1)
         note = f"with heads replaced by their mean: {stats.spearmanr(written, replaced).statistic:.2f}"
     layers = [head.layer for head in some]
