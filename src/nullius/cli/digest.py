@@ -56,6 +56,15 @@ def run() -> None:
 
 
 @app.command()
+def unknown() -> None:
+    """List the mails of which nobody knows whether they were taken: their sender was killed, or the connection broke, at the last moment."""
+    from nullius.feed.digest import deliveries
+
+    for one in deliveries.unknown():
+        typer.echo(f"{one['claimed_at']}  {one['email']}  {one['kind']} {one['period_key']}  {one['message_id']}  {one['error']}")
+
+
+@app.command()
 def preview(subscription: Annotated[str, typer.Argument(help="The id of a subscription.")]) -> None:
     """Print the mail that a subscription would get now."""
     settings = _settings(need_server=False)
