@@ -58,10 +58,10 @@ def run() -> None:
 @app.command()
 def unknown() -> None:
     """List the mails of which nobody knows whether they were taken: their sender was killed, or the connection broke, at the last moment."""
-    from nullius.feed.digest import deliveries
+    from nullius.feed.digest import watching
 
-    for one in deliveries.unknown():
-        typer.echo(f"{one['claimed_at']}  {one['email']}  {one['kind']} {one['period_key']}  {one['message_id']}  {one['error']}")
+    for one in watching.unknown(limit=1000):
+        typer.echo(f"{one['claimed_at']}  {one['email']}  {one['what']}, {one['period_key']}  {one['message_id']}  {one['error']}")
 
 
 @app.command()

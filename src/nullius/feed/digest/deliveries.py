@@ -98,18 +98,6 @@ def forget(now: datetime) -> int:
         return connection.execute(delivery.update().where(*stale).values(**told)).rowcount
 
 
-def unknown(limit: int = 1000) -> list[dict[str, Any]]:
-    """Return the deliveries of which nobody knows whether they were taken, newest first: what whoever runs the site must look at.
-
-    Of each: message_id (as the mail server's log has it), email, kind, period_key, claimed_at, error.
-    """
-    columns = [delivery.c[name] for name in ("message_id", "period_key", "claimed_at", "error")]
-    query = sa.select(*columns, address.c.email, subscription.c.kind).join(subscription, subscription.c.id == delivery.c.subscription)
-    query = query.join(address, address.c.id == subscription.c.address).where(delivery.c.state == "unknown")
-    with reading() as connection:
-        return [dict(row) for row in connection.execute(query.order_by(delivery.c.id.desc()).limit(limit)).mappings()]
-
-
 @dataclass(frozen=True)
 class _Claimed:
     row: dict[str, Any]
