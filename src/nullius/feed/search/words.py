@@ -126,11 +126,12 @@ class WordIndex:
         mark = self.watermark()
         with reading() as connection:
             present = connection.execute(sa.select(sa.func.max(paper.c.changed))).scalar() or ""
+        empty = self.searcher().num_docs == 0  # asked of the index: a process killed between its commit and its mark leaves no mark
         total, last = 0, mark
         writer = self.index.writer(heap, threads)
         for rows, newest in _changed(mark):
             for row in rows:
-                if mark or row["changed"] > present:  # it may be in the index already
+                if not empty or row["changed"] > present:  # it may be in the index already
                     writer.delete_documents_by_term("id", row["id"])
                 if row["merged_into"] is None:
                     writer.add_document(_document(row))
