@@ -1,7 +1,11 @@
-"""A feed with runs in it: made once, copied for each test that changes something."""
+"""A feed with runs in it: made once, copied for each test that changes something.
+
+On SQLite, and a handful of tests on PostgreSQL too; NULLIUS_TEST_DATABASE=postgres runs all of them there, but for those in a browser.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,14 +14,80 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
+from tests.feed.conftest import _order, _postgres, postgres
 from tests.web import made
 
+from nullius.feed import database, tables
+from nullius.lab import schema
 from nullius.web import limiting, verdicts, who
 from nullius.web.app import create
 from nullius.web.settings import Settings, settings
 
 PORT = 8000
+__all__ = ["postgres"]
+ON_POSTGRES = os.environ.get("NULLIUS_TEST_DATABASE") == "postgres"
+ON_BOTH = {  # what reads and writes most of the tables
+    "test_pages_of_ones_own",
+    "test_a_verdict_is_on_the_day_the_paper_and_the_run",
+    "test_votes_and_saves_without_script_and_with_htmx",
+    "test_notes_are_threaded_counted_and_removed",
+    "test_one_idempotency_key_one_run",
+    "test_cursors_reach_everything_once",
+    "test_the_library_by_api",
+    "test_cancelling",
+    "test_sign_in_by_a_mailed_link",
+    "test_deleting_an_account",
+    "test_from_the_form_to_leaving",
+    "test_imports_by_api",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Say on which databases a test runs."""
+    if "browser" in metafunc.fixturenames or "test_browser" in metafunc.module.__name__:
+        return
+    if ON_POSTGRES or metafunc.function.__name__ in ON_BOTH:
+        both = [] if ON_POSTGRES else ["sqlite"]
+        metafunc.parametrize("kind", [*both, pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database that a test runs on."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture(scope="session")
+def library_postgres(postgres: sa.URL, library_folder: Path) -> sa.URL:
+    """What is in the library's database, on PostgreSQL: the database `library`, to be copied, and `looked_at`, which nobody changes."""
+    _order(postgres, "CREATE DATABASE library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NULLIUS_DATABASE", postgres.set(database="library").render_as_string(hide_password=False))
+        database.make_ready(schema.url())
+        source = sa.create_engine(f"sqlite:///{library_folder / 'nullius.db'}")
+        with source.connect() as old, schema.writing() as new:
+            copy(old, new)
+        source.dispose()
+        schema._engine(schema.url()).dispose()
+    _order(postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'library'")
+    _order(postgres, "CREATE DATABASE looked_at TEMPLATE library")
+    return postgres
+
+
+def copy(old: sa.Connection, new: sa.Connection) -> None:
+    """Copy all rows of one database into another, which has the tables."""
+    every = [*schema.metadata.sorted_tables, *tables.metadata.sorted_tables]
+    for table in reversed(every):
+        new.execute(table.delete())
+    for table in every:
+        rows = [dict(zip(table.c.keys(), row, strict=True)) for row in old.execute(sa.select(table))]
+        if rows:
+            new.execute(table.insert(), rows)
+        if "id" in table.c and isinstance(table.c.id.type, sa.Integer):
+            sequence = sa.func.pg_get_serial_sequence(table.name, "id")
+            new.execute(sa.select(sa.func.setval(sequence, max([1, *(row["id"] for row in rows)]))))
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +113,26 @@ def changing() -> None:
 
 @pytest.fixture(autouse=True)
 def own_data_folder(
-    request: pytest.FixtureRequest, library_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, library_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> Iterator[Path]:
     """Each test that may change something works on a copy."""
-    folder = library_folder
-    if CHANGING & set(request.fixturenames):
+    folder, changing = library_folder, bool(CHANGING & set(request.fixturenames))
+    if changing:
         folder = tmp_path / "data"
         shutil.copytree(library_folder, folder)
     monkeypatch.setenv("NULLIUS_DATA", str(folder))
     monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
-    verdicts.forget()
-    limiting.forget()
-    yield folder
-    verdicts.forget()
+    with contextlib.ExitStack() as kept:
+        if kind == "postgres":
+            server = request.getfixturevalue("library_postgres")
+            if changing:
+                kept.enter_context(_postgres(server, "TEMPLATE library", monkeypatch))
+            else:
+                monkeypatch.setenv("NULLIUS_DATABASE", server.set(database="looked_at").render_as_string(hide_password=False))
+        verdicts.forget()
+        limiting.forget()
+        yield folder
+        verdicts.forget()
 
 
 @pytest.fixture
@@ -111,6 +188,7 @@ def visitor(request: pytest.FixtureRequest, reading: TestClient, alone: Settings
         client: httpx.Client = request.getfixturevalue("browse")(alone)
         return client
     reading.cookies.clear()
+    reading.app.state.site.kept.clear()  # type: ignore[attr-defined]  # pages of another database
     return reading
 
 
