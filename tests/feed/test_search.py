@@ -378,7 +378,7 @@ def test_erf_is_the_error_function():
     not all((CACHE / name).is_file() for name in weights.SHA256), reason="the weights of MiniLM are not here (nullius feed index)"
 )
 def test_the_model_agrees_with_transformers():
-    from nullius.feed.search.minilm_torch import encoder
+    from nullius.models.minilm.on_device import encoder
 
     texts = ["who is bound to what", "", "A much longer text about attention heads. " * 60, "日本語"]
     ours = minilm.load(CACHE).encode(texts)

@@ -91,7 +91,7 @@ def embed(
 def _encoder(device: str) -> Encode:
     if device == "cpu":
         return minilm.load(weights.folder()).encode
-    from nullius.feed.search.minilm_torch import encoder
+    from nullius.models.minilm.on_device import encoder
 
     return encoder(weights.folder(), device)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nullius.feed.search.minilm import WIDTH
+from nullius.models.minilm.forward import WIDTH
 
 EXACT = 300_000  # rows up to which one float32 product answers; above, sign bits choose what is scored
 CANDIDATES = 500

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from nullius.feed.search.embedding import Encode
-from nullius.feed.search.minilm import HEADS, LAYERS, WIDTH, load
-from nullius.feed.search.vectors import Floats
+from nullius.models.minilm.forward import HEADS, LAYERS, WIDTH, Array, load
 
 BATCH = 256
 
 
-def encoder(folder: Path, device: str) -> Encode:
+def encoder(folder: Path, device: str) -> Callable[[Sequence[str]], Array]:
     """Return a function from texts to unit vectors, shape (texts, 384), computed on a torch device."""
     config = BertConfig(
         vocab_size=30_522, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH
@@ -28,7 +26,7 @@ def encoder(folder: Path, device: str) -> Encode:
     model = model.to(device).eval()
     tokenizer = load(folder).tokenizer
 
-    def encode(texts: Sequence[str]) -> Floats:
+    def encode(texts: Sequence[str]) -> Array:
         parts = []
         for start in range(0, len(texts), BATCH):
             rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts[start : start + BATCH]))]

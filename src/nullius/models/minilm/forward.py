@@ -1,10 +1,13 @@
 """all-MiniLM-L6-v2 in numpy: six BERT layers of width 384, the mean over tokens, unit length (Reimers and Gurevych 2019, arXiv 1908.10084).
 
-Loads in a fifth of a second where torch takes seconds. The weights are float32; the result agrees with transformers to about 1e-7.
+The weights are float32 and stay in their file: it is mapped into memory, and a text touches only the rows of its own tokens. So a process that
+asks once is ready in some hundredths of a second, where torch takes seconds. The result agrees with transformers to about 1e-7.
 """
 
 from __future__ import annotations
 
+import json
+import mmap
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +29,9 @@ class MiniLM:
     """The model in a folder with model.safetensors and tokenizer.json."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        self.weights: dict[str, Array] = {name: value for name, value in load_file(folder / "model.safetensors").items() if value.ndim}
+        self.weights = mapped(folder / "model.safetensors")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(TOKENS)
@@ -96,6 +98,19 @@ def erf(x: Array) -> Array:
     for coefficient in _ERF_EVEN[1:]:
         even = even * square + np.float32(coefficient)
     return np.asarray(x * odd / even, np.float32)
+
+
+def mapped(path: Path) -> dict[str, Array]:
+    """Return the float32 tensors of a safetensors file as views of the file: eight bytes of length, a header of JSON, the numbers."""
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {name: entry for name, entry in json.loads(content[8:start]).items() if entry.get("dtype") == "F32"}
+    found = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        found[name] = np.frombuffer(content, "<f4", (last - first) // 4, start + first).reshape(entry["shape"])
+    return found
 
 
 @lru_cache(maxsize=1)
