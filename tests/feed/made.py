@@ -34,9 +34,12 @@ def add_run(slug, subject, words, *, finished="2026-01-05T10:00:00.000+00:00", f
                 "p_holm": 0.01,
             }
             detail |= {"published": None, "unit": "", "control_wording": "none", "rests_on": [], "kind": "above_control", "margin": 0.0}
+            measured = word != "out of reach"
+            detail["effect"] = {"estimate": effect, "lo": effect - 0.1, "hi": effect + 0.1} if measured else None
+            detail["control"] = {"estimate": 0.0, "lo": -0.1, "hi": 0.1} if measured else None
             row = {"run_id": run_id, "position": position, "claim": claim, "digest": digest, "word": word, "detail": detail}
             connection.execute(schema.verdict.insert().values(**row))
-            if word != "out of reach":
+            if measured:
                 numbers = {"effect": effect, "lo": effect - 0.1, "hi": effect + 0.1, "control": 0.0, "control_lo": -0.1, "control_hi": 0.1}
                 row = {"run_id": run_id, "claim": claim, "digest": digest, "n": 20, "n_clusters": 20, "samples": "0" * 16}
                 connection.execute(schema.finding.insert().values(**row, **numbers))

@@ -50,11 +50,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if ON_POSTGRES or metafunc.function.__name__ in ON_BOTH:
         both = [] if ON_POSTGRES else ["sqlite"]
-        metafunc.parametrize("kind", [*both, pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+        metafunc.parametrize("database_kind", [*both, pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 
 
 @pytest.fixture
-def kind(request: pytest.FixtureRequest) -> str:
+def database_kind(request: pytest.FixtureRequest) -> str:
     """The kind of database that a test runs on."""
     return str(getattr(request, "param", "sqlite"))
 
@@ -113,7 +113,7 @@ def changing() -> None:
 
 @pytest.fixture(autouse=True)
 def own_data_folder(
-    request: pytest.FixtureRequest, library_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    request: pytest.FixtureRequest, library_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_kind: str
 ) -> Iterator[Path]:
     """Each test that may change something works on a copy."""
     folder, changing = library_folder, bool(CHANGING & set(request.fixturenames))
@@ -123,7 +123,7 @@ def own_data_folder(
     monkeypatch.setenv("NULLIUS_DATA", str(folder))
     monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
     with contextlib.ExitStack() as kept:
-        if kind == "postgres":
+        if database_kind == "postgres":
             server = request.getfixturevalue("library_postgres")
             if changing:
                 kept.enter_context(_postgres(server, "TEMPLATE library", monkeypatch))
