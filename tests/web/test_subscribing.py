@@ -20,16 +20,26 @@ class Box(Message):
     def __init__(self) -> None:
         super().__init__()
         self.mails: list = []
+        self.raw: list[bytes] = []  # as they came over the line
+
+    async def handle_DATA(self, server, session, envelope) -> str:
+        self.raw.append(envelope.original_content)
+        return await super().handle_DATA(server, session, envelope)
 
     def handle_message(self, message) -> None:
         self.mails.append(message)
 
 
-@pytest.fixture
-def box(monkeypatch) -> Iterator[Box]:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+        port: int = one.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def box(monkeypatch) -> Iterator[Box]:
+    port = free_port()
     handler = Box()
     controller = Controller(handler, hostname="127.0.0.1", port=port)
     controller.start()

@@ -295,12 +295,3 @@ def unsave(visit: Asker, key: Key) -> Response:
     visit.need("save")
     shelf.set_saved(visit.person, shelf.paper(key)["id"], False)
     return Response(status_code=204)
-
-
-@router.get("/imports", response_model=shapes.Imports)
-def imported(visit: Asker, limit: Limit = 20) -> Any:
-    """What was imported."""
-    from nullius.feed.importers.running import imports
-
-    visit.need("import")
-    return {"imports": imports(limit)}

@@ -29,8 +29,9 @@ from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
 TEND_SECONDS = 15.0
-_PAGES = "daily frame importing papers personal runs searching subjects subscribing"
-PAGES = (*(f"pages.{name}" for name in _PAGES.split()), "atom", "badge", "describing", "signing")
+SECRET_PATHS = ("/u/", "/subscribe/confirm/")
+_PAGES = "addresses daily exploring frame importing papers personal runs searching subjects subscribing"
+PAGES = (*(f"pages.{name}" for name in _PAGES.split()), "api_desk", "atom", "badge", "describing", "signing")
 
 
 def create(settings: Settings) -> FastAPI:
@@ -135,10 +136,19 @@ def _problem(request: Request, error: Exception) -> Problem:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return Problem(422, f"{where}: {first['msg']}.", "The API is described at /api/v1/openapi.json.")
-    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    log.error("%s %s", request.method, _without_secrets(request), exc_info=error)
     return Problem(
         500, "Something went wrong here, not with you. It was written down.", "Try again; if it stays, tell who runs this server."
     )
+
+
+def _without_secrets(request: Request) -> str:
+    """The path as the log may hold it: links that work by themselves (to confirm, to leave) name nobody there."""
+    path = request.url.path
+    for beginning in SECRET_PATHS:
+        if path.startswith(beginning):
+            return f"{beginning}…"
+    return path
 
 
 def _wants_json(request: Request) -> bool:

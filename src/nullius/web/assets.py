@@ -38,11 +38,14 @@ def assets() -> dict[str, Asset]:
     held = {entry.name: entry.read_bytes() for entry in files("nullius.web").joinpath("static").iterdir() if entry.is_file()}
     # One script: htmx looks at the page as soon as it has run, and would not know of an extension that arrives later
     held["htmx.js"] = held["htmx.min.js"] + b"\n" + held["hx-sse.min.js"]
+    packed = {name.removesuffix(".gz"): content for name, content in held.items() if name.endswith(".gz")}
+    held |= {name: gzip.decompress(content) for name, content in packed.items()}
     found = {}
     for name, content in held.items():
         kind = TYPES.get(name.rsplit(".", 1)[-1])
         if kind:
-            found[name] = Asset(name, content, gzip.compress(content, 9, mtime=0), hashlib.sha256(content).hexdigest(), kind)
+            small = packed.get(name) or gzip.compress(content, 9, mtime=0)
+            found[name] = Asset(name, content, small, hashlib.sha256(content).hexdigest(), kind)
     return found
 
 
@@ -58,6 +61,8 @@ async def serve(request: Request) -> Response:
         raise Problem(404, "There is no such file.")
     current = asset.sha256.startswith(request.path_params["digest"]) and len(request.path_params["digest"]) == 12
     headers = {"Cache-Control": "public, max-age=31536000, immutable" if current else "no-cache", "Vary": "Accept-Encoding"}
+    if asset.name.startswith("plotly"):  # loaded from a sandbox, which is of no origin
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     if "gzip" in request.headers.get("accept-encoding", ""):
         return Response(asset.packed, media_type=asset.type, headers={**headers, "Content-Encoding": "gzip"})
     return Response(asset.content, media_type=asset.type, headers=headers)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from datetime import UTC, datetime
 from email.utils import make_msgid
 
+from nullius.errors import UsageError
 from nullius.feed.digest import message, transport
 from nullius.feed.digest.settings import MailSettings, from_environment
 from nullius.web.problems import Problem
 from nullius.web.settings import Settings
 
+log = logging.getLogger("nullius.web")
 _ADDRESS = re.compile(r"[^\s@<>\"',;:\\()\[\]]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?\.[A-Za-z]{2,63}")
 
 
 def setup(settings: Settings) -> MailSettings | None:
-    """Return how mail leaves (NULLIUS_SMTP, NULLIUS_MAIL_FROM), None where it does not."""
-    return from_environment(settings.base_url, settings.secret)
+    """Return how mail leaves (NULLIUS_SMTP, NULLIUS_MAIL_FROM), None where it does not; `trouble` says why."""
+    try:
+        return from_environment(settings.base_url, settings.secret)
+    except UsageError as error:
+        log.warning("%s", error)
+        return None
+
+
+def trouble(settings: Settings) -> str:
+    """Return what is wrong with the way that mail is set up, '' where nothing is."""
+    try:
+        from_environment(settings.base_url, settings.secret)
+    except UsageError as error:
+        return f"{error}."
+    return ""
 
 
 def address(text: str) -> str:

@@ -203,9 +203,80 @@ class SaveWish(BaseModel):
     read: bool | None = None
 
 
+class ImportRow(Open):
+    id: str
+    source: str
+    address: str
+    state: str
+    error: str
+    started: str
+    seen: int
+    new: int
+    changed: int
+    rejected: int
+
+
 class Imports(BaseModel):
-    imports: list[dict[str, Any]]
+    imports: list[ImportRow]
+
+
+class ImportWish(BaseModel):
+    """What to import: an address of a source on the list, or the text of a document. date: the day of a page that does not say it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str = Field(default="", max_length=2000)
+    text: str = ""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+
+
+class ImportReport(Open):
+    id: str
+    seen: int
+    new: int
+    changed: int
+    rejected: int
+    error: str
+    summary: str
+    rejects: list[dict[str, str]]
+
+
+class Subscription(Open):
+    """atom: where the same is read without mail."""
+
+    id: str
+    kind: str
+    target: str
+    schedule: str
+    hour: int
+    weekday: int
+    tz: str
+    at_most: int
+    state: Literal["pending", "active", "paused", "suspended", "left"]
+    atom: str
 
 
 class Subscriptions(BaseModel):
-    subscriptions: list[dict[str, Any]]
+    subscriptions: list[Subscription]
+
+
+class SubscriptionWish(BaseModel):
+    """What to send (a search, an author, a paper's slug or a subject's name as `target`), when, and how many papers at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    email: str = Field(min_length=3, max_length=254)
+    kind: Literal["daily", "trending", "search", "author", "paper", "subject"]
+    target: str = Field(default="", max_length=500)
+    schedule: Literal["daily", "weekdays", "weekly"] = "daily"
+    hour: int = Field(default=7, ge=0, le=23)
+    weekday: int = Field(default=0, ge=0, le=6, description="Of a weekly one; Monday is 0.")
+    tz: str = Field(default="UTC", min_length=1, max_length=60)
+    at_most: int = Field(default=10, ge=1, le=50)
+
+
+class Asked(BaseModel):
+    """The same answer whether the address is known or not."""
+
+    asked: Literal[True] = True
+    atom: str

@@ -133,8 +133,10 @@ class Site:
     def render(self, template: str, visit: Visit, data: Mapping[str, Any]) -> str:
         """Draw a template with a page's data."""
         from nullius.web import shelf
+        from nullius.web.pages import addresses
 
         frame = {"visit": visit, "person": visit.person, "known_subjects": shelf.subject_names(visit.subject)}
+        frame["notice"] = addresses.noticed(visit)
         return self.templates.get_template(template).render({**data, **frame})
 
     def reply(self, request: Request, body: str, kind: str, *, status: int = 200, etag: bool = True) -> Response:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -21,13 +22,16 @@ class MailSettings:
     """smtp: smtp://[user:password@]host[:port] (STARTTLS is asked for unless the host is this machine), or smtps://. sender: the From address.
 
     base_url: the site's address, without a slash at the end; where it is https, mails offer one-click unsubscription (RFC 8058). secret: signs
-    links. Mail must leave with a DKIM signature that covers both List- headers: the relay's, which knows the domain's key.
+    links. Mail must leave with a DKIM signature that covers both List- headers: the relay's, which knows the domain's key, or one of our own.
+    dkim_key: file of the domain's private key (RSA, PEM); dkim_selector: under which name the public one stands in the DNS.
     """
 
     smtp: str
     sender: str
     base_url: str
     secret: bytes = field(repr=False)
+    dkim_key: str = ""
+    dkim_selector: str = "nullius"
 
     @property
     def host(self) -> str:
@@ -83,7 +87,15 @@ def from_environment(base_url: str, secret: bytes) -> MailSettings | None:
         raise UsageError("NULLIUS_SMTP must be smtp://[user:password@]host[:port] or smtps://…")
     if sender.count("@") != 1 or sender.startswith("@") or sender.endswith("@") or any(c.isspace() for c in sender):
         raise UsageError(f"NULLIUS_MAIL_FROM must be the address that mails come from, not '{sender[:60]}'")
-    return MailSettings(smtp, sender, base_url.rstrip("/"), secret)
+    key, selector = os.environ.get("NULLIUS_DKIM_KEY", ""), os.environ.get("NULLIUS_DKIM_SELECTOR", "nullius")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", selector):
+        raise UsageError(f"NULLIUS_DKIM_SELECTOR must be a name of the DNS, not '{selector[:60]}'")
+    settings = MailSettings(smtp, sender, base_url.rstrip("/"), secret, key, selector)
+    if key:
+        from nullius.feed.digest.signing import check
+
+        check(settings)
+    return settings
 
 
 @dataclass(frozen=True)

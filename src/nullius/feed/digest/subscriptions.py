@@ -136,6 +136,12 @@ def weekly(number: str) -> bool:
     return _change(number, ("active", "paused"), schedule="weekly", weekday=0)
 
 
+def resume(number: str) -> bool:
+    """Send again what was paused, or suspended since mail came back: its owner says that the address works. One that was left stays so."""
+    began = moment(datetime.now(UTC))  # what came meanwhile is not made up for
+    return _change(number, ("paused", "suspended"), state="active", paused_until=None, created=began)
+
+
 def describe(number: str) -> dict[str, Any] | None:
     """Return what a page says of a subscription: its id, state and words; None when there is none."""
     with reading() as connection:

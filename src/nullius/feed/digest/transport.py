@@ -11,6 +11,7 @@ from email.message import EmailMessage
 from types import TracebackType
 
 from nullius.feed.digest.settings import MailSettings, Server
+from nullius.feed.digest.signing import signed
 
 SECONDS = 60.0  # to wait for an answer
 PER_SECOND = 10.0
@@ -37,7 +38,7 @@ class Transport:
     """Sends messages over one connection, opened when first needed and again after it broke; at most `per_second`."""
 
     def __init__(self, settings: MailSettings, per_second: float = PER_SECOND) -> None:
-        self.server, self.per_second = Server.of(settings), per_second
+        self.settings, self.server, self.per_second = settings, Server.of(settings), per_second
         self._smtp: smtplib.SMTP | None = None
         self._next = 0.0
 
@@ -55,7 +56,10 @@ class Transport:
             self._smtp = None
 
     def send(self, message: EmailMessage, envelope_sender: str, recipient: str) -> None:
-        """Send a message. Raises TemporaryFailure, PermanentFailure or UnknownOutcome when it was not, or not surely, taken."""
+        """Send a message, signed where a key is set up. Raises TemporaryFailure, PermanentFailure or UnknownOutcome when it was not, or not surely,
+        taken, and UsageError before anything is said when it cannot be signed.
+        """
+        text = signed(self.settings, message.as_bytes(policy=UNFOLDED))
         time.sleep(max(0.0, self._next - time.monotonic()))
         self._next = time.monotonic() + 1 / self.per_second
         try:
@@ -72,11 +76,10 @@ class Transport:
         except (OSError, smtplib.SMTPException) as error:
             self._drop()
             raise TemporaryFailure(_line(error)) from None
-        self._send_data(smtp, message)
+        self._send_data(smtp, text)
 
-    def _send_data(self, smtp: smtplib.SMTP, message: EmailMessage) -> None:
+    def _send_data(self, smtp: smtplib.SMTP, text: bytes) -> None:
         """Hand the text over. From its last byte on, silence means that nobody knows."""
-        text = message.as_bytes(policy=UNFOLDED)
         stuffed = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in text.split(b"\r\n"))
         try:
             smtp.send(stuffed if stuffed.endswith(b"\r\n") else stuffed + b"\r\n")

@@ -50,22 +50,26 @@ def report(visit: Visit) -> Answer:
 def run(visit: Visit) -> Answer:
     """Import what was uploaded, pasted or named. What is good is kept; what is not is listed with the reason."""
     visit.need("import")
-    day = _day(visit.form.get("date", ""))
-    text, address = visit.form.get("text", ""), visit.form.get("address", "").strip()
+    upload = next(iter(visit.files.values()), None)
+    made = read(visit.form.get("text", ""), visit.form.get("address", "").strip(), visit.form.get("date", ""), upload)
+    return {"template": "import.html", "schema": "nullius.web.imports/1", **_past(), "report": told(made)}
+
+
+def read(text: str, address: str, date_of_page: str, upload: bytes | None = None) -> Report:
+    """Import an upload, else a text, else from an address. Raises Problem 422 for nothing, for an address that is none, for what no source speaks."""
+    day = _day(date_of_page)
     try:
-        if visit.files:
-            made = import_document(Document(io.BytesIO(next(iter(visit.files.values()))), "an upload"), day=day)
-        elif text.strip():
-            made = import_document(Document(io.BytesIO(text.encode("utf-8", "replace")), "pasted text"), day=day)
-        elif address:
-            if not address.startswith(("http://", "https://")):  # a path would be a file of the server
-                raise Problem(422, "This is no web address.", f"Sources: {', '.join(sorted(allowed_hosts()))}.")
-            made = import_from(address, day=day)
-        else:
+        if upload is not None:
+            return import_document(Document(io.BytesIO(upload), "an upload"), day=day)
+        if text.strip():
+            return import_document(Document(io.BytesIO(text.encode("utf-8", "replace")), "pasted text"), day=day)
+        if not address:
             raise Problem(422, "There is nothing to import.", "Choose a file, paste text, or give an address.", ("/import", "Import"))
+        if not address.startswith(("http://", "https://")):  # a path would be a file of the server
+            raise Problem(422, "This is no web address.", f"Sources: {', '.join(sorted(allowed_hosts()))}.")
+        return import_from(address, day=day)
     except NulliusError as error:
         raise from_error(error, reading=False) from None
-    return {"template": "import.html", "schema": "nullius.web.imports/1", **_past(), "report": _told(made)}
 
 
 def _day(text: str) -> date | None:
@@ -75,5 +79,6 @@ def _day(text: str) -> date | None:
         raise Problem(422, f"'{text[:20]}' is no date; write 2025-11-04.") from None
 
 
-def _told(made: Report) -> dict[str, Any]:
+def told(made: Report) -> dict[str, Any]:
+    """An import as plain data, with the first of its rejects."""
     return {**made.to_dict(), "summary": made.summary, "rejects": made.rejects[:SHOWN]}

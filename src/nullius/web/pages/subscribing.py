@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from nullius.feed.digest import subscriptions
+from nullius.feed.digest import subscriptions, watching
 from nullius.feed.digest.clock import SCHEDULES, Schedule
 from nullius.feed.digest.settings import unsubscribed
 from nullius.web import limiting, mailing, shelf
@@ -23,7 +23,7 @@ KINDS = {
     "subject": "new verdicts on a subject",
 }
 ONE_CLICK = "One-Click"
-CHANGES = {"leave": subscriptions.leave, "pause": subscriptions.pause, "weekly": subscriptions.weekly}
+CHANGES = {"leave": subscriptions.leave, "pause": subscriptions.pause, "weekly": subscriptions.weekly, "resume": subscriptions.resume}
 
 
 @page("/subscribe", "subscribe.html")
@@ -44,34 +44,74 @@ def _shown(visit: Visit, sent: bool = False) -> dict[str, Any]:
     feeds += [{"title": f"New verdicts on {name}", "path": f"/feeds/subjects/{quote(name)}.atom"} for name in shelf.subject_names()]
     if kind == "search" and target:
         feeds.insert(0, {"title": f"The search “{target[:80]}”", "path": f"/feeds/search.atom?q={quote(target)}"})
-    mine = subscriptions.of_email(visit.person.email) if visit.person.email else []
-    own = [{name: row[name] for name in ("id", "kind", "target", "schedule", "state")} for row in mine]
-    about = {"kinds": KINDS, "kind": kind, "target": target, "schedules": list(SCHEDULES), "feeds": feeds, "mine": own, "sent": sent}
+    about = {"kinds": KINDS, "kind": kind, "target": target, "schedules": list(SCHEDULES), "feeds": feeds, "mine": own(visit), "sent": sent}
     return {"schema": "nullius.web.subscribe/1", **about, "mail": mailing.setup(visit.settings) is not None, "email": visit.person.email}
+
+
+def own(visit: Visit) -> list[dict[str, Any]]:
+    """The subscriptions of whoever asks, each with its Atom address: by the address of the account; all of them for the owner of a local server."""
+    if visit.settings.shared:
+        found = subscriptions.of_email(visit.person.email) if visit.person.email else []
+    else:
+        found = watching.listed() if visit.person.role == "maintainer" else []
+    names = ("id", "kind", "target", "schedule", "hour", "weekday", "tz", "at_most", "state", "created")
+    return [{**{name: row[name] for name in names}, "atom": atom(row["kind"], row["target"])} for row in found]
+
+
+def atom(kind: str, target: str) -> str:
+    """Where a subscription is read without mail."""
+    if kind in ("daily", "trending"):
+        return f"/feeds/{kind}.atom"
+    if kind in ("search", "author"):
+        text = target if kind == "search" else f'author:"{target}"' if " " in target else f"author:{target}"
+        return f"/feeds/search.atom?q={quote(text)}"
+    return f"/feeds/{kind}s/{quote(target)}.atom"
+
+
+def asked(visit: Visit, email: str, wish: subscriptions.Wish) -> None:
+    """Ask the owner of an address whether they want this. Raises Problem 422 for what cannot be, 503 where no mail leaves."""
+    visit.need("subscribe")
+    limiting.mail(visit.request, visit.settings)
+    how = mailing.setup(visit.settings)
+    if how is None:
+        raise Problem(503, "This server sends no mail.", "Every subscription has an Atom address too.", ("/subscribe", "Atom addresses"))
+
+    def send(to: str, subject: str, text: str) -> None:
+        mailing.send(visit.settings, to, subject, text)
+
+    subscriptions.request(mailing.address(email), wish, how, send, account=shelf.whose(visit.person) or None)
 
 
 @post("/subscribe")
 def ask(visit: Visit) -> Answer:
     """Ask the owner of an address. The answer is the same whether the address is known or not."""
-    visit.need("subscribe")
-    limiting.mail(visit.request, visit.settings)
-    form, how = visit.form, mailing.setup(visit.settings)
-    if how is None:
-        raise Problem(503, "This server sends no mail.", "Every subscription has an Atom address too.", ("/subscribe", "Atom addresses"))
-    email = mailing.address(form.get("email", ""))
+    form = visit.form
     numbers = [form.get(name, default) for name, default in (("hour", "7"), ("at_most", "10"), ("weekday", "0"))]
     if not all(text.isascii() and text.isdecimal() and len(text) < 4 for text in numbers):
         raise Problem(422, "Hour, weekday and number of papers are whole numbers.", "", ("/subscribe", "Subscribe"))
     hour, at_most, weekday = map(int, numbers)
     when = Schedule(form.get("schedule", "daily"), hour, form.get("tz", "").strip() or "UTC", weekday)
     kind, target = form.get("kind", ""), form.get("target", "").strip()
-    wish = subscriptions.Wish(kind, "" if kind in ("daily", "trending") else target, when, at_most)
-
-    def send(to: str, subject: str, text: str) -> None:
-        mailing.send(visit.settings, to, subject, text)
-
-    subscriptions.request(email, wish, how, send, account=shelf.whose(visit.person) or None)
+    asked(visit, form.get("email", ""), subscriptions.Wish(kind, "" if kind in ("daily", "trending") else target, when, at_most))
     return {"template": "subscribe.html", **_shown(visit, sent=True)}
+
+
+@post("/subscriptions/{id}")
+def change(visit: Visit) -> Response:
+    """Leave, pause, take up again, or get one of one's own subscriptions weekly."""
+    visit.need("account")
+    action = visit.form.get("action", "")
+    if action not in CHANGES:
+        raise Problem(422, "One can leave, pause, resume, or get it weekly.")
+    CHANGES[action](owned(visit, visit.params["id"]))
+    return visit.back("/subscribe")
+
+
+def owned(visit: Visit, number: str) -> str:
+    """The id of a subscription of one's own. Raises Problem 404 for any other."""
+    if number not in {row["id"] for row in own(visit)}:
+        raise Problem(404, "You have no such subscription.", "", ("/subscribe", "Subscribe"))
+    return number
 
 
 @page("/subscribe/confirm/{token}", "confirm.html")
@@ -115,7 +155,7 @@ def leave(visit: Visit) -> Answer:
         subscriptions.leave(found["id"])
         return Response("You will get no more of these.\n", media_type="text/plain")
     action = visit.form.get("action", "leave")
-    if action not in CHANGES:
+    if action not in CHANGES or action == "resume":
         raise Problem(422, "One can leave, pause, or get it weekly.")
     CHANGES[action](found["id"])
     return {

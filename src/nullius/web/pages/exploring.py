@@ -1,0 +1,53 @@
+"""Figures to explore, on the page: the stored file without the 4.7 MB of plotly inside it, which the page loads once, and only on click.
+
+The file itself needs nothing else and stays as it is, to keep and to send on. Its script runs in a sandbox that sees nothing of this site.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from starlette.responses import RedirectResponse, Response
+
+from nullius.paths import data_dir
+from nullius.web import assets
+from nullius.web.pages import runs
+from nullius.web.problems import Problem
+from nullius.web.site import Visit, get
+
+LIBRARY = "plotly-basic.min.js"
+_INSIDE = re.compile(r"<script[^>]*>/\*\*\s*\* plotly\.js v.*?</script>", re.DOTALL)
+_BEYOND = re.compile(r'"type":\s*"heatmap"')  # of the traces that the lab draws, the one that the small library does not know
+_UNSAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'self'"
+
+
+@get("/runs/{id}/explore/{name}")
+def explore(visit: Visit) -> Response:
+    """A figure to explore. One that the small library cannot draw (a heatmap) comes as its own file, with all of plotly in it."""
+    found = runs.record(visit.params["id"])
+    name = f"{visit.params['name']}.html"
+    stored = next((entry for entry in found["artefacts"] if entry["name"] == name), None)
+    path = Path(data_dir()) / "runs" / found["id"] / name
+    if stored is None or not path.is_file():
+        raise Problem(404, f"This run has no figure '{visit.params['name'][:60]}' to explore.", "", (f"/runs/{found['id']}", "The run"))
+    small = _small(str(path), stored["sha256"])
+    if small is None:
+        return RedirectResponse(f"/runs/{found['id']}/files/{name}", 303)
+    scheme = "https" if visit.settings.secure else "http"
+    library = f"{scheme}://{visit.request.headers['host']}{assets.address(LIBRARY)}"  # a host of the list: the guard has seen to it
+    policy = f"sandbox allow-scripts; script-src 'unsafe-inline' {library}; {_UNSAFE}"
+    site = visit.request.app.state.site
+    response: Response = site.reply(visit.request, small.replace("LIBRARY", library, 1), "text/html; charset=utf-8")
+    response.headers.update({"Content-Security-Policy": policy, "X-Frame-Options": "SAMEORIGIN"})
+    return response
+
+
+@lru_cache(maxsize=32)
+def _small(path: str, _sha256: str) -> str | None:
+    """The file with a reference in place of the library; None where it draws what the small library cannot, or is not as we make them."""
+    text = Path(path).read_text("utf-8")
+    rest, replaced = _INSIDE.subn('<script src="LIBRARY"></script>', text, count=1)
+    drawn, _, _ = rest.partition('"layout":{"template"') if '"layout":{"template"' in rest else rest.partition('{"template"')
+    return rest if replaced and not _BEYOND.search(drawn) else None
