@@ -21,8 +21,6 @@ from nullius.lab import studies
 
 from .made import add_papers, add_run, paper
 
-CACHE = weights.folder()
-
 
 @pytest.fixture
 def no_weights(monkeypatch):
@@ -366,22 +364,3 @@ def test_a_torn_write_is_cut_off(tmp_path):
     vectors.append(tmp_path, [4], *vectors.quantise(made[:1]))
     assert vectors.open_vectors(tmp_path).numbers.tolist() == [1, 2, 3, 4]
     assert math.isclose(float(vectors.open_vectors(tmp_path).of(4)[0]), 1, abs_tol=0.01)
-
-
-def test_erf_is_the_error_function():
-    x = np.linspace(-6, 6, 2001).astype(np.float32)
-    assert np.abs(minilm.erf(x) - [math.erf(value) for value in x]).max() < 1e-6
-
-
-@pytest.mark.subject
-@pytest.mark.skipif(
-    not all((CACHE / name).is_file() for name in weights.SHA256), reason="the weights of MiniLM are not here (nullius feed index)"
-)
-def test_the_model_agrees_with_transformers():
-    from nullius.models.minilm.on_device import encoder
-
-    texts = ["who is bound to what", "", "A much longer text about attention heads. " * 60, "日本語"]
-    ours = minilm.load(CACHE).encode(texts)
-    theirs = encoder(CACHE, "cpu")(texts)
-    assert np.abs(ours - theirs).max() < 1e-6
-    assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
