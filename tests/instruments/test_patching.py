@@ -162,8 +162,8 @@ def test_planted_one_block_of_neurons_carries_everything(tokenizer):
 
 def test_a_sweep_that_disagrees_with_plain_runs_says_so(toy, monkeypatch):
     """A wavefront that is off by a little in every row is caught by the cells that are run the plain way."""
-    honest = wavefront.travel
-    monkeypatch.setattr(wavefront, "travel", lambda *args, **kwargs: honest(*args, **kwargs) + 0.1)
+    honest = wavefront.climb
+    monkeypatch.setattr(wavefront, "climb", lambda *args: {start: rows + 0.1 for start, rows in honest(*args).items()})
     base, source = pairs(toy)
     for sweep in (patching.residual, patching.heads, patching.neurons):
         with pytest.raises(NulliusError, match="disagrees with plain runs"):

@@ -8,10 +8,9 @@ Every sweep checks itself: some random cells are run the plain way, whole, and m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal, get_args
 
 import torch
@@ -162,28 +161,49 @@ class Cells:
     @torch.no_grad()
     def run(self, cells: Sequence[tuple[int, int]], max_tokens: int | None = None, checks: int = 8) -> Sweep:
         """Patch some cells, exactly. What is not among them holds the base's value."""
-        pair, n, length = self.pair, self.pair.n, self.pair.length
+        pair, n = self.pair, self.pair.n
         values = pair.metric_base[:, None, None].repeat(1, pair.model.anatomy.n_layers, self.grid.columns)
         limit = max_tokens or tokens_per_pass(pair.model)
         ordered = sorted((self.grid.start(column), layer, column) for layer, column in cells)
-        for start, group in groupby(ordered, key=lambda cell: cell[0]):
-            waiting = [(layer, column) for _, layer, column in group]
-            span = length - start
-            at_once, few = max(1, limit // (n * span)), min(n, max(1, limit // span))
-            for i in range(0, len(waiting), at_once):
-                some = waiting[i : i + at_once]
-                last = torch.cat([self._last(start, some, slice(j, j + few)) for j in range(0, n, few)], 1)
-                layers, columns = (torch.tensor(side, device=values.device) for side in zip(*some, strict=True))
-                values[:, layers, columns] = pair.measure(last[None])[0].T
+        few = min(n, max(1, limit // (pair.length - ordered[0][0]))) if ordered else n
+        for some in self._flights(ordered, few):
+            last = torch.cat([self._last(some, slice(j, j + few), limit) for j in range(0, n, few)], 1)
+            layers, columns = (torch.tensor(side, device=values.device) for side in list(zip(*some, strict=True))[1:])
+            values[:, layers, columns] = pair.measure(last[None])[0].T
         gap = self._gap(values, cells, checks) if len(cells) else 0.0
         return Sweep(values, pair.metric_base, pair.metric_source, checks if len(cells) else 0, gap)
 
-    def _last(self, start: int, cells: Sequence[tuple[int, int]], pairs: slice) -> Tensor:
-        """The final norm's output for cells of one start, in order: [cells, pairs, d_model]."""
-        pair = self.pair
-        joining = [self.grid.joined(layer, [c for _, c in group], pairs) for layer, group in groupby(cells, key=lambda cell: cell[0])]
-        few = pair.run.pairs(pairs)
-        return wavefront.travel(pair.model, few, start, joining).unflatten(0, (len(cells), len(few.ids)))
+    def _flights(self, ordered: Sequence[tuple[int, int, int]], few: int) -> Iterator[list[tuple[int, int, int]]]:
+        """Cut cells (start, layer, column) into groups whose rows fit into memory together."""
+        room = tokens_in_flight(self.pair.model)
+        some: list[tuple[int, int, int]] = []
+        held = 0
+        for cell in ordered:
+            size = few * (self.pair.length - cell[0])
+            if some and held + size > room:
+                yield some
+                some, held = [], 0
+            some.append(cell)
+            held += size
+        if some:
+            yield some
+
+    def _last(self, cells: Sequence[tuple[int, int, int]], pairs: slice, tokens: int) -> Tensor:
+        """The final norm's output for cells (start, layer, column), in order: [cells, pairs, d_model]."""
+        pair, few = self.pair, self.pair.run.pairs(pairs)
+        by_layer: dict[int, dict[int, list[int]]] = {}
+        for start, layer, column in cells:
+            by_layer.setdefault(layer, {}).setdefault(start, []).append(column)
+
+        def joining(layer: int) -> Iterator[wavefront.Joining]:
+            for start, columns in by_layer.get(layer, {}).items():
+                size = max(1, tokens // (len(few.ids) * (pair.length - start)))
+                for i in range(0, len(columns), size):
+                    yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs))
+
+        starts = sorted({start for start, _, _ in cells})
+        last = wavefront.climb(pair.model, few, starts, min(by_layer), joining, tokens)
+        return torch.cat([last[start].unflatten(0, (-1, len(few.ids))) for start in starts])
 
     def _gap(self, values: Tensor, cells: Sequence[tuple[int, int]], checks: int) -> float:
         """Run random cells of random pairs the plain way, whole texts through all layers, and return the largest difference.
@@ -221,13 +241,19 @@ class Cells:
 
 
 def tokens_per_pass(model: LanguageModel) -> int:
-    """Positions that one pass should carry: what stays in the cache of a CPU core; on a GPU what fits into a quarter of the free memory."""
+    """Positions that a layer is given at once: what stays in the cache of a CPU core; on a GPU what fits into a quarter of the free memory."""
     if model.device.type != "cuda":
-        return 768
+        return 512
     anatomy = model.anatomy
     free, _ = torch.cuda.mem_get_info(model.device)
     each = (8 * anatomy.d_model + 4 * anatomy.d_mlp + 4 * anatomy.n_heads * anatomy.d_head) * model.dtype.itemsize
     return max(1024, int(free / 4 / each))
+
+
+def tokens_in_flight(model: LanguageModel) -> int:
+    """Positions whose residual stream is kept between two layers: 128 MB of them on a CPU, on a GPU a quarter of the free memory."""
+    room = 2**27 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
+    return int(room) // (model.anatomy.d_model * model.dtype.itemsize)
 
 
 class Pair:

@@ -9,14 +9,15 @@ cell, a sweep over L layers and T positions is L·T forward passes. Most of that
 - positions other than the last are not carried beyond the last layer's attention;
 - vocabulary rows that nobody reads are never made.
 
-So one pass over the suffix from position t carries the cells of all layers at t. It runs on the untouched transformers model, through hooks.
+So one pass over the suffix from position t carries the cells of all layers at t (`travel`); and one climb through the layers carries those of all
+positions (`climb`), so that each layer's weights are fetched once. Both run the untouched transformers model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nullius.instruments import resume, taps
+from nullius.instruments import onednn, resume, taps
 from nullius.models import hooks
 from nullius.models.anatomy import Anatomy
-from nullius.models.dataflow import first_input, with_input
+from nullius.models.dataflow import first_input, first_output, with_input
 from nullius.models.language_model import Batch, LanguageModel
 
 Write = Callable[[int, Tensor], None]  # (layer, the site's tensor for the rows that have just joined, to be changed in place)
@@ -118,15 +119,95 @@ class _Prefix(DynamicCache):
         return whole[0], whole[1]
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Rows that join: the residual stream at the input of `layer` over the suffix from `start` [copies · n, T − start, d_model], copy by copy.
+
+    Layer n_layers is the final norm, of which the last position is enough.
+    """
+
+    start: int
+    layer: int
+    rows: Tensor
+
+
 @torch.no_grad()
-def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple[int, Tensor]], prune: bool = True) -> Tensor:
+def climb(
+    model: LanguageModel, base: Base, starts: Sequence[int], lowest: int, cells: Callable[[int], Iterable[Joining]], tokens: int
+) -> dict[int, Tensor]:
+    """Send patched rows up through the model, all of them layer by layer; return, by start, the final norm's output at the last position [rows, d].
+
+    cells(layer), asked from the lowest layer up: what is patched there, and joins at that layer's input or at the next one's. Rows of a start come
+    back in the order in which they joined. tokens: positions that a layer is given at once; what comes between two layers is kept for all.
+    """
+    anatomy, n = model.anatomy, len(base.ids)
+    top = anatomy.n_layers - 1
+    calls = {start: _calls(model, base, start) for start in starts}
+    there: dict[int, list[Tensor]] = {start: [] for start in starts}
+
+    def join(new: Joining) -> None:
+        parts, size = there[new.start], max(1, tokens // new.rows.shape[1] // n) * n
+        rows = torch.cat([parts.pop(), new.rows]) if parts and len(parts[-1]) < size else new.rows
+        parts += rows.split(size)
+
+    for layer in range(lowest, anatomy.n_layers):
+        with onednn.maps(anatomy.layers[layer]), ExitStack() as stack:
+            joining = list(cells(layer))
+            for new in joining:
+                if new.layer == layer:
+                    join(new)
+            if layer == top:
+                for module in _behind_the_attention(anatomy):
+                    stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
+            for start, parts in there.items():
+                args, kwargs = calls[start][layer]
+                for i, rows in enumerate(parts):
+                    out = first_output(anatomy.layers[layer](rows, *args, **kwargs))
+                    parts[i] = out if layer < top else out[:, -1:].contiguous()
+        for new in joining:
+            if new.layer > layer:
+                join(replace(new, rows=new.rows[:, -1:]) if layer == top else new)
+    return {start: torch.cat([anatomy.final_norm(rows)[:, -1] for rows in parts]) for start, parts in there.items()}
+
+
+def _calls(model: LanguageModel, base: Base, start: int) -> list[tuple[Any, Any]]:
+    """What the decoder calls each of its layers with, behind the stream, over the suffix from `start`: mask, rotary embedding, prefix."""
+    found: list[tuple[Any, Any]] = []
+
+    def note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found.append((args, kwargs))
+        return hidden_states
+
+    try:
+        for block in model.anatomy.layers:
+            block.forward = note
+        _run(model, base, start)
+    finally:
+        for block in model.anatomy.layers:
+            del block.forward  # uncovers the method of its class
+    return found
+
+
+def _run(model: LanguageModel, base: Base, start: int) -> Tensor:
+    """Run the decoder over the suffix of one text, behind the prefixes of the base run. Rows and layers are for those who stand in between."""
+    length = base.ids.shape[1]
+    return model.hf.base_model(
+        input_ids=base.ids[:1, start:],
+        attention_mask=_mask(model, start, length),
+        position_ids=torch.arange(start, length, device=base.ids.device)[None],
+        past_key_values=_Prefix(base, start),
+        use_cache=True,
+    ).last_hidden_state
+
+
+@torch.no_grad()
+def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple[int, Tensor]]) -> Tensor:
     """Send patched rows up through the model, over the suffix from `start`; return the final norm's output at the last position [rows, d_model].
 
     joining: (layer, rows) by ascending layer: the residual stream at that layer's input [copies · n, T − start, d_model], copy by copy (layer
-    n_layers: at the final norm). Rows come back in this order. prune: in the last layer only the last position goes on behind the attention;
-    hooks of the caller there would see that position alone.
+    n_layers: at the final norm). Rows come back in this order. Hooks of the caller see all rows that have joined, the newest last.
     """
-    anatomy, length = model.anatomy, base.ids.shape[1]
+    anatomy = model.anatomy
     above = [rows for layer, rows in joining if layer == anatomy.n_layers]
     out = []
     inside = [(layer, rows) for layer, rows in joining if layer < anatomy.n_layers]
@@ -136,17 +217,7 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
             stack.enter_context(resume.from_layer(model, lowest, first[:1]))
             for i, (layer, rows) in enumerate(inside):
                 stack.callback(anatomy.layers[layer].register_forward_pre_hook(_joining(rows, alone=i == 0), with_kwargs=True).remove)
-            if prune and start < length - 1:
-                for module in _behind_the_attention(anatomy):
-                    stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
-            passed = model.hf.base_model(
-                input_ids=base.ids[:1, start:],
-                attention_mask=_mask(model, start, length),
-                position_ids=torch.arange(start, length, device=base.ids.device)[None],
-                past_key_values=_Prefix(base, start),
-                use_cache=True,
-            )
-        out.append(passed.last_hidden_state[:, -1])
+            out.append(_run(model, base, start)[:, -1])
     out += [anatomy.final_norm(rows[:, -1:])[:, -1] for rows in above]
     return torch.cat(out)
 
@@ -180,7 +251,7 @@ def wave(model: LanguageModel, base: Base, start: int, layers: Sequence[int], co
             else:
                 stack.enter_context(taps.edit(model, site, layer, _newest(layer, copies * n, write)))
             joining.append((layer, rows))
-        return travel(model, base, start, joining, prune=False).view(len(layers), copies, n, -1)
+        return travel(model, base, start, joining).view(len(layers), copies, n, -1)
 
 
 def _joining(rows: Tensor, alone: bool) -> Callable[..., Any]:
