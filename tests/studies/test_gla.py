@@ -28,8 +28,8 @@ def test_equal_networks_show_nothing(toy, monkeypatch, gates_open):
     monkeypatch.setattr(module, "QUICK", SMALL)
     times = []
     monkeypatch.setattr(crossover, "time_layer", lambda n, repeats, device: times.append(n) or fake_timings(repeats))
-    real = module._network
-    monkeypatch.setattr(module, "_network", lambda lab, plan, kind, *rest: real(lab, plan, "gla", *rest))
+    real = module._networks
+    monkeypatch.setattr(module, "_networks", lambda bench, plan, where, kind, *rest: real(bench, plan, where, "gla", *rest))
     record = runner.run(get("gla"), toy)
     words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
     assert set(words) == {claim.id for claim in module.CLAIMS}
@@ -43,24 +43,40 @@ def fake_timings(repeats):
     return crossover.Timings(*(1 + 0.01 * rng.random(repeats) for _ in range(3)))
 
 
-def test_full_text_part_goes_through(toy, monkeypatch, gates_open, tmp_path):
-    monkeypatch.setattr(module, "FULL", module.replace(SMALL, test=4, text=Recipe(1, 2, 1e-3)))
+def test_full_text_part_goes_through_and_takes_up_what_was_trained(toy, monkeypatch, gates_open, tmp_path):
+    """Begun, cut off while text is learned, and begun again: what had been trained is not trained again, and nothing stays behind."""
+    text = module.Text(tokens=128, length=32, batch=2, width=16, layers=1)
+    monkeypatch.setattr(module, "FULL", module.replace(SMALL, test=4, text=text))
     monkeypatch.setattr(crossover, "time_layer", lambda n, repeats, device: fake_timings(repeats))
-    path = tmp_path / "text"
+    monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
     path.write_bytes(b"the river rose in the night, and " * 400)
-    monkeypatch.setenv(module.TEXT, str(path))
-    real = module._network
-    monkeypatch.setattr(
-        module,
-        "_network",
-        lambda lab, plan, *rest: real(lab, module.replace(plan, width=16, layers=1), *[r if r != 8 else 4 for r in rest]),
-    )
-    record = runner.run(get("gla"), toy, full=True)
-    assert record.verdict("text-near-softmax").word != "out of reach"
-    assert record.verdict("gpu-parity").word == "out of reach"
-    monkeypatch.setenv(module.TEXT, str(tmp_path / "nowhere"))
+    real, trained = asked.fit, []
+
+    def fit(hf, data, how, seed, show):
+        trained.append(how)
+        if how.bf16 and how in trained[:-1]:
+            raise KeyboardInterrupt
+        return real(hf, data, how, seed, show)
+
+    monkeypatch.setattr(asked, "fit", fit)
+    run: dict = {"full": True, "options": {"text": "file"}}
+    with pytest.raises(UsageError, match="set NULLIUS_TEXT to a file"):
+        runner.run(get("gla"), toy, **run)
+    monkeypatch.setenv("NULLIUS_TEXT", str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="which is no file"):
-        runner.run(get("gla"), toy, full=True)
+        runner.run(get("gla"), toy, **run)
+    monkeypatch.setenv("NULLIUS_TEXT", str(path))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(get("gla"), toy, **run)
+    assert list((tmp_path / "cache" / "trained").iterdir())
+    before = len(trained)
+    monkeypatch.setattr(asked, "fit", lambda *rest: trained.append(rest[2]) or real(*rest))
+    record = runner.run(get("gla"), toy, **run)
+    assert len(trained) - before == 12  # of 13 networks that read text, one had been trained
+    assert not list((tmp_path / "cache" / "trained").iterdir())
+    assert record.verdict("text-near-softmax").word != "out of reach"
+    assert record.verdict("gpu-parity").effect is not None
 
 
 # --- streams ---

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nullius.models import architectures
 from nullius.stimuli.recall import NOTHING, Asked
+from nullius.training.kept import Kept
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +28,12 @@ class Recipe:
     rate: float = 3e-3
     weight_decay: float = 0.01
     spread: float = 0.1  # standard deviation of the first weights; small networks that learn for minutes need more than the usual 0.02
+    bf16: bool = False  # compute in bfloat16 what bears it, on a GPU; weights and optimiser stay float32
+
+    @classmethod
+    def of_tokens(cls, tokens: int, length: int, batch: int, rate: float, **more: Any) -> Recipe:
+        """As many steps as a budget of tokens allows, in batches of sequences of `length`."""
+        return cls(max(1, tokens // (batch * length)), batch, rate, **more)
 
 
 def fresh(wanted: Mapping[str, Any], seed: int, device: torch.device | str) -> Any:
@@ -37,6 +44,34 @@ def fresh(wanted: Mapping[str, Any], seed: int, device: torch.device | str) -> A
     return hf.to(device)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What the networks of one study share: their device and seed, where they are kept, and who hears how far each is (label, done, total)."""
+
+    device: torch.device
+    seed: int
+    store: Kept
+    show: Callable[[str, int, int], None]
+
+    def trained(
+        self, label: str, wanted: Mapping[str, Any], data: Asked, how: Recipe, number: int, prepare: Callable[[Any], None] | None = None
+    ) -> Any:
+        """Make and train a network, or take it up as it was trained before the study was interrupted.
+
+        Networks of one number begin with the same random numbers and see the same batches. prepare: changes it before training.
+        """
+        seed = self.seed * 1000 + number
+        hf = fresh({**wanted, "vocab_size": data.vocabulary, "initializer_range": how.spread}, seed, self.device)
+        if prepare is not None:
+            prepare(hf)
+
+        def train() -> None:
+            fit(hf, data, how, seed, lambda done, total: self.show(label, done, total))
+
+        self.store.train(hf.eval(), label, train)
+        return hf
+
+
 def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, int], None] | None = None) -> float:
     """Train a causal model of transformers in place, the loss taken where the stream asks. Returns the mean loss of the last tenth of the steps.
 
@@ -44,8 +79,10 @@ def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, in
     """
     device = next(hf.parameters()).device
     tokens, targets = (torch.from_numpy(x).to(device) for x in (data.tokens, data.targets))
+    everywhere = bool((data.targets != NOTHING).all())
     order = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(hf.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.95))
+    fused = device.type == "cuda"
+    optimiser = torch.optim.AdamW(hf.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.95), fused=fused)
     warm = max(1, how.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
@@ -54,8 +91,12 @@ def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, in
     hf.train()
     losses: list[Tensor] = []
     for step in range(how.steps):
-        rows = torch.from_numpy(order.integers(len(data), size=how.batch)).to(device)
-        loss = _losses(hf, tokens[rows], targets[rows])[0].mean()
+        chosen = order.integers(len(data), size=how.batch)
+        # where it asks is found on the CPU: asking the device would make it wait at each step
+        places = None if everywhere else torch.from_numpy(np.flatnonzero(data.targets[chosen] != NOTHING)).to(device)
+        rows = torch.from_numpy(chosen).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16 and device.type == "cuda"):
+            loss = _losses(hf, tokens[rows], targets[rows], places)[0].mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
@@ -83,16 +124,18 @@ def measure(hf: Any, data: Asked, batch: int = 128) -> tuple[Floats, Floats]:
     return loss, right
 
 
-def _losses(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and hit at each question [q]; only there are logits made."""
-    hidden = hf.model(input_ids=tokens, use_cache=False).last_hidden_state
-    asked = targets != NOTHING
-    logits = hf.lm_head(hidden[asked]).float()
-    return F.cross_entropy(logits, targets[asked], reduction="none"), logits.argmax(-1) == targets[asked]
+def _losses(hf: Any, tokens: Tensor, targets: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss and hit at each question [q]; only there are logits made. places [q]: where the batch asks, row after row; None: everywhere."""
+    hidden, wanted = hf.model(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1), targets.flatten()
+    if places is not None:
+        hidden, wanted = hidden[places], wanted[places]
+    logits = hf.lm_head(hidden).float()
+    return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
 
 
 def _per_sequence(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    loss, right = _losses(hf, tokens, targets)
-    rows = (targets != NOTHING).nonzero()[:, 0]
+    places = (targets.flatten() != NOTHING).nonzero()[:, 0]
+    loss, right = _losses(hf, tokens, targets, places)
+    rows = places // tokens.shape[1]
     count = torch.bincount(rows, minlength=len(tokens))
     return tuple(torch.bincount(rows, x.double(), minlength=len(tokens)) / count for x in (loss, right))  # type: ignore[return-value]

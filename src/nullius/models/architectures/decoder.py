@@ -19,7 +19,15 @@ from nullius.models.architectures.cache import prepare
 from nullius.models.architectures.config import SHADOWED, DecoderConfig
 from nullius.models.architectures.context import Context, see
 from nullius.models.architectures.gated import GatedLinearAttention, ShortConv
-from nullius.models.architectures.mixers import ApproximateAttention, Mixer, NoMixing, ShadowAttention, SoftmaxAttention, StaticAttention
+from nullius.models.architectures.mixers import (
+    ApproximateAttention,
+    Mixer,
+    NoMixing,
+    RMSNorm,
+    ShadowAttention,
+    SoftmaxAttention,
+    StaticAttention,
+)
 from nullius.models.architectures.queryfree import QueryFreeAttention
 
 CLASSES: dict[str, Any] = {
@@ -61,9 +69,9 @@ class DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         assert config.mixers is not None
-        self.attn_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn: Mixer = CLASSES[config.mixers[index]](config, index)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(self, hidden_states: Tensor, context: Context, shadow: Tensor | None = None) -> Any:
@@ -115,7 +123,7 @@ class DecoderModel(DecoderPreTrainedModel):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.skipped: frozenset[int] = frozenset()
         self.post_init()
@@ -151,6 +159,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise NulliusError("a decoder takes input_ids or inputs_embeds, one of them")
         embedded: Tensor = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if torch.is_autocast_enabled(embedded.device.type):  # the stream, read and written by every layer, in the type of the maps
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         if use_cache and self.gradient_checkpointing and self.training:
             use_cache = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,15 @@ from nullius.kernels.gated import gated_linear_attention
 from nullius.models.architectures.cache import State
 from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
-from nullius.models.architectures.mixers import Mixer
+from nullius.models.architectures.mixers import Mixer, RMSNorm
+
+
+@torch.compiler.disable  # its kernels are compiled already; what stands before and after is traced up to here
+def operate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, **how: Any) -> tuple[Tensor, Tensor]:
+    """`gated_linear_attention` outside autocast, since it chooses its own precision: outputs and last state."""
+    with torch.autocast(q.device.type, enabled=False):
+        o, state = gated_linear_attention(q, k, v, gate, return_state=True, **how)
+    return o, state
 
 
 class GatedLinearAttention(Mixer):
@@ -35,7 +45,7 @@ class GatedLinearAttention(Mixer):
         if self.name in ("gla", "scalar"):
             gates = keys if self.name == "gla" else heads
             self.gk_proj = nn.Sequential(nn.Linear(width, config.gate_rank, bias=False), nn.Linear(config.gate_rank, gates))
-        self.g_norm_swish_gate = nn.RMSNorm(self.values, config.rms_norm_eps)  # names of weights are those of the published checkpoints
+        self.g_norm_swish_gate = RMSNorm(self.values, config.rms_norm_eps)  # names of weights are those of the published checkpoints
         self.short_conv = config.short_conv
         if config.short_conv:
             self.q_conv1d, self.k_conv1d = (ShortConv(keys, config.short_conv) for _ in range(2))
@@ -69,8 +79,7 @@ class GatedLinearAttention(Mixer):
             parts = {name: F.silu(conv(parts[name], context.positions, name, memory)) for name, conv in convs.items()}
         q, k, v = (parts[name].unflatten(-1, (self.heads, -1)) for name in "qkv")
         state = memory.get("state") if isinstance(memory, State) else None
-        with torch.autocast(x.device.type, enabled=False):  # the operator chooses its own precision
-            o, state = gated_linear_attention(q, k, v, gate, initial_state=state, return_state=True, cu_seqlens=context.offsets)
+        o, state = operate(q, k, v, gate, initial_state=state, cu_seqlens=context.offsets)
         if isinstance(memory, State):
             memory.put(state=state)
             memory.count(x.shape[1])

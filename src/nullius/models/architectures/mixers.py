@@ -18,6 +18,15 @@ from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm that keeps the type of its input. Under autocast PyTorch's own is float32, which every linear map after it would cast again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [.., d] → the same shape and type; mean and root are computed in float32 at least."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Mixer(nn.Module):
     """What every mixer has. head_sites: the sites it has by head, with the number of heads. name: as in the configuration."""
 
@@ -59,7 +68,7 @@ class SoftmaxAttention(Mixer):
         self.config, self.theta = config, config.rope_theta
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         norm = config.qk_norm
-        self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, config.rms_norm_eps) if norm else nn.Identity() for _ in range(2))
+        self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.rms_norm_eps) if norm else nn.Identity() for _ in range(2))
 
     def split(self, x: Tensor) -> Tensor:
         """[B, T, d] → [B, H, T, D]."""

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullius.kernels.gated import gated_linear_attention
 from nullius.models.architectures.cache import State
 from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
-from nullius.models.architectures.mixers import Mixer
+from nullius.models.architectures.gated import operate
+from nullius.models.architectures.mixers import Mixer, RMSNorm
 
 
 class QueryFreeAttention(Mixer):
@@ -27,7 +27,7 @@ class QueryFreeAttention(Mixer):
         width = config.hidden_size
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         norm = config.qk_norm
-        self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, config.rms_norm_eps) if norm else nn.Identity() for _ in range(2))
+        self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.rms_norm_eps) if norm else nn.Identity() for _ in range(2))
 
     def scores(self, x: Tensor) -> Tensor:
         """s [B, T, H] in float32 (float64 of float64). x: [B, T, d]."""
@@ -50,19 +50,17 @@ class QueryFreeAttention(Mixer):
         earlier = torch.cat((top[:, :1] if before is None else before.unsqueeze(1), top[:, :-1]), 1)
         k = (s - top).clamp(max=0.0).exp()
         k = k if real is None else k * real
-        with torch.autocast(s.device.type, enabled=False):
-            tile, one = _tile(s.device), torch.ones_like(k).unsqueeze(-1)
-            both = torch.cat((v, one), -1)
-            o, state = gated_linear_attention(
-                F.pad(one, (0, tile - 1)),
-                F.pad(k.unsqueeze(-1), (0, tile - 1)),
-                F.pad(both, (0, -both.shape[-1] % tile)),
-                (earlier - top).clamp(max=0.0),
-                initial_state=memory.get("state") if isinstance(memory, State) else None,
-                scale=1.0,
-                return_state=True,
-                cu_seqlens=context.offsets,
-            )
+        tile, one = _tile(s.device), torch.ones_like(k).unsqueeze(-1)
+        both = torch.cat((v, one), -1)
+        o, state = operate(
+            F.pad(one, (0, tile - 1)),
+            F.pad(k.unsqueeze(-1), (0, tile - 1)),
+            F.pad(both, (0, -both.shape[-1] % tile)),
+            (earlier - top).clamp(max=0.0),
+            initial_state=memory.get("state") if isinstance(memory, State) else None,
+            scale=1.0,
+            cu_seqlens=context.offsets,
+        )
         if isinstance(memory, State):
             memory.put(state=state, maximum=top[:, -1])
             memory.count(s.shape[1])

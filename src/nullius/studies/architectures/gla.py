@@ -6,32 +6,30 @@ reset, recall on pairs, speed by the clock. The study trains its own small decod
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nullius.errors import UsageError
-from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, at_least, equivalent, ordering, study, trend
+from nullius.lab import Claim, Figure, Lab, Needs, Option, Panel, Series, above_control, at_least, equivalent, ordering, study, trend
 from nullius.lab.claims import Expectation
 from nullius.lab.curves import curve
 from nullius.lab.figures import Role
 from nullius.models import architectures
 from nullius.stimuli import grammar, recall
 from nullius.stimuli.recall import Asked
-from nullius.training import asked, crossover
-from nullius.training.asked import Floats, Recipe
+from nullius.training import asked, crossover, kept, own_text
+from nullius.training.asked import Bench, Floats, Recipe
+from nullius.training.own_text import OwnText
 
 GATES = ("gla", "scalar", "retnet", "ungated")
 LENGTH = 40  # of the streams
 MARGIN = 0.02  # of accuracy, and of nats per token
 NO_RESET = "the same difference on streams without resets, where nothing ever needs forgetting"
 DEALT = "the same, with the right answers of all questions dealt out anew among them"
-TEXT = "NULLIUS_TEXT"
+OPTIONS = (Option("text", ("generated", "file"), f"with --full: sentences of the grammar, or of the file that {own_text.VARIABLE} names"),)
 TRAINED = "models of 340 M or 1.3 B parameters trained on 15 or 100 B tokens"
 
 
@@ -45,34 +43,16 @@ CLAIMS = (
     _claim("channels-beat-heads", "A gate per channel is better than one per head", above_control(MARGIN), NO_RESET),
     _claim("computed-beats-fixed", "A gate computed from the token is better than a fixed decay", above_control(MARGIN), NO_RESET),
     _claim("decay-beats-none", "A fixed decay is better than none", above_control(MARGIN), NO_RESET),
-    _claim(
-        "gate-must-see-its-token",
-        "The gate is better than a fixed decay because of the token that it sees",
-        above_control(MARGIN),
-        "the same difference for networks trained and tested with gates from another sequence",
-    ),
+    _claim("gate-must-see-its-token", "The gate is better than a fixed decay because of the token that it sees", above_control(MARGIN),
+           "the same difference for networks trained and tested with gates from another sequence"),
     _claim("softmax-recalls", "Softmax attention solves associative recall", at_least(0.9, null=0.125), DEALT),
     _claim("recall-beats-fixed", "GLA recalls more pairs than a fixed decay", above_control(MARGIN), DEALT),
-    _claim(
-        "extrapolates",
-        "GLA keeps its accuracy on streams four times as long as those of training",
-        equivalent(0.05),
-        "the same difference for the network without a gate, whose memory fills",
-    ),
-    _claim(
-        "faster-beyond",
-        "Beyond some length a training step of the chunked form is faster than one of softmax attention",
-        above_control(0.0),
-        "two timings of softmax attention",
-        "log ratio of seconds",
-    ),
-    _claim(
-        "lead-grows",
-        "The lead grows with length",
-        trend("increasing", *map(str, (256, 512, 1024, 2048, 4096))),
-        "two timings of softmax attention",
-        "log ratio of seconds",
-    ),
+    _claim("extrapolates", "GLA keeps its accuracy on streams four times as long as those of training", equivalent(0.05),
+           "the same difference for the network without a gate, whose memory fills"),
+    _claim("faster-beyond", "Beyond some length a training step of the chunked form is faster than one of softmax attention", above_control(0.0),
+           "two timings of softmax attention", "log ratio of seconds"),
+    _claim("lead-grows", "The lead grows with length", trend("increasing", *map(str, (256, 512, 1024, 2048, 4096))),
+           "two timings of softmax attention", "log ratio of seconds"),
     _claim("text-near-softmax", "On text GLA comes within 5 % of softmax attention's loss", equivalent(0.05), "the model without a gate",
            "share of nats per token", published="28.65 and 28.39 perplexity at 340 M", needs=Needs(full=True)),
     _claim("text-gates-in-order", "On text finer gates are better: per channel, per head, fixed decay, none", ordering(*GATES),
@@ -86,14 +66,30 @@ CLAIMS = (
            needs=Needs(also=TRAINED)),
     _claim("length-at-scale", "Trained on 2 K tokens GLA extrapolates to 18 K, Mamba to 4 K", equivalent(0.05), "an untrained model",
            "nats per token", needs=Needs(also=TRAINED)),
-    _claim("gpu-parity", "At 2 K tokens GLA trains as fast as FlashAttention-2, beyond faster, in as much memory", above_control(0.0),
-           "two timings of FlashAttention-2", "log ratio of seconds", needs=Needs(full=True, also="a CUDA device: see benchmarks/gla.md")),
+    _claim("gpu-parity", "On a GPU, at 2 K tokens, a training step of GLA's mixing is faster than one of softmax attention's fused kernel",
+           above_control(0.0), "two timings of softmax attention", "log ratio of seconds", published="only as a figure", needs=Needs(full=True)),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
+class Text:
+    """The text of --full: bytes read by one network, of a sequence, of a batch, and width and layers."""
+
+    tokens: int = 10_000_000
+    length: int = 512
+    batch: int = 64
+    width: int = 512
+    layers: int = 12
+
+    @property
+    def recipe(self) -> Recipe:
+        """As many steps as the tokens allow."""
+        return Recipe.of_tokens(self.tokens, self.length, self.batch, 1e-3, spread=0.02, bf16=True)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How much is trained and measured. stream, plain, pairs, text: recipes; test: sequences of each test; clock: timings of each length."""
+    """How much is trained and measured. stream, plain, pairs: recipes; test: sequences of each test; clock: timings of each length."""
 
     seeds: int
     width: int
@@ -103,54 +99,55 @@ class Plan:
     pairs: Recipe
     test: int
     clock: int
-    text: Recipe | None = None
+    text: Text | None = None
 
 
 QUICK = Plan(3, 64, 2, Recipe(120, 24, 6e-3), Recipe(120, 24, 6e-3), Recipe(300, 32, 5e-3, spread=0.05), 256, 12)
-FULL = Plan(
-    *(5, 128, 2, Recipe(1500, 64, 3e-3), Recipe(700, 64, 3e-3), Recipe(3000, 64, 3e-3, spread=0.05), 1000, 15),
-    text=Recipe(3000, 64, 1e-3, spread=0.02),
-)
+FULL = Plan(3, 128, 2, Recipe(300, 64, 3e-3), Recipe(300, 64, 3e-3), Recipe(600, 64, 3e-3, spread=0.05), 1000, 30, Text())
 Rights = dict[str, Floats]  # accuracy [seeds · n] of each kind of network
+Timed = Mapping[int, crossover.Timings]  # by length
 
 
-@study("gla", claims=CLAIMS, minutes=3.0, trains_its_own=True)
+@study("gla", claims=CLAIMS, minutes=3.0, trains_its_own=True, options=OPTIONS)
 def gla(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
+    text = own_text.read(4 * plan.text.tokens) if plan.text and lab.option("text") == "file" else None
+    facts = [asdict(plan), lab.seed, text.sha256 if text else "", lab.subject.device.type]
+    with kept.keeping("gla", facts, lab.full) as store:
+        _measure(lab, plan, Bench(lab.subject.device, lab.seed, store, lab.listener.step), text)
+
+
+def _measure(lab: Lab, plan: Plan, bench: Bench, text: OwnText | None) -> None:
     draw = partial(recall.until_reset, rng=lab.rng, length=LENGTH)
     train, test = draw(plan.stream.steps * plan.stream.batch), draw(plan.test)
     long = recall.only(draw(plan.test, length=4 * LENGTH), 3 * LENGTH, 4 * LENGTH)
     plain, plain_test = draw(plan.plain.steps * plan.plain.batch, resets=0.0), draw(plan.test, resets=0.0)
     resets, lengthened, without = ({} for _ in range(3))
     for kind in (*GATES, "estranged"):
-        networks = [_network(lab, plan, kind, train, plan.stream, number) for number in range(plan.seeds)]
+        networks = _networks(bench, plan, "resets", kind, train, plan.stream)
         resets[kind], lengthened[kind] = _right(networks, test), _right(networks, long)
         if kind in GATES:
-            without[kind] = _right([_network(lab, plan, kind, plain, plan.plain, number) for number in range(plan.seeds)], plain_test)
+            without[kind] = _right(_networks(bench, plan, "no resets", kind, plain, plan.plain), plain_test)
         _tell(lab, plan, "streams with resets", kind, resets[kind])
     _gates(lab, plan, test, resets, without)
     sequences = list(range(plan.test)) * plan.seeds
-    lab.finding(
-        "extrapolates", treated=lengthened["gla"] - resets["gla"], control=lengthened["ungated"] - resets["ungated"], clusters=sequences
-    )
-    recalled = _pairs(lab, plan, sequences)
-    if plan.text is not None:
-        _text(lab, plan, plan.text)
+    treated, control = (lengthened[kind] - resets[kind] for kind in ("gla", "ungated"))
+    lab.finding("extrapolates", treated=treated, control=control, clusters=sequences)
+    recalled = _pairs(lab, plan, bench, sequences)
     timings = _clock(lab, plan)
+    if plan.text is not None:
+        _text(lab, plan, plan.text, bench, text)
     _figures(lab, resets, without, recalled, timings, sequences)
 
 
-def _network(lab: Lab, plan: Plan, kind: str, data: Asked, how: Recipe, number: int, heads: int = 2) -> Any:
-    """Train one network. Those with one number begin with the same random numbers and see the same batches."""
-    seed = lab.seed * 1000 + number
+def _networks(bench: Bench, plan: Plan, where: str, kind: str, data: Asked, how: Recipe, heads: int = 2) -> list[Any]:
+    """Train one network for each seed. `estranged`: GLA whose gates are computed from another sequence."""
     shape = {"hidden_size": plan.width, "num_hidden_layers": plan.layers, "num_attention_heads": heads, "intermediate_size": 2 * plan.width}
-    mixer = "gla" if kind == "estranged" else kind
-    wanted = {**shape, "vocab_size": data.vocabulary, "mixer": mixer, "initializer_range": how.spread}
-    hf = asked.fresh(wanted, seed, lab.subject.device)
+    wanted, prepare = {**shape, "mixer": kind}, None
     if kind == "estranged":
-        architectures.estrange_gates(hf)
-    asked.fit(hf, data, how, seed, lambda done, total: lab.listener.step(f"training {kind} {number + 1}", done, total))
-    return hf
+        wanted, prepare = {**shape, "mixer": "gla"}, architectures.estrange_gates
+    labels = [f"{where}: training {kind}, {heads} heads, {number + 1} of {plan.seeds}" for number in range(plan.seeds)]
+    return [bench.trained(label, wanted, data, how, number, prepare) for number, label in enumerate(labels)]
 
 
 def _right(networks: list[Any], data: Asked) -> Floats:
@@ -158,9 +155,8 @@ def _right(networks: list[Any], data: Asked) -> Floats:
 
 
 def _tell(lab: Lab, plan: Plan, where: str, kind: str, right: Floats) -> None:
-    lab.note(
-        f"{where}, {kind}: accuracy " + ", ".join(f"{part.mean():.3f}" for part in np.split(right, plan.seeds)) + " (one for each seed)"
-    )
+    each = ", ".join(f"{part.mean():.3f}" for part in np.split(right, plan.seeds))
+    lab.note(f"{where}, {kind}: accuracy {each} (one for each seed)")
 
 
 def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -> None:
@@ -169,17 +165,10 @@ def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -
     answers = test.targets[test.targets != recall.NOTHING]
     likeliest = float(np.bincount(answers).max() / len(answers))
     about = [claim.id for claim in CLAIMS[:6]]
-    lab.require(
-        resets["gla"], above=likeliest, what="remembering until reset better than the likeliest answer", claims=about, clusters=sequences
-    )
-    within = dict.fromkeys(GATES, sequences)
-    lab.finding(
-        "gates-in-order",
-        treated={k: resets[k] for k in GATES},
-        control=without,
-        clusters=within,
-        control_clusters=dict.fromkeys(GATES, others),
-    )
+    what = "remembering until reset better than the likeliest answer"
+    lab.require(resets["gla"], above=likeliest, what=what, claims=about, clusters=sequences)
+    ordered, within, apart = {k: resets[k] for k in GATES}, dict.fromkeys(GATES, sequences), dict.fromkeys(GATES, others)
+    lab.finding("gates-in-order", treated=ordered, control=without, clusters=within, control_clusters=apart)
 
     def compare(claim: str, better: str, worse: str) -> None:
         treated, control = (found[better] - found[worse] for found in (resets, without))
@@ -193,12 +182,12 @@ def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -
     lab.finding("gate-must-see-its-token", treated=treated, control=control, clusters=sequences)
 
 
-def _pairs(lab: Lab, plan: Plan, sequences: list[int]) -> Rights:
+def _pairs(lab: Lab, plan: Plan, bench: Bench, sequences: list[int]) -> Rights:
     train, test = (recall.pairs(n, lab.rng, length=24) for n in (plan.pairs.steps * plan.pairs.batch, plan.test))
     other = replace(test, targets=recall.redealt(test, lab.rng))
     found: Rights = {}
     for kind in ("softmax", "gla", "retnet"):
-        networks = [_network(lab, plan, kind, train, plan.pairs, number) for number in range(plan.seeds)]
+        networks = _networks(bench, plan, "pairs", kind, train, plan.pairs)
         found[kind], found[f"{kind}, redealt"] = _right(networks, test), _right(networks, other)
         _tell(lab, plan, "pairs", kind, found[kind])
     lab.finding("softmax-recalls", treated=found["softmax"], control=found["softmax, redealt"], clusters=sequences)
@@ -207,23 +196,21 @@ def _pairs(lab: Lab, plan: Plan, sequences: list[int]) -> Rights:
     return found
 
 
-def _text(lab: Lab, plan: Plan, how: Recipe) -> None:
+def _text(lab: Lab, plan: Plan, how: Text, bench: Bench, own: OwnText | None) -> None:
     """Bytes of running text, in order and with its bytes shuffled: GLA with its ablations, softmax, and GLA with one head and with eight."""
-    path = os.environ.get(TEXT)
-    if path and not Path(path).is_file():
-        raise UsageError(f"{TEXT} names {path}, which is no file")
-    data = Path(path).read_bytes() if path else " ".join(grammar.english_text(1_500_000, lab.rng).words.tolist()).encode()
-    lab.note(f"text: {Path(path).name if path else 'generated by the grammar'}, {len(data)} bytes")
-    text = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    data = own.text if own else " ".join(grammar.english_text(400_000, lab.rng).words.tolist())
+    text = np.frombuffer(data.encode(), dtype=np.uint8).astype(np.int64)
+    told = f"{own.name} (SHA-256 {own.sha256})" if own else "generated by the grammar"
+    lab.note(f"text: {told}, {len(text)} bytes; each network reads {how.recipe.steps * how.batch * how.length / 1e6:.1f} million")
     loss: dict[str, dict[str, Floats]] = {}
+    kinds = {kind: (kind, 4) for kind in ("softmax", *GATES)} | {"1 head": ("gla", 1), "8 heads": ("gla", 8)}
+    wide = replace(plan, seeds=1, width=how.width, layers=how.layers)
     for order, stream in (("text", text), ("shuffled", lab.rng.permutation(text))):
-        whole = recall.next_symbols(stream, 256, 256)
+        whole = recall.next_symbols(stream, how.length, 256)
         train, test = whole[: int(len(whole) * 0.9)], whole[-plan.test :]
-        wide = replace(plan, width=512, layers=12)
-        kinds = {kind: (kind, 4) for kind in ("softmax", *GATES)} | {"1 head": ("gla", 1), "8 heads": ("gla", 8)}
-        loss[order] = {
-            name: asked.measure(_network(lab, wide, kind, train, how, 0, heads), test, 16)[0] for name, (kind, heads) in kinds.items()
-        }
+        names = [name for name in kinds if order == "text" or name != "softmax"]
+        nets = {name: _networks(bench, wide, order, kinds[name][0], train, how.recipe, kinds[name][1]) for name in names}
+        loss[order] = {name: asked.measure(found[0], test, 16)[0] for name, found in nets.items()}
         lab.note(f"{order}: nats per byte " + ", ".join(f"{name} {values.mean():.4f}" for name, values in loss[order].items()))
     ours, null = loss["text"], loss["shuffled"]
     lab.finding("text-near-softmax", treated=ours["gla"] / ours["softmax"] - 1, control=ours["ungated"] / ours["softmax"] - 1)
@@ -231,7 +218,7 @@ def _text(lab: Lab, plan: Plan, how: Recipe) -> None:
     lab.finding("few-heads", treated=ours["8 heads"] - ours["1 head"], control=null["8 heads"] - null["1 head"])
 
 
-def _clock(lab: Lab, plan: Plan) -> Mapping[int, crossover.Timings]:
+def _clock(lab: Lab, plan: Plan) -> Timed:
     """Seconds of a forward and a backward pass through one layer's mixing, softmax timed twice, all three in turn."""
     lengths = [int(level) for level in next(claim for claim in CLAIMS if claim.id == "lead-grows").expect.levels]
     timed = {n: crossover.time_layer(n, plan.clock, lab.subject.device) for n in lab.progress(lengths, "timing chunks against softmax")}
@@ -239,12 +226,14 @@ def _clock(lab: Lab, plan: Plan) -> Mapping[int, crossover.Timings]:
     null = {str(n): np.log(t.softmax / t.again) for n, t in timed.items()}
     lab.finding("lead-grows", treated=lead, control=null)
     lab.finding("faster-beyond", treated=lead[str(lengths[-1])], control=null[str(lengths[-1])])
+    if lab.full:
+        here = np.full(40, float(lab.subject.device.type == "cuda"))
+        lab.require(here, above=0.5, what="running on a CUDA device", claims=["gpu-parity"])
+        lab.finding("gpu-parity", treated=lead["2048"], control=null["2048"])
     return timed
 
 
-def _figures(
-    lab: Lab, resets: Rights, without: Rights, recalled: Rights, timed: Mapping[int, crossover.Timings], clusters: list[int]
-) -> None:
+def _figures(lab: Lab, resets: Rights, without: Rights, recalled: Rights, timed: Timed, clusters: list[int]) -> None:
     def bars(name: str, found: Rights, kinds: tuple[str, ...], role: Any) -> Series:
         points = [curve(kind, [0.0], [found[kind]], clusters, bounds=(0, 1)) for kind in kinds]
         lo, hi = ([(getattr(point, end) or (None,))[0] for point in points] for end in ("lo", "hi"))
@@ -259,6 +248,5 @@ def _figures(
         Panel("pairs", "mixer", "accuracy", pairs),
         Panel(f"one layer's mixing on {lab.subject.device.type}", "tokens", "milliseconds, forward and backward", tuple(clock), log_x=True),
     )
-    lab.figure(
-        Figure("gates", "What a gate buys, and what it costs", panels, "Bars: 95% intervals over sequences, for the networks trained here.")
-    )
+    caption = "Bars: 95% intervals over sequences, for the networks trained here."
+    lab.figure(Figure("gates", "What a gate buys, and what it costs", panels, caption))
