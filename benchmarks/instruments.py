@@ -111,6 +111,9 @@ def measure(model: LanguageModel, first: int, site: str, rounds: int, cells: int
     kept = taps.read(model, source, [site], positions="all")[site]
     layers, draw = model.anatomy.n_layers, random.Random(first)
     plain(model, base, kept, site, [(0, 0)])  # warm
+    if model.device.type == "cuda":
+        sweep(model, base, source, ANSWERS)
+        screen(model, base, source, ANSWERS)
     took: dict[str, list[float]] = {"plain": [], "sweep": [], "screen": []}
     gap, same, said = 0.0, 0, ""
     for _ in range(rounds):
