@@ -45,7 +45,8 @@ def planted(writer=True, seed=0):
     asks = [":", "feel", "feels", *(word for some in WORDS.values() for word in some)]
     names = list(dict.fromkeys([*code, *asks, "Reply", "The", "person", "who", "wrote", "this", "table", "box", "I", "said"]))
     slots = {"manner": 12, "named": 1, "asks": 1, "felt": 12, "out": 6}
-    w = Wiring(names, slots, layers=4, heads=6, d_head=14, length=160, seed=seed, noise=0.01 if writer else 0.0)
+    noise = 0.01 if writer else 0.0  # 64 neurons: a circuit takes 14 a layer, and as many others must be left for a random set
+    w = Wiring(names, slots, layers=4, heads=6, d_head=14, length=160, neurons=64, seed=seed, noise=noise)
     for word, manner in code.items():
         w.embed(word, "manner", MANNERS.index(manner))
         w.embed(word, "named")
@@ -100,6 +101,14 @@ def test_what_was_wired_is_found(found):
     for claim in ("named-emotion-read", "context-agnostic", "few-heads", "steering-words"):
         assert words[claim] == "holds", (claim, found.verdict(claim))
     assert found.verdict("named-emotion-read").effect.estimate == 1
+    for claim in (
+        "circuit-expresses",
+        "steering-expresses",
+    ):  # driven, or steered, it writes what it was asked to feel; random sets do nothing
+        verdict = found.verdict(claim)
+        assert verdict.word == "holds", verdict
+        assert verdict.effect.estimate > 0.6
+        assert abs(verdict.control.estimate - 1 / 6) < 0.1
     assert words["circuit-rate"] == words["steering-rate"] == "out of reach"  # a small model without a chat template
 
 

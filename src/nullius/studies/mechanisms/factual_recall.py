@@ -12,7 +12,6 @@ differs from the paper.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,100 +22,57 @@ from nullius.instruments import heads, interventions
 from nullius.instruments.damage import damage
 from nullius.instruments.head_choice import Choice, Side, choose
 from nullius.instruments.heads import Contrast, Scaling
+from nullius.instruments.questions import ask
 from nullius.instruments.regression import logistic_slopes, shuffled_between
 from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Panel, above_control, at_least, correlation_above, correlation_below, study
 from nullius.lab.curves import curve, thirds
 from nullius.lab.figures import Role
 from nullius.stimuli import capitals, frequency, plain_text
-from nullius.stimuli.capitals import Conflict, Fact
+from nullius.stimuli.capitals import Conflict, Fact, Relation
 from nullius.stimuli.prompts import Stimuli
 
-RANDOM = "random heads of the same layers, scaled alike (two drawn for each prompt)"
-HALVES = "the lead of the best of one half of those random heads over the best of the other half"
+RANDOM = "one random head of the same layers, scaled alike, against another (both drawn for each prompt)"
+HALVES = "the best of one half of those random heads against the best of the other half (which half first drawn for each prompt)"
 SIDES: dict[Side, str] = {"first": "context", "second": "memory"}
-SCALING, DLA = ("head scaling",), ("direct logit attribution",)
+SCALING, DLA = ("head scaling", "interventions"), ("direct logit attribution", "direct effects")
 
 
 def _contest_claims(side: str, answer: str) -> tuple[Claim, Claim]:
     return (
-        Claim(
-            f"one-head-to-{side}",
-            f"Scaling one attention head's value output makes the model give the {answer} answer more often, on countries not used to choose it",
-            above_control(margin=0.05),
-            control=RANDOM,
-            unit=f"change of {answer} rate",
-            rests_on=SCALING,
-        ),
-        Claim(
-            f"beats-random-to-{side}",
-            f"The head chosen for the {answer} answer leads the best of twenty random heads of its layers, chosen in the same way, by ten points",
-            at_least(0.1, null=0.0),
-            control=HALVES,
-            unit=f"lead in {answer} rate",
-            rests_on=SCALING,
-        ),
-    )
+        Claim(f"one-head-to-{side}",
+              f"Scaling one attention head's value output makes the model give the {answer} answer more often, on countries not used to choose it",
+              above_control(margin=0.05), control=RANDOM, unit=f"change of {answer} rate", rests_on=SCALING),
+        Claim(f"beats-random-to-{side}",
+              f"The head chosen for the {answer} answer leads the best of twenty random heads of its layers, chosen in the same way, by ten points",
+              at_least(0.1, null=0.0), control=HALVES, unit=f"lead in {answer} rate", rests_on=SCALING),
+    )  # fmt: skip
 
 
 CLAIMS = (
     *_contest_claims("context", "in-context"),
     *_contest_claims("memory", "memorised"),
-    Claim(
-        "attribution-is-causal",
-        "What a head writes for the in-context answer (direct logit attribution) agrees with what silencing it takes away",
-        correlation_above(0.2),
-        control="attribution towards two other countries' capitals on the same prompts",
-        unit="rho over heads",
-        rests_on=DLA,
-    ),
-    Claim(
-        "no-damage",
-        "With the head scaled towards the context, right answers stay right where nothing contradicts them (no context, or a true one)",
-        at_least(0.9, null=0.0),
-        control="all attention silenced: no answer should be left",
-        unit="share of right answers kept",
-        rests_on=SCALING,
-    ),
-    Claim(
-        "country-frequency",
-        "The more frequent the country is in text, the less the model leans towards the context",
-        correlation_below(-0.1),
-        control="frequencies shuffled over countries",
-        unit="rho",
-    ),
-    Claim(
-        "city-frequency",
-        "How frequent the in-context city is in text affects how far the model leans towards the context (sign learned on tuning countries)",
-        correlation_above(0.1),
-        control="frequencies shuffled over prompts",
-        unit="rho, in the direction learned",
-    ),
-    Claim(
-        "head-transfers",
-        "The head and factor found on capitals raise the in-context rate on another relation too (a country's language)",
-        above_control(margin=0.05),
-        control=RANDOM,
-        unit="change of in-context rate",
-        rests_on=SCALING,
-    ),
-    Claim(
-        "most-answers-flip",
-        "With one head scaled, a model of a billion parameters gives the in-context answer to most new prompts",
-        at_least(0.8, null=0.0),
-        control="the in-context answer of another prompt",
-        published=0.88,
-        unit="in-context rate",
-        needs=Needs(parameters=1e9),
-        rests_on=SCALING,
-    ),
-    Claim(
-        "larger-follow-less",
-        "Larger models of a family follow the context less",
-        correlation_above(0.0),
-        control="sizes shuffled over models",
-        needs=Needs(also="several sizes of one family side by side (`nullius compare factual-recall -m A -m B`)"),
-    ),
-)
+    Claim("attribution-is-causal",
+          "What a head writes for the in-context answer (direct logit attribution) agrees with what silencing it takes away",
+          correlation_above(0.2), control="attribution towards two other countries' capitals on the same prompts", unit="rho over heads",
+          rests_on=(*DLA, *SCALING)),
+    Claim("no-damage",
+          "With the head scaled towards the context, right answers stay right where nothing contradicts them (no context, or a true one)",
+          at_least(0.9, null=0.0), control="all attention silenced: no answer should be left", unit="share of right answers kept",
+          rests_on=("damage", "knock-out", *SCALING)),
+    Claim("country-frequency", "The more frequent the country is in text, the less the model leans towards the context",
+          correlation_below(-0.1), control="frequencies shuffled over countries", unit="rho"),
+    Claim("city-frequency",
+          "How frequent the in-context city is in text affects how far the model leans towards the context (sign learned on tuning countries)",
+          correlation_above(0.1), control="frequencies shuffled over prompts", unit="rho, in the direction learned"),
+    Claim("head-transfers", "The head and factor found on capitals raise the in-context rate on another relation too (a country's language)",
+          above_control(margin=0.05), control=RANDOM, unit="change of in-context rate", rests_on=SCALING),
+    Claim("most-answers-flip", "With one head scaled, a model of a billion parameters gives the in-context answer to most new prompts",
+          at_least(0.8, null=0.0), control="the in-context answer of another prompt", published=0.88, unit="in-context rate",
+          needs=Needs(parameters=1e9), rests_on=SCALING),
+    Claim("larger-follow-less", "Larger models of a family follow the context less",
+          correlation_above(0.0), control="sizes shuffled over models",
+          needs=Needs(also="several sizes of one family side by side (`nullius compare factual-recall -m A -m B`)")),
+)  # fmt: skip
 
 
 @study("factual-recall", claims=CLAIMS, minutes=2.5)
@@ -142,16 +98,16 @@ def factual_recall(lab: Lab) -> None:
 def _known(lab: Lab) -> Stimuli[Fact]:
     """Countries whose capital the subject names without context. Gate: a fair share of all."""
     facts = capitals.tellable(capitals.facts(), lab.subject.first_token)
-    right = _answers(lab, [fact.question() for fact in facts], facts.field("capital"))
+    right = _named(lab, facts, "capital")
     lab.require(right, above=0.25, what="name capitals without context")
     lab.note(f"capitals known without context: {int(right.sum())} of {len(facts)}")
     return Stimuli.of(fact for fact, good in zip(facts, right, strict=True) if good)
 
 
-def _answers(lab: Lab, prompts: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """1 where the greedy next token begins the wanted answer [n]."""
-    tokens = lab.subject.last_logits(prompts).argmax(-1).numpy()
-    return (tokens == np.array([lab.subject.first_token(f" {answer.strip()}") for answer in wanted])).astype(float)
+def _named(lab: Lab, facts: Stimuli[Fact], relation: Relation) -> np.ndarray:
+    """1 where the subject names a country's capital or language when asked for it and told nothing [n]."""
+    answers = [f" {answer}" for answer in facts.field(relation)]
+    return ask(lab.subject, facts, [fact.question(0, relation) for fact in facts], answers).right(lab.subject) if answers else np.zeros(0)
 
 
 def _contrast(lab: Lab, items: Stimuli[Conflict]) -> Contrast:
@@ -183,12 +139,19 @@ def _report_contest(lab: Lab, choice: Choice, held: Stimuli[Conflict]) -> None:
     pair = [f"one-head-to-{name}", f"beats-random-to-{name}"]
     if lab.require(room, above=0.1, what=what, claims=pair, clusters=countries):
         note = f"{choice.chosen}: {before.mean():.2f} → {after.mean():.2f}"
-        lab.finding(pair[0], treated=after - before, control=np.mean(random, 0) - before, clusters=countries, note=note)
-        lab.finding(pair[1], treated=after - rival, control=one - other, clusters=countries, note=f"best random: {choice.best_rival}")
+        mine, against = random
+        lab.finding(pair[0], treated=after - np.mean(random, 0), control=mine - against, clusters=countries, note=note)
+        either = _signs(lab, len(held)) * (one - other)
+        lab.finding(pair[1], treated=after - rival, control=either, clusters=countries, note=f"best random: {choice.best_rival}")
     if choice.side == "first" and lab.subject.parameters >= 1e9:
         elsewhere = np.roll(contrast.first, 1)
         wrong = (outcome.token[1] == elsewhere) & (elsewhere != contrast.first)
         lab.finding("most-answers-flip", treated=after, control=wrong.astype(float), clusters=countries)
+
+
+def _signs(lab: Lab, n: int) -> np.ndarray:
+    """±1 by lot: times the difference of any two heads, a null. From a stream of its own."""
+    return lab.rng.spawn(1)[0].choice([-1.0, 1.0], n)
 
 
 def _report_damage(lab: Lab, chosen: Scaling, held: Stimuli[Conflict]) -> None:
@@ -203,14 +166,14 @@ def _report_damage(lab: Lab, chosen: Scaling, held: Stimuli[Conflict]) -> None:
 
 def _report_transfer(lab: Lab, choice: Choice, testing: Stimuli[Fact]) -> None:
     facts = capitals.tellable(testing, lab.subject.first_token, "language")
-    right = _answers(lab, [fact.question(0, "language") for fact in facts], facts.field("language"))
+    right = _named(lab, facts, "language")
     if not lab.require(right, above=0.15, what="name the language of a country", claims=["head-transfers"]):
         return
     known = Stimuli.of(fact for fact, good in zip(facts, right, strict=True) if good)
     items = capitals.conflicts(known, lab.scale(quick=2, full=6), lab.rng, lab.subject.first_token, "language")
-    before, after, _, _, _, *random = heads.sweep(lab.subject, _contrast(lab, items), choice.settings(len(items), lab.rng)).first
-    rates, control = f"{before.mean():.2f} → {after.mean():.2f}", np.mean(random, 0) - before
-    lab.finding("head-transfers", treated=after - before, control=control, clusters=items.field("country"), note=rates)
+    before, after, _, _, _, mine, against = heads.sweep(lab.subject, _contrast(lab, items), choice.settings(len(items), lab.rng)).first
+    treated, note = after - (mine + against) / 2, f"{before.mean():.2f} → {after.mean():.2f}"
+    lab.finding("head-transfers", treated=treated, control=mine - against, clusters=items.field("country"), note=note)
 
 
 def _report_attribution(lab: Lab, tune: Stimuli[Conflict]) -> None:
