@@ -21,7 +21,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nullius.errors import UsageError
-from nullius.models.architectures.ablation import averaging, estrange_gates, score_ranges, skipping
+from nullius.models.architectures.ablation import averaging, estrange_gates, patterns, score_ranges, skipping
 from nullius.models.architectures.config import ALLOCATIONS, MIXERS, DecoderConfig, allocate
 from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel
 from nullius.models.architectures.published import GLAConfig, GLAForCausalLM
@@ -40,6 +40,7 @@ __all__ = [
     "estrange_gates",
     "make_config",
     "named",
+    "patterns",
     "register",
     "score_ranges",
     "skipping",

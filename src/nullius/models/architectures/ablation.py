@@ -1,4 +1,4 @@
-"""Taking parts of a trained decoder away at evaluation: whole layers, or what a mixer says beyond its mean; and gates from elsewhere."""
+"""Looking into a trained decoder, and taking parts away at evaluation: layers, what a mixer says beyond its mean; gates from elsewhere."""
 
 from __future__ import annotations
 
@@ -72,15 +72,41 @@ def _estranged(own: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Ten
 @torch.no_grad()
 def score_ranges(model: DecoderForCausalLM, tokens: Tensor) -> Tensor:
     """Return for each query-free layer the largest |score| of each sequence: [layers, B]. tokens: [B, T]."""
-    found: list[Tensor] = []
+    return torch.stack([scores.abs().amax((1, 2)).float() for scores in _scores(model, tokens).values()])
+
+
+@torch.no_grad()
+def patterns(model: DecoderForCausalLM, tokens: Tensor) -> dict[int, Tensor]:
+    """Return the attention patterns [B, H, T, T] of the layers that have one, by layer. tokens: [B, T].
+
+    Query-free layers form none, and have one all the same: the softmax over the tokens up to each of their scores.
+    """
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        made = model.model(input_ids=tokens, use_cache=False, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(before)
+    found = {layer: pattern for layer, pattern in enumerate(made) if pattern is not None}
+    future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
+    for layer, scores in _scores(model, tokens).items():
+        rows = scores.transpose(1, 2).unsqueeze(-2).expand(-1, -1, tokens.shape[1], -1)
+        found[layer] = rows.masked_fill(future, -torch.inf).softmax(-1)
+    return dict(sorted(found.items()))
+
+
+def _scores(model: DecoderForCausalLM, tokens: Tensor) -> dict[int, Tensor]:
+    """Scores [B, T, H] of the query-free layers, by layer."""
+    found: dict[int, Tensor] = {}
 
     def keep(module: Any, args: Any) -> None:
-        found.append(module.scores(args[0]).abs().amax((1, 2)).float())
+        found[module.layer] = module.scores(args[0])
 
     handles = [part.register_forward_pre_hook(keep) for part in model.modules() if isinstance(part, QueryFreeAttention)]
     try:
-        model.model(input_ids=tokens, use_cache=False)
+        if handles:
+            model.model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack(found)
+    return found
