@@ -15,31 +15,21 @@ from nullius.feed import catalogue
 from nullius.feed.database import reading, writing
 from nullius.feed.readable import readable
 from nullius.feed.search import minilm, vectors, weights, words
-from nullius.feed.tables import claim, embedding, paper
+from nullius.feed.tables import embedding, paper
 
 MODEL = weights.NAME
 BATCH = 64
 Encode = Callable[[Sequence[str]], vectors.Floats]
 
 
-def texts(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what is embedded of papers: the title, then the abstract; of a paper of the catalogue our paragraph, abstract or summary, claims.
+def text_of(row: Mapping[str, Any]) -> str:
+    """Return what is embedded of a paper: title and abstract; of one of the catalogue our sentence and paragraph for an abstract.
 
-    The model reads the first 256 tokens, which our paragraph and its title fit into.
+    The model reads 256 tokens, of which the catalogue's longest entry takes 224. Claims are left out: they drew vectors away from what is asked.
     """
-    slugs = [row["slug"] for row in rows if row["slug"]]
-    wordings: dict[str, str] = {}
-    if slugs:
-        query = sa.select(claim.c.slug, claim.c.description).where(claim.c.slug.in_(slugs), claim.c.retired_at.is_(None))
-        for slug, about in connection.execute(query.order_by(claim.c.slug, claim.c.position)):
-            wordings[slug] = f"{wordings.get(slug, '')} {about['wording']}."
-    return [_text(row, wordings.get(row["slug"] or "", "")) for row in rows]
-
-
-def _text(row: Mapping[str, Any], wordings: str) -> str:
     ours = catalogue.abouts().get(row["slug"], "")
-    rest = row["abstract"] or row["summary"] or row["their_summary"] or ""
-    return f"{readable(row['title'])}. {f'{ours} ' if ours else ''}{readable(rest)}{wordings}"
+    rest = f"{row['summary']} {ours}" if ours else row["abstract"] or row["summary"] or row["their_summary"] or ""
+    return f"{readable(row['title'])}. {readable(rest)}"
 
 
 def missing(limit: int = 1) -> int:
@@ -101,7 +91,7 @@ def _batches() -> Iterator[list[tuple[int, str]]]:
     while True:
         with reading() as connection:
             rows = [dict(row) for row in connection.execute(_without(BATCH)).mappings()]
-            batch = list(zip([row["id"] for row in rows], texts(connection, rows), strict=True))
+        batch = [(row["id"], text_of(row)) for row in rows]
         if not batch:
             return
         yield batch

@@ -38,7 +38,7 @@ def condition(connection: sa.Connection, index: WordIndex, query: Query) -> Cond
         if one not in lab and (found := _of_the_index(index, one)) is not None:
             parts.append((Occur.Must, found))
     for phrase in query.phrases:
-        if (found := index.phrase("phrase", phrase)) is not None:
+        if (found := index.phrase("body", phrase)) is not None:
             parts.append((Occur.Must, found))
     for word in query.excluded:
         for term in index.terms(word):

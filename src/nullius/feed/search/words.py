@@ -29,7 +29,7 @@ from nullius.paths import data_dir
 if TYPE_CHECKING:
     from tantivy import Searcher
 
-LAYOUT = "1"  # of the index: another one is built anew
+LAYOUT = "2"  # of the index: another one is built anew
 BATCH = 2_000
 AT_ONCE = 5_000  # changed papers that a search indexes before it answers; more are left to `nullius feed index`
 _EPOCH = datetime.date(1970, 1, 1)
@@ -215,9 +215,8 @@ class WordIndex:
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_integer_field("id", indexed=True, fast=True)  # an unsigned one makes deleting by it panic
-    builder.add_text_field("body", tokenizer_name="stems", index_option="freq")
+    builder.add_text_field("body", tokenizer_name="stems", index_option="position")  # a query for words does not read the positions
     builder.add_text_field("title", tokenizer_name="stems", index_option="position")
-    builder.add_text_field("phrase", tokenizer_name="stems", index_option="position")
     builder.add_text_field("author", tokenizer_name="names", index_option="freq")
     builder.add_text_field("category", tokenizer_name="raw", index_option="basic")
     builder.add_text_field("source", tokenizer_name="raw", index_option="basic")
@@ -236,7 +235,6 @@ def _document(row: dict[str, Any]) -> tantivy.Document:
     document.add_integer("id", row["id"])
     document.add_text("body", f"{title}\n{text}\n{' '.join(row['authors'])}\n{(row['slug'] or '').replace('-', ' ')}")
     document.add_text("title", title)
-    document.add_text("phrase", f"{title}\n{text}")
     for name in row["authors"]:
         document.add_text("author", name)
     for field in ("category", "source"):
