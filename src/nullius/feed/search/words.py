@@ -129,6 +129,7 @@ class WordIndex:
         empty = self.searcher().num_docs == 0  # asked of the index: a process killed between its commit and its mark leaves no mark
         total, last = 0, mark
         writer = self.index.writer(heap, threads)
+        self._sweep(writer)
         for rows, newest in _changed(mark):
             for row in rows:
                 if not empty or row["changed"] > present:  # it may be in the index already
@@ -145,6 +146,12 @@ class WordIndex:
             self._mark(last)
         writer.wait_merging_threads()
         return total
+
+    def _sweep(self, writer: tantivy.IndexWriter) -> None:
+        """Remove what a writer that was killed in its commit left behind: the next commit would write files of the same names, and be refused."""
+        writer.garbage_collect_files()
+        for path in self.where.glob(".tmp*"):
+            path.unlink(missing_ok=True)
 
     def _mark(self, changed: str) -> None:
         from nullius.lab.artefacts import write_text
