@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
 from tests.web import made
 
+from nullius.feed import tables
+from nullius.feed.database import writing
 from nullius.lab import journal
-from nullius.web import assets, registry, words
+from nullius.web import assets, page_shapes, registry, words
 
 PAGES = [
     "/",
@@ -46,7 +49,7 @@ PAGES = [
     "/papers/factual-recall?similar=newest",
     "/papers/factual-recall?similar=instrument",
 ]
-PERSONAL = ["/library", "/account", "/import"]
+PERSONAL = ["/library", "/account", "/import", "/addresses"]
 
 
 class Outline(HTMLParser):
@@ -94,31 +97,37 @@ def test_a_page_is_whole_in_both_forms(visitor, path):
     data = visitor.get(f"{'/index' if bare == '/' else bare}.json?{query}")
     assert data.status_code == 200
     assert data.headers["content-type"] == "application/json"
-    assert data.json()["schema"].startswith("nullius.")
+    page_shapes.PAGES[data.json()["schema"]].model_validate_json(data.content)
 
 
 @pytest.mark.parametrize("path", PERSONAL)
 def test_pages_of_ones_own(visitor, owner, path):
     assert visitor.get(path).status_code == 401
     assert owner.get(path).status_code == 200
-    assert owner.get(f"{path}.json").json()["schema"].startswith("nullius.")
+    data = owner.get(f"{path}.json")
+    page_shapes.PAGES[data.json()["schema"]].model_validate_json(data.content)
 
 
 def test_every_link_of_the_site_leads_somewhere(owner):
-    waiting, seen, broken = ["/"], set(), []
-    while waiting and len(seen) < 400:
-        path = waiting.pop()
-        if path in seen or "/files/figure" in path or path.startswith("/api/v1/openapi"):
+    """From the first page on, at most a dozen pages of a kind."""
+    waiting, seen, broken, kinds = ["/"], {"/"}, [], Counter()
+    while waiting:
+        path = waiting.pop(0)
+        kind = path.split("/")[1]
+        if kinds[kind] >= 12 or "/files/figure" in path or path.startswith("/api/v1/openapi"):
             continue
-        seen.add(path)
+        kinds[kind] += 1
         answer = owner.get(path)
         if answer.status_code not in (200, 301, 303):
             broken.append((path, answer.status_code))
         if answer.headers.get("content-type", "").startswith("text/html"):
-            links = (link.split("#")[0] for link in outline(answer.text).links)
-            waiting += [link for link in links if link.startswith("/") and "cursor=" not in link]
+            for link in (link.split("#")[0] for link in outline(answer.text).links):
+                if link.startswith("/") and "cursor=" not in link and link not in seen:
+                    seen.add(link)
+                    waiting.append(link)
     assert broken == []
-    assert len(seen) > 100
+    assert sum(kinds.values()) > 80
+    assert {"papers", "runs", "subjects", "compare", "feeds", "search", "week", "addresses", "import"} <= set(kinds)
 
 
 def test_a_verdict_is_on_the_day_the_paper_and_the_run(visitor):
@@ -267,6 +276,7 @@ def test_vendored_files_are_what_they_were():
     assert hashes == {
         "htmx.min.js": "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130",
         "hx-sse.min.js": "18ef2761356ec1fe0bb6d92612315b37517a7c1e9856b661c5ae81fef239d103",
+        "plotly-basic.min.js": "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba",
     }
 
 
@@ -371,3 +381,86 @@ def test_a_study_that_is_not_read_yet_is_said_to_be_on_its_way(visitor, changing
     assert "is being read" in shown
     ours = {run["id"] for run in visitor.get("/papers/factual-recall.json").json()["runs"]}
     assert ours == {run["id"] for run in journal.list_runs("factual-recall", limit=20)}
+
+
+def test_a_foreign_title_says_its_language(owner):
+    """For those who hear the page; an English title says nothing, nor one that could be anything."""
+    french = "@misc{a, title={Les mod{\\`e}les de langue et la m{\\'e}moire}, year=2024, eprint={2401.00044}, archivePrefix={arXiv}}"
+    japanese = "@misc{b, title={大規模言語モデルにおける事実の想起}, year=2024, eprint={2401.00045}, archivePrefix={arXiv}}"
+    owner.post("/import", data={"text": f"{french}\n{japanese}"})
+    assert '<h1 lang="fr">' in owner.get("/papers/2401.00044").text
+    assert 'lang="ja">大規模' in owner.get("/search?q=id:2401.00045").text
+    assert owner.get("/api/v1/papers/2401.00045").json()["card"]["lang"] == "ja"
+    assert "lang=" not in owner.get("/papers/embers").text.split("<body>")[1].split("</main>")[0]
+
+
+def test_our_paragraph_on_a_paper_is_there(visitor):
+    html = visitor.get("/papers/factual-recall").text
+    assert "In our words" in html
+    assert visitor.get("/papers/factual-recall.json").json()["paper"]["about"] in html.replace("&#39;", "'")
+    assert "In our words" not in visitor.get("/papers/2511.00001").text
+
+
+def test_every_verdict_leads_to_the_calibration_of_what_it_rests_on(visitor):
+    (found,) = [r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == "smollm2-135m"]
+    resting = {name for v in found["verdicts"] for name in v["rests_on"]}
+    assert resting
+    for path in ("/papers/factual-recall", f"/runs/{found['id']}"):
+        linked = {link.split("#")[1] for link in outline(visitor.get(path).text).links if link.startswith("/calibration#")}
+        assert linked >= {name.replace(" ", "-") for name in resting}, path
+    assert {name.replace(" ", "-") for name in resting} <= set(outline(visitor.get("/calibration").text).ids)
+
+
+def test_verdicts_on_earlier_wordings_stay_with_them(owner, monkeypatch):
+    """A claim that is reworded has no verdict yet: not on the day, not in the dossier; the old one stays on the paper's page, with the old words."""
+    with writing() as connection:
+        change = {"digest": "another", "description": {**registry.claims("factual-recall")[0], "digest": "another"}}
+        first = tables.claim.c.claim_id == registry.claims("factual-recall")[0]["id"]
+        connection.execute(tables.claim.update().where(tables.claim.c.slug == "factual-recall", first).values(**change))
+    registry._held.clear()
+    data = owner.get("/papers/factual-recall.json").json()
+    assert [cell for cell in data["matrix"]["claims"][0]["cells"] if cell] == []
+    assert len(data["matrix"]["earlier"]) == 2
+    reworded = data["matrix"]["claims"][0]["id"]
+    assert reworded not in [chip["claim"] for chip in data["card"]["chips"]]
+    (row,) = [row for row in owner.get("/subjects/smollm2-135m.json").json()["questions"]["mechanisms"] if row["slug"] == "factual-recall"]
+    assert (row["earlier"], reworded in [v["claim"] for v in row["verdicts"]]) == (1, False)
+    registry._held.clear()
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"estimate": 0.41, "lo": 0.3, "hi": 0.52}, "0.41 [0.30, 0.52]"),
+        ({"estimate": -0.0688, "lo": -0.144, "hi": -0.00103}, "−0.069 [−0.144, −0.001]"),
+        ({"estimate": 0.2, "lo": 0.1, "hi": None}, "0.20 [0.10, ∞]"),
+        ({"estimate": 0.0, "lo": 0.0, "hi": 0.0}, "0.00 [0.00, 0.00]"),
+        (None, "–"),
+    ],
+)
+def test_an_interval_shows_on_which_side_of_zero_it_ends(found, told):
+    assert words.interval(found) == told
+
+
+def test_runs_that_disagree_say_so():
+    cell = {"word": "holds", "runs": 3, "agreeing": 2}
+    assert [words.together({**cell, **change}) for change in ({}, {"agreeing": 3}, {"runs": 1})] == ["2 of 3 hold", "3 runs", ""]
+
+
+def test_a_figure_to_explore_is_small_and_keeps_its_values(visitor):
+    """The library is loaded once, from here, into a sandbox; the stored file, which needs nothing else, stays whole."""
+    (found,) = [r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == "smollm2-135m"]
+    small, whole = (
+        visitor.get(f"/runs/{found['id']}/explore/figure-verdicts"),
+        visitor.get(f"/runs/{found['id']}/files/figure-verdicts.html"),
+    )
+    assert len(small.content) < 200_000 < 3_000_000 < len(whole.content)
+    drawn = whole.text[whole.text.rindex("Plotly.newPlot") :]
+    assert small.text.endswith(drawn)
+    policy = small.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts; script-src 'unsafe-inline' http://127.0.0.1:8000/static/")
+    assert assets.address("plotly-basic.min.js") in policy
+    assert visitor.get(assets.address("plotly-basic.min.js")).headers["cross-origin-resource-policy"] == "cross-origin"
+    assert visitor.get(f"/runs/{found['id']}/explore/nothing").status_code == 404
+    html = visitor.get("/papers/factual-recall").text
+    assert "plotly" not in html, "only on click"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from nullius.feed import verdicts
 from nullius.feed.readable import readable
 from nullius.feed.shapes import Card, Cell
-from nullius.feed.tables import paper, paper_author, saved, signal, study, vote
+from nullius.feed.tables import claim, paper, paper_author, saved, signal, study, vote
 from nullius.feed.text import first_sentences
 from nullius.lab import studies
 
@@ -42,7 +42,8 @@ def from_rows(
         signals.setdefault(number, {})[kind] = value
     cells: dict[str, list[Cell]] = {}
     if subject and slugs:
-        for cell in _newest(verdicts.cells(connection, slugs, verdicts.hashes_of(connection, subject))):
+        found = verdicts.cells(connection, slugs, verdicts.hashes_of(connection, subject))
+        for cell in _newest(_as_worded_today(connection, found)):
             cells.setdefault(cell.slug, []).append(cell)
     minutes = {row.slug: row.minutes for row in connection.execute(sa.select(study.c.slug, study.c.minutes).where(study.c.slug.in_(slugs)))}
     tested = verdicts.subjects_tested(connection) if slugs else {}
@@ -88,6 +89,15 @@ def _summary(row: Mapping[str, Any]) -> tuple[str, str]:
     if row["abstract"]:
         return readable(first_sentences(row["abstract"])), "abstract"
     return (readable(row["their_summary"]), row["their_summary_source"] or "") if row["their_summary"] else ("", "")
+
+
+def _as_worded_today(connection: sa.Connection, cells: Sequence[Cell]) -> list[Cell]:
+    """Old verdicts stay with the old words, on the paper's page. Of a study that was never read all count."""
+    known: dict[str, set[str]] = {}
+    query = sa.select(claim.c.slug, claim.c.digest, claim.c.retired_at).where(claim.c.slug.in_({cell.slug for cell in cells}))
+    for slug, digest, retired in connection.execute(query):
+        known.setdefault(slug, set()).update([] if retired else [digest])
+    return [cell for cell in cells if cell.slug not in known or cell.digest in known[cell.slug]]
 
 
 def _newest(cells: Sequence[Cell]) -> list[Cell]:

@@ -56,3 +56,50 @@ def _decoder() -> LatexNodes2Text:
     from pylatexenc.latex2text import LatexNodes2Text
 
     return LatexNodes2Text(math_mode="text", keep_comments=False)
+
+
+# Scripts that one language, or a common guess, stands for; of Han it is told by what stands beside it
+_SCRIPTS = (
+    ("ja", "\u3040-\u30ff"),
+    ("ko", "\uac00-\ud7af\u1100-\u11ff"),
+    ("zh", "\u3400-\u4dbf\u4e00-\u9fff"),
+    ("ru", "\u0400-\u04ff"),
+    ("el", "\u0370-\u03ff"),
+    ("ar", "\u0600-\u06ff"),
+    ("he", "\u0590-\u05ff"),
+    ("hi", "\u0900-\u097f"),
+    ("th", "\u0e00-\u0e7f"),
+)
+# Words that are frequent in one language and are no words of English titles
+_FREQUENT = {
+    "fr": "de le la les des une du et est pour dans sur avec par au aux l d qu",
+    "de": "der die das und für mit von im zur zum ein eine einer über des auf ist nicht den",
+    "es": "de el la los las del y para con una por sobre en se que al",
+    "it": "il lo gli della dei delle e per con una nel sulla di che dell degli",
+    "pt": "de o os das dos do da e para com uma em sobre no na que ao",
+    "nl": "het een van voor met op de en bij naar zijn niet",
+    "vi": "của và cho trong các một những với là được",
+}
+_ENGLISH = frozenset({"the", "of", "and", "for", "on", "with", "to", "from", "by", "is", "are", "how", "what", "can", "using", "its"})
+
+
+@lru_cache(maxsize=4096)
+def language(text: str) -> str | None:
+    """Return the language of a title as `lang` names it, where it is not English; None where it is, or where that cannot be told.
+
+    By its script, else by its frequent words: at least two, more than of any other language, and none of English.
+
+    >>> [language(t) for t in ("大規模言語モデル", "Les modèles de langue et la mémoire", "Attention is all you need", "Le Monde: a corpus of news")]
+    ['ja', 'fr', None, None]
+    """
+    letters = [character for character in text if character.isalpha()]
+    for name, span in _SCRIPTS:
+        own = len(re.findall(f"[{span}]", text))
+        if own and own >= (1 if name == "ja" else 0.4 * len(letters)):
+            return name if name != "ja" or own + len(re.findall("[\u4e00-\u9fff]", text)) >= 0.4 * len(letters) else None
+    words = re.findall(r"[^\W\d_]+", text.lower().replace("\u2019", "'"))
+    if _ENGLISH & set(words):
+        return None
+    counts = sorted(((sum(word in frequent.split() for word in words), name) for name, frequent in _FREQUENT.items()), reverse=True)
+    (most, name), (second, _) = counts[0], counts[1]
+    return name if most >= 2 and most > second else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -79,7 +81,7 @@ class _Feed:
         text = self.made.atom_str(pretty=True).decode()
         site = self.visit.request.app.state.site
         response: Response = site.reply(self.visit.request, text, "application/atom+xml; charset=utf-8")
-        response.headers["Last-Modified"] = newest.strftime("%a, %d %b %Y %H:%M:%S GMT")
+        response.headers["Last-Modified"] = format_datetime(newest.astimezone(UTC).replace(microsecond=0), usegmt=True)
         return response
 
 
@@ -111,10 +113,15 @@ def _shown(cards: Sequence[Any], visit: Visit) -> tuple[list[dict[str, Any]], di
 
 @get("/feeds/weekly.atom")
 def weekly(visit: Visit) -> Response:
-    """Papers of the newest week."""
-    year, number, _ = listings.day(limit=1).first.isocalendar()
+    """Papers of the newest week, or of ?week=."""
+    wanted = re.fullmatch(r"([0-9]{4})-W([0-9]{2})", visit.query("week"))
+    if visit.query("week") and not wanted:
+        raise Problem(422, "week is an ISO week such as 2025-W45.")
+    year, number = (int(wanted[1]), int(wanted[2])) if wanted else listings.day(limit=1).first.isocalendar()[:2]
     period = listings.week(year, number, order="voted", subject=visit.subject, limit=ENTRIES)
     feed = _Feed(visit, "/feeds/weekly.atom", "nullius: papers of the week", "/week")
+    if period.older:
+        feed.earlier(f"/feeds/weekly.atom?week={period.older}")
     _papers(feed, *_shown(period.listing.cards, visit))
     return feed.response()
 
@@ -135,8 +142,15 @@ def newest_verdicts(visit: Visit) -> Response:
 
 
 def _verdicts(visit: Visit, path: str, title: str, page: str, found: Sequence[Mapping[str, Any]]) -> Response:
-    feed = _Feed(visit, path, title, page)
-    for verdict in sorted(found, key=lambda v: v["finished"], reverse=True)[:ENTRIES]:
+    feed, before = _Feed(visit, path, title, page), visit.query("before")[:40]
+    newest = sorted((v for v in found if not before or v["finished"] < before), key=lambda v: v["finished"], reverse=True)
+    shown = newest[:ENTRIES]
+    if len(newest) > ENTRIES:  # a run gives its verdicts at one moment: all of them stand on one page, or an archive would leave some out
+        last = shown[-1]["finished"]
+        shown += [v for v in newest[ENTRIES:] if v["finished"] == last]
+        if len(shown) < len(newest):
+            feed.earlier(f"{path}?before={quote(last)}")
+    for verdict in shown:
         feed.verdict(verdict)
     return feed.response()
 

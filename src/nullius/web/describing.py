@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import JSONResponse, Response
 
-from nullius.web import shapes
+from nullius.web import page_shapes, shapes
 from nullius.web.site import Answer, Visit, get, page
 
 
@@ -17,6 +17,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title="nullius", version="1", openapi_version="3.1.0", description=_ABOUT, routes=app.routes)
         made["components"]["schemas"]["ProblemBody"] = shapes.ProblemBody.model_json_schema()
+        made["components"]["schemas"] |= page_shapes.described()
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         made["security"] = [{}, {"token": []}]
         for path in made["paths"].values():
@@ -28,7 +29,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 _ABOUT = (
     "Papers, claims, verdicts and runs. Lists go on with `cursor`. Answers carry an ETag. Errors are application/problem+json (RFC 9457). Reading "
-    "needs no token; voting, saving and running need one of /account, with the scope for it."
+    "needs no token; voting, saving and running need one of /account, with the scope for it. Every page is JSON too, at its address + `.json`, in "
+    "the shapes whose names begin with Page."
 )
 
 

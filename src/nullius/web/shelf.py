@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 from nullius.errors import nearest
 from nullius.feed import cards as feed_cards
-from nullius.feed import library, listings, tables
+from nullius.feed import catalogue, library, listings, tables
 from nullius.feed import papers as feed_papers
 from nullius.feed import similar as feed_similar
 from nullius.feed.database import reading
-from nullius.feed.readable import readable
+from nullius.feed.readable import language, readable
 from nullius.feed.shapes import ORDERS, Card, Cell, Estimate, Order
 from nullius.lab import journal
 from nullius.models.sources import sources
@@ -61,13 +61,17 @@ def paper(key: str) -> dict[str, Any]:
 
 
 def by_id(paper_id: int) -> dict[str, Any]:
-    """Return a paper by its number: the columns of `paper`, texts made readable, `key` and `runnable`."""
+    """Return a paper by its number: the columns of `paper`, texts made readable, with `key` and `runnable`; `lang` of a foreign title and `about`,
+    our paragraph on it.
+    """
     with reading() as connection:
         row = connection.execute(sa.select(_P).where(_P.c.id == paper_id)).mappings().first()
     if row is None:
         raise Problem(404, "There is no such paper.")
     data = {name: value.isoformat() if isinstance(value, date) else value for name, value in row.items()}
     data |= {"title": readable(row["title"]), "abstract": readable(row["abstract"]) if row["abstract"] else None}
+    data |= {"lang": language(data["title"]), "about": catalogue.abouts().get(row["slug"] or "", "")}
+    data["abstract_lang"] = language(data["abstract"]) if data["abstract"] else None
     return {**data, "key": feed_cards.key_of(dict(row)), "runnable": row["slug"] in registry.described()}
 
 
@@ -108,6 +112,8 @@ def shown(card: Card, subject: str) -> dict[str, Any]:
     return {
         **own,
         "summary_by": {"": "nullius", "abstract": "its abstract"}.get(card.summary_source, card.summary_source),
+        "lang": language(card.title),
+        "summary_lang": language(card.summary),
         "authors": card.n_authors,
         "published": card.published.isoformat() if card.published else None,
         "signals": dict(card.signals),

@@ -56,6 +56,12 @@ def index() -> Index:
         return _index
 
 
+def today() -> list[dict[str, Any]]:
+    """Return the verdicts on claims as they are worded today; old verdicts stay with the old words, on their paper's page."""
+    wordings = {claim["digest"] for study in registry.described().values() for claim in study["claims"]}
+    return [v for v in index().verdicts if v["digest"] in wordings] if wordings else index().verdicts
+
+
 def forget() -> None:
     """Look at the journal again at the next request: something was asked for or cancelled here."""
     global _looked
@@ -92,9 +98,24 @@ def matrix(slug: str, mine: str = "") -> dict[str, Any]:
     subjects = sorted(subjects_of(slug), key=lambda subject: subject["name"] != mine)
     own = {(v["digest"], v["subject"]["sha256"]): v for v in index().by_slug.get(slug, [])}
     claims = [{**claim, "cells": [_cell(own.get((claim["digest"], s["sha256"]))) for s in subjects]} for claim in registry.claims(slug)]
+    for claim in claims:
+        claim["scale"] = scale([cell for cell in claim["cells"] if cell], claim["published"])
     today = digests(slug)
     earlier = [_cell_of(v) for v in index().by_slug.get(slug, []) if v["digest"] not in today]
     return {"slug": slug, "subjects": [_about(subject) for subject in subjects], "claims": claims, "earlier": earlier}
+
+
+def scale(rows: Sequence[Mapping[str, Any]], published: Any = None) -> dict[str, float]:
+    """From where to where a plot of effects and controls reaches: everything that is drawn, and zero. Open ends do not count."""
+    values = [0.0]
+    for row in rows:
+        for part in (row["effect"], row["control"]):
+            values += [float(part[name]) for name in ("estimate", "lo", "hi") if part and part[name] is not None]
+    if isinstance(published, int | float):
+        values.append(float(published))
+    low, high = min(values), max(values)
+    room = (high - low or 1.0) * 0.06
+    return {"low": low - room, "high": high + room}
 
 
 def _about(subject: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,8 +43,26 @@ def interval(found: Mapping[str, Any] | None) -> str:
     ends = [found["estimate"], found["lo"], found["hi"]]
     largest = max(abs(end) for end in ends if end is not None)
     digits = 2 if largest >= 0.05 or not largest else 3 if largest >= 0.005 else 4
+    # on which side of zero an interval ends must be seen
+    while digits < 4 and any(end and abs(end) < 0.5 * 10**-digits for end in ends[1:]):
+        digits += 1
     estimate, lo, hi = ("" if end is None else f"{end:.{digits}f}".replace("-", "−") for end in ends)
     return f"{estimate} [{lo or '−∞'}, {hi or '∞'}]"
+
+
+def share(found: Mapping[str, Any] | None) -> str:
+    """[0.87, 0.99]: where a share lies."""
+    return f"[{found['lo']:.2f}, {found['hi']:.2f}]" if found else ""
+
+
+def together(cell: Mapping[str, Any]) -> str:
+    """2 of 3 hold, where runs of one thing disagree; 3 runs, where they do not; '' for a single one."""
+    if cell["runs"] < 2:
+        return ""
+    if cell["agreeing"] == cell["runs"]:
+        return f"{cell['runs']} runs"
+    word = {"holds": "hold", "fails": "fail"}.get(cell["word"], cell["word"])
+    return f"{cell['agreeing']} of {cell['runs']} {word}"
 
 
 def probability(value: float | None) -> str:
@@ -62,6 +80,12 @@ def day(value: str | date | None, *, weekday: bool = False) -> str:
     if weekday:
         return f"{DAYS[when.weekday()][:3]} {when.day} {MONTHS[when.month - 1]} {when.year}"
     return f"{when.day} {MONTHS[when.month - 1][:3]} {when.year}"
+
+
+def month(value: str | date) -> str:
+    """November 2025."""
+    when = date.fromisoformat(value[:10]) if isinstance(value, str) else value
+    return f"{MONTHS[when.month - 1]} {when.year}"
 
 
 def age(value: str | datetime | None, now: datetime | None = None) -> str:
@@ -126,8 +150,11 @@ FILTERS = {
     "kind": kind,
     "number": number,
     "interval": interval,
+    "share": share,
+    "together": together,
     "probability": probability,
     "day": day,
+    "month": month,
     "age": age,
     "clock": clock,
     "about": about,

@@ -54,6 +54,7 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
         "figure": _figure(runs, visit.subject),
         "subject": visit.subject,
         "expected": verdicts.expected_seconds(slug, visit.subject) if slug else None,
+        "memory": next((r["peak_bytes"] for r in runs if r["state"] == "done" and r["subject"]["name"] == visit.subject), None),
         "runs": [_run(r) for r in runs[:20]],
         "run_count": len(runs),
         "similar_by": by,

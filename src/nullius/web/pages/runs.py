@@ -15,7 +15,7 @@ from starlette.responses import Response
 from nullius.errors import NulliusError
 from nullius.lab import journal, queue
 from nullius.paths import data_dir
-from nullius.web import asking, registry, shelf, verdicts
+from nullius.web import asking, calibrations, registry, shelf, verdicts
 from nullius.web.problems import Problem, from_error
 from nullius.web.site import Visit, get, page, post, see
 
@@ -117,6 +117,8 @@ def run(visit: Visit) -> dict[str, Any]:
         "waiting": waiting(found) if found["state"] == "queued" else None,
         "cancellable": live and asking.may_cancel(visit.person, asked),
         "figures": _figures(found),
+        "calibration": [calibrations.of(name) for name in dict.fromkeys(name for v in found["verdicts"] for name in v.get("rests_on", ()))],
+        "scales": [verdicts.scale([v], v["published"]) for v in found["verdicts"]],
         "against": _against(found) if found["state"] == "done" else None,
         "expected": verdicts.expected_seconds(found["slug"], found["asked_subject"], found["full"]),
         "worker": asking.worker_seen() if live else True,

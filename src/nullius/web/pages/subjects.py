@@ -25,7 +25,7 @@ def subjects(visit: Visit) -> Answer:
     for found in journal.subjects():
         tested.setdefault(found["name"], {**found, "runs": 0})["runs"] += found["runs"]
     words: dict[str, list[dict[str, Any]]] = {}
-    for verdict in verdicts.index().verdicts:
+    for verdict in verdicts.today():
         words.setdefault(verdict["subject"]["name"], []).append(verdict)
     known = {name: source.to_dict() for name, source in sources().items()}
     rows = []
@@ -60,16 +60,19 @@ def dossier(name: str) -> dict[str, Any]:
             problem.link = (f"/subjects/{close}", close) if close else ("/subjects", "Subjects")
             raise problem from None
         found = {"subject": _unloaded(source), "questions": {}, "missing": sorted(studies.modules())}
-    questions = {}
-    for question, rows in found["questions"].items():
-        questions[question] = [
-            {**row, "verdicts": [verdicts.shown(v) for v in row["verdicts"]], "paper": shelf.brief(row["slug"])} for row in rows
-        ]
+    questions = {question: [_row(row) for row in rows] for question, rows in found["questions"].items()}
     missing = [slug for slug in found["missing"] if slug in registry.described()]
     seconds = sum(verdicts.expected_seconds(slug, name) or 0.0 for slug in missing)
     everything = [v for rows in questions.values() for row in rows for v in row["verdicts"]]
     about = {**found, "schema": "nullius.dossier/1", "questions": questions, "missing": missing, "tally": verdicts.decisive(everything)}
     return {**about, "seconds": seconds, "name": name, "source": source.to_dict() if source else None}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A paper in a dossier: its verdicts on claims as they are worded today, and how many there are on earlier wordings."""
+    wordings = verdicts.digests(row["slug"])
+    own = [verdicts.shown(v) for v in row["verdicts"] if not wordings or v["digest"] in wordings]
+    return {**row, "verdicts": own, "earlier": len(row["verdicts"]) - len(own), "paper": shelf.brief(row["slug"])}
 
 
 def _unloaded(source: Any) -> dict[str, Any]:
@@ -135,20 +138,7 @@ def compared(slug: str, names: tuple[str, ...], _stamp: tuple[str, ...]) -> list
     """What the lab says about two or more subjects, with the scale of each claim's plot. Kept until another run is done."""
     with _drawing:
         claims: list[dict[str, Any]] = comparison.compare(slug, names)["claims"]
-    return [{**claim, "scale": scale(claim)} for claim in claims]
-
-
-def scale(claim: dict[str, Any]) -> dict[str, float]:
-    """From where to where a claim's plot reaches: everything that is drawn, and zero."""
-    values = [0.0]
-    for row in claim["subjects"]:
-        for part in (row["effect"], row["control"]):
-            values += [float(part[name]) for name in ("estimate", "lo", "hi") if part and part[name] is not None]
-    if isinstance(claim["published"], int | float):
-        values.append(float(claim["published"]))
-    low, high = min(values), max(values)
-    room = (high - low or 1.0) * 0.06
-    return {"low": low - room, "high": high + room}
+    return [{**claim, "scale": verdicts.scale(claim["subjects"], claim["published"])} for claim in claims]
 
 
 @page("/calibration", "calibration.html")

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from nullius.feed.digest import subscriptions, watching
+from nullius.feed.digest import message, subscriptions, watching
 from nullius.feed.digest.clock import SCHEDULES, Schedule
 from nullius.feed.digest.settings import unsubscribed
 from nullius.web import limiting, mailing, shelf
@@ -42,8 +42,8 @@ def _shown(visit: Visit, sent: bool = False) -> dict[str, Any]:
         {"title": "New verdicts on anything", "path": "/feeds/verdicts.atom"},
     ]
     feeds += [{"title": f"New verdicts on {name}", "path": f"/feeds/subjects/{quote(name)}.atom"} for name in shelf.subject_names()]
-    if kind == "search" and target:
-        feeds.insert(0, {"title": f"The search “{target[:80]}”", "path": f"/feeds/search.atom?q={quote(target)}"})
+    if kind not in ("daily", "trending") and target:
+        feeds.insert(0, {"title": message.what(kind, target), "path": atom(kind, target)})
     about = {"kinds": KINDS, "kind": kind, "target": target, "schedules": list(SCHEDULES), "feeds": feeds, "mine": own(visit), "sent": sent}
     return {"schema": "nullius.web.subscribe/1", **about, "mail": mailing.setup(visit.settings) is not None, "email": visit.person.email}
 

@@ -73,6 +73,27 @@
     link.remove();
   }));
 
+  // a server that cannot be reached is said, and said no more once it answers
+  const tell = (text) => {
+    let line = document.querySelector('#unreachable');
+    if (!text) { line?.remove(); return; }
+    if (!line) {
+      line = document.createElement('p');
+      line.id = 'unreachable';
+      line.className = 'say bad';
+      line.setAttribute('role', 'alert');
+      document.querySelector('main').prepend(line);
+    }
+    line.textContent = text;
+  };
+  const lost = 'This server cannot be reached: what you see is as it was.';
+  addEventListener('offline', () => tell(lost));
+  for (const name of ['htmx:error', 'htmx:sse:error']) document.addEventListener(name, (event) => {
+    if (event.detail?.error?.name !== 'AbortError') tell(lost);
+  });
+  addEventListener('online', () => tell(''));
+  for (const name of ['htmx:after:request', 'htmx:sse:after:connection']) document.addEventListener(name, () => tell(''));
+
   // a live run that has ended: the permanent page
   document.addEventListener('ended', () => location.reload());
   const zone = document.querySelector('[data-time-zone]');
