@@ -60,6 +60,8 @@ def test_parts_learn_and_the_rest_stays(toy):
         assert mask is None or (new != old)[mask].all()
     assert tuned.trained == sum(int(mask.sum()) for mask in masks.values())
     assert tuned.losses[-1] < tuned.losses[0]
+    again, none = (finetune(toy, PAIRS, steps, rate=1e-2, parts=parts, weight_decay=0.1) for steps in (5, 0))
+    assert again.model.weights_sha256 == tuned.model.weights_sha256 != none.model.weights_sha256
 
 
 def test_lora_is_merged_into_a_plain_model(toy):

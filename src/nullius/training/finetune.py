@@ -7,6 +7,7 @@ norm of the gradient clipped. Same seed, same machine: same weights.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nullius.errors import UsageError
-from nullius.models.language_model import LanguageModel
+from nullius.models.language_model import LanguageModel, Provenance
 from nullius.training import lora as adapters
 from nullius.training.config import Optimiser, Schedule
 from nullius.training.lora import Lora
@@ -108,9 +109,21 @@ def finetune(
                 on_step(step + 1, steps)
         if steps in snapshots and on_snapshot is not None:
             _show(on_snapshot, steps, trained)
-        count = held.count
-    plain = hf if lora is None else adapters.merge(body)
-    return Tuned(LanguageModel.wrap(plain, model.tokenizer, trained.name), np.array(losses), count)
+        count, changed = held.count, list(held.named)
+    if lora is not None or masks is None:
+        plain = hf if lora is None else adapters.merge(body)
+        return Tuned(LanguageModel.wrap(plain, model.tokenizer, trained.name), np.array(losses), count)
+    digest = _digest(hf, changed, model.weights_sha256)
+    return Tuned(LanguageModel(hf, model.tokenizer, trained.name, digest, Provenance("made in this process")), np.array(losses), count)
+
+
+def _digest(hf: nn.Module, changed: Sequence[str], base: str) -> str:
+    """SHA-256 of a subject's own hash and of the parameters that may have changed: all others are its own."""
+    digest, named = hashlib.sha256(base.encode()), dict(hf.named_parameters())
+    for name in sorted(changed):
+        digest.update(name.encode())
+        digest.update(named[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _show(on_snapshot: Callable[[int, LanguageModel], None], step: int, model: LanguageModel) -> None:
@@ -140,13 +153,20 @@ def _rows(model: LanguageModel, data: Data, max_tokens: int) -> list[tuple[list[
 
 
 def _loss(model: LanguageModel, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """Mean loss of a batch, in nats per target token."""
+    """Mean loss of a batch, in nats per target token. Logits are made from the first position that predicts a target onwards."""
     batch = model.pad([ids for ids, _ in rows])
     width = batch.input_ids.shape[1]
-    given = torch.tensor([width - len(ids) + n for ids, n in rows], device=model.device)
-    target = torch.arange(width, device=model.device) >= given[:, None]
-    labels = torch.where(target, batch.input_ids, IGNORED)[:, 1:]
-    logits = model.logits(batch, positions="all")[:, :-1]
+    given = [width - len(ids) + n for ids, n in rows]
+    first = min(given)
+    target = torch.arange(first, width, device=model.device) >= torch.tensor(given, device=model.device)[:, None]
+    labels = torch.where(target, batch.input_ids[:, first:], IGNORED)
+    logits = model.hf(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=width - first + 1,
+    ).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
 
