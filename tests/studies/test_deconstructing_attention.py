@@ -10,15 +10,18 @@ from nullius.lab.studies import get
 from nullius.models import architectures
 from nullius.stimuli import recall
 from nullius.studies.architectures import deconstructing_attention as module
-from nullius.training import asked
+from nullius.training import asked, variants
 from nullius.training.asked import Recipe
 
 SLUG = "deconstructing-attention"
 TINY = Recipe(3, 4, 5e-3)
 
 
-def plan(kinds):
-    return module.Plan(kinds, 2, 16, 2, 24, TINY, TINY, TINY, 12)
+SHAPE = variants.shape(16, 2)
+
+
+def plan(kinds, seeds=2):
+    return module.Plan(kinds, seeds, SHAPE, SHAPE, 24, TINY, TINY, TINY, 12, 3, entries=300)
 
 
 @pytest.fixture
@@ -30,20 +33,30 @@ def gates_open(monkeypatch):
 def test_equal_networks_show_nothing(toy, monkeypatch, gates_open):
     """Null: every decoder is the same query-free hybrid. No claim about a difference between decoders may hold."""
     monkeypatch.setattr(module, "QUICK", plan(module.QUICK_KINDS))
-    real = module._network
-    monkeypatch.setattr(module, "_network", lambda lab, plan, key, *rest: real(lab, plan, ("non-approximate", "odd"), *rest))
+    real = variants._wanted
+    monkeypatch.setattr(variants, "_wanted", lambda common, key, data: real(common, ("non-approximate", "odd"), data))
     record = runner.run(get(SLUG), toy)
     words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
     assert set(words) == {claim.id for claim in module.CLAIMS}
-    within = {"skipping-destroys", "their-mixing-counts", "context-helps-attention"}  # these look inside one decoder
+    within = {"skipping-destroys", "their-mixing-counts", "context-helps-attention", "outliers-are-late"}  # these look inside one decoder
     assert not [claim for claim, word in words.items() if word == "holds" and claim not in within]
     assert words["zero-shot"] == words["hybrid-closes-fixed"] == "out of reach"
 
 
-def test_every_variant_goes_through_at_full_scale(toy, monkeypatch, gates_open):
-    monkeypatch.setattr(module, "FULL", plan(module.FULL_KINDS))
-    record = runner.run(get(SLUG), toy, full=True)
+def test_every_variant_goes_through_at_full_scale_on_a_text_of_ones_own(toy, monkeypatch, gates_open, tmp_path):
+    monkeypatch.setattr(module, "FULL", plan(module.FULL_KINDS, 1))
+    path = tmp_path / "text.txt"
+    words = np.random.default_rng(0).choice(["river", "stone", "cloud", "bird", "tree", "\n"], 3000)
+    path.write_text(" ".join(words.tolist()), "utf-8")
+    monkeypatch.setenv("NULLIUS_TEXT", str(path))
+    record = runner.run(get(SLUG), toy, full=True, options={"text": "file"})
     assert {record.verdict(f"hybrid-closes-{kind}").word for kind in ("approximate", "random", "fixed")} != {"out of reach"}
+    assert record.verdict("hybrid-stays-small").word == "out of reach"
+    assert record.verdict("hybrid-stays-small").effect is not None
+    assert {"figure.svg", "figure-maps.svg"} <= {entry["name"] for entry in record.data["artefacts"]}
+    path.write_text("too short", "utf-8")
+    with pytest.raises(UsageError, match="text.txt holds 2 tokens"):
+        runner.run(get(SLUG), toy, full=True, options={"text": "file"})
 
 
 def make(mixer, allocation="uniform", layers=2, **changes):

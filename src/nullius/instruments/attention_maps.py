@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments.attention import watched
+from nullius.models import architectures
 from nullius.models.language_model import LanguageModel
 
 OFFSETS = (0, 1, 2, 3)
@@ -61,6 +63,17 @@ def over_layers(patterns: Mapping[int, Tensor]) -> dict[str, NDArray[np.float64]
     if not each:
         raise UsageError("no layer has an attention pattern")
     return {name: torch.stack([e[name].view(len(e[name]), -1).mean(1) for e in each]).mean(0).numpy() for name in NAMES}
+
+
+def of_decoder(hf: Any, tokens: NDArray[np.int64], batch: int = 16) -> dict[str, NDArray[np.float64]]:
+    """Return each indicator for each text [n], mean over all heads of the layers of one of the project's decoders that have a pattern.
+
+    tokens: [n, T]. Raises UsageError where no layer has one.
+    """
+    device = next(hf.parameters()).device
+    rows = [torch.from_numpy(tokens[i : i + batch]).to(device) for i in range(0, len(tokens), batch)]
+    each = [over_layers(architectures.patterns(hf, part)) for part in rows]
+    return {name: np.concatenate([one[name] for one in each]) for name in NAMES}
 
 
 @torch.no_grad()

@@ -77,6 +77,12 @@ def redealt(data: Asked, rng: np.random.Generator) -> Ints:
     return targets
 
 
+def likeliest(data: Asked) -> float:
+    """Share of questions that the most frequent answer is right for: what who knows nothing else can reach."""
+    answers = data.targets[data.targets != NOTHING]
+    return float(np.bincount(answers).max() / len(answers))
+
+
 @dataclass(frozen=True)
 class Slots:
     """Shape of a stream of slots: groups of slots, each with a sign that empties it. A slot holds one of `values`, or nothing."""

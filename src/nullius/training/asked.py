@@ -60,16 +60,22 @@ class Bench:
 
         Networks of one number begin with the same random numbers and see the same batches. prepare: changes it before training.
         """
-        seed = self.seed * 1000 + number
-        hf = fresh({**wanted, "vocab_size": data.vocabulary, "initializer_range": how.spread}, seed, self.device)
+        hf = self.fresh(wanted, data.vocabulary, how, number)
         if prepare is not None:
             prepare(hf)
 
         def train() -> None:
-            fit(hf, data, how, seed, lambda done, total: self.show(label, done, total))
+            fit(hf, data, how, self._seed(number), lambda done, total: self.show(label, done, total))
 
         self.store.train(hf.eval(), label, train)
         return hf
+
+    def fresh(self, wanted: Mapping[str, Any], vocabulary: int, how: Recipe, number: int) -> Any:
+        """The same network before training."""
+        return fresh({**wanted, "vocab_size": vocabulary, "initializer_range": how.spread}, self._seed(number), self.device).eval()
+
+    def _seed(self, number: int) -> int:
+        return self.seed * 1000 + number
 
 
 def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, int], None] | None = None) -> float:

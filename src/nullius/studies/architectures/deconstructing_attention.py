@@ -6,21 +6,24 @@ study trains its own small decoders on the same batches; the given subject names
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from nullius.lab import Claim, Figure, Lab, Needs, Panel, Series, above_control, equivalent, study
+from nullius.instruments import attention_maps
+from nullius.lab import Claim, Figure, Lab, Needs, Option, Panel, Series, above_control, at_most, equivalent, study
 from nullius.lab.claims import Expectation
 from nullius.lab.curves import curve
+from nullius.lab.figures import Role
 from nullius.models import architectures
-from nullius.stimuli import grammar, recall
-from nullius.stimuli.recall import Asked, Ints
-from nullius.stimuli.windows import Vocabulary
-from nullius.training import asked
-from nullius.training.asked import Floats, Recipe
+from nullius.stimuli import recall
+from nullius.stimuli.recall import Asked
+from nullius.training import kept, own_text, variants
+from nullius.training.asked import Bench, Floats, Recipe
+from nullius.training.own_text import OwnText
+from nullius.training.variants import Key, Nets, name
 
 MARGIN = 0.02  # nats per word
 SHUFFLED = "the same difference on the same words in random order, where there is nothing to mix"
@@ -56,6 +59,8 @@ CLAIMS = (
            SHUFFLED),
     _claim("regulated", "Query-free scores grow larger when no layer attends than when every other one does", above_control(0.0),
            "the same before training", "log10 of the largest score", published="above 10³, and below 10¹"),
+    _claim("outliers-are-late", "Where no layer attends, query-free scores are larger in the last layers than in the first", above_control(0.0),
+           "the same before training", "log10 of the largest score", published="above 10³ in late layers"),
     _claim("context-helps-attention", "With attention a word is predicted better the more words precede it", above_control(MARGIN),
            "the same without any mixing", published="perplexity 69.9 at 128 tokens, 38.1 at 2048"),
     _claim("recall-needs-content", "Recall of what a key was given needs queries: without them in all layers it is worse than attention's",
@@ -67,90 +72,82 @@ CLAIMS = (
     _more("hybrid-closes-approximate", "A polynomial in place of the exponential costs less in every other layer", "39.4 against 47.9", full=True),
     _more("hybrid-closes-random", "Queries and keys of noise cost less in every other layer", "39.3 against 84.8", full=True),
     _more("hybrid-closes-fixed", "Queries and keys of one fixed text cost less in every other layer", "38.5 against 79.1", full=True),
+    _claim("hybrid-stays-small", "With attention in every other layer query-free scores stay below 10", at_most(1.0, null=3.0),
+           "the scores where no layer attends, which must reach 1 000", "log10 of the largest score", published="below 10¹, above 10³",
+           needs=Needs(also=SCALE)),
+    _more("allocations", "Hybrids predict as well as attention wherever their weakened layers stand, in nine patterns of 24 layers", "", also=SCALE),
+    _more("grouped-queries", "With keys and values shared by groups of heads the order of the variants is the same", "", also=SCALE),
     _more("zero-shot", "Hybrids keep the zero-shot accuracy of attention", "48.7 to 52.9, attention 51.9", "untrained models", also=SCALE),
     _more("norm-rescues", "With normed queries and keys a query-free softmax trains in all layers", "perplexity 67.3", also=SCALE),
 )  # fmt: skip
+OPTIONS = (Option("text", ("generated", "file"), f"sentences of the grammar, or tokens of the file that {own_text.VARIABLE} names"),)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is trained and measured. text, shuffled, recall: recipes; length: words of a sequence; test: sequences of each test."""
+    """How much is trained and measured. shape: keys of the decoders that read text; small: of those that recall; length: tokens of a sequence; text,
+    shuffled, recall: recipes; test: sequences of each test; looked: of those whose attention is looked at; entries: of a file's vocabulary."""
 
     kinds: tuple[str, ...]
     seeds: int
-    width: int
-    layers: int
+    shape: Mapping[str, Any]
+    small: Mapping[str, Any]
     length: int
     text: Recipe
     shuffled: Recipe
     recall: Recipe
     test: int
+    looked: int
+    entries: int = 4096
 
 
-QUICK = Plan(QUICK_KINDS, 2, 64, 4, 48, Recipe(160, 16, 4e-3), Recipe(60, 16, 4e-3), Recipe(120, 16, 4e-3), 200)
-FULL = Plan(
-    *(FULL_KINDS, 3, 512, 6, 256, Recipe(4000, 64, 6e-4, spread=0.02), Recipe(1000, 64, 6e-4, spread=0.02)),
-    *(Recipe(2000, 64, 6e-4, spread=0.02), 1000),
-)
-Key = tuple[str, str]  # kind of mixer, allocation
-Nets = dict[Key, list[Any]]
+def _full(tokens: int) -> Recipe:
+    return Recipe.of_tokens(tokens, 512, 64, 1e-3, weight_decay=0.1, spread=0.02, bf16=True)
+
+
+SMALL = variants.shape(64, 4)
+QUICK = Plan(QUICK_KINDS, 2, SMALL, SMALL, 48, Recipe(160, 16, 4e-3), Recipe(60, 16, 4e-3), Recipe(120, 16, 4e-3), 200, 50)
+PAPER = {"size": "qwen-70m"}
+FULL = Plan(FULL_KINDS, 1, PAPER, variants.shape(128, 4), 512, _full(6_000_000), _full(6_000_000), Recipe(400, 64, 2e-3), 500, 64)
 Losses = dict[Key, Floats]
 ATTENTION: Key = ("softmax", "uniform")
+NOTHING: Key = ("mlp", "uniform")
+ALONE: Key = ("non-approximate", "uniform")  # query-free, in all layers
+MIXED: Key = ("non-approximate", "odd")
 
 
-@study("deconstructing-attention", claims=CLAIMS, minutes=3.0, trains_its_own=True)
+@study("deconstructing-attention", claims=CLAIMS, minutes=3.0, trains_its_own=True, options=OPTIONS)
 def deconstructing_attention(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
+    words = (plan.text.steps * plan.text.batch // 2 + 4 * plan.test) * (plan.length + 1)  # half of what one network reads, and the test
+    own = own_text.read(8 * words) if lab.option("text") == "file" else None
+    with kept.keeping(lab.study.slug, [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type], lab.full) as store:
+        _measure(lab, plan, Bench(lab.subject.device, lab.seed, store, lab.listener.step), own, words)
+
+
+def _measure(lab: Lab, plan: Plan, bench: Bench, own: OwnText | None, words: int) -> None:
     keys: list[Key] = [ATTENTION, *((kind, where) for kind in plan.kinds for where in ("uniform", "odd"))]
-    words, vocabulary = _words(lab, plan)
-    streams = {"text": words, "shuffled": lab.rng.permutation(words)}
-    windows = {order: recall.next_symbols(stream, plan.length, len(vocabulary)) for order, stream in streams.items()}
-    sets = {order: (whole[: -plan.test], whole[-plan.test :]) for order, whole in windows.items()}
-    nets = {order: _train(lab, plan, keys, train, getattr(plan, order), order) for order, (train, _) in sets.items()}
-    loss = {order: {key: _loss(found, sets[order][1]) for key, found in nets[order].items()} for order in nets}
+    corpus = variants.corpus(own, min(words, 3_000_000), plan.length, plan.test, plan.entries, lab.rng)
+    if own is not None:
+        lab.note(f"text: {own.name} (SHA-256 {own.sha256}), {len(corpus.text[0])} windows of {plan.length} tokens")
+    sets = {"text": corpus.text, "shuffled": corpus.shuffled}
+    how = {"text": plan.text, "shuffled": plan.shuffled}
+    nets = {order: variants.train(bench, plan.shape, keys, train, how[order], plan.seeds, order) for order, (train, _) in sets.items()}
+    before = variants.untrained(bench, plan.shape, (ALONE, MIXED), sets["text"][0], plan.text, plan.seeds)
+    loss = {order: {key: variants.loss(found, sets[order][1]) for key, found in nets[order].items()} for order in nets}
     for order, found in loss.items():
-        lab.note(f"{order}: nats per word " + ", ".join(f"{kind} {where} {values.mean():.3f}" for (kind, where), values in found.items()))
+        lab.note(f"{order}: nats per word " + "; ".join(f"{name(key)} {values.mean():.3f}" for key, values in found.items()))
     clusters = list(range(plan.test)) * plan.seeds
-    by_frequency = -vocabulary.log_frequency[sets["text"][1].targets].mean(1)
-    gain = np.tile(by_frequency, plan.seeds) - loss["text"][ATTENTION]
-    about = [claim.id for claim in CLAIMS if claim.unit == "nats" and not claim.needs.also]
-    lab.require(gain, above=0.0, what="predicting a word with attention better than its frequency does", claims=about, clusters=clusters)
+    gain = np.tile(corpus.by_frequency, plan.seeds) - loss["text"][ATTENTION]
+    about, what = [claim.id for claim in CLAIMS if claim.unit == "nats"], "predicting a word with attention better than its frequency does"
+    lab.require(gain, above=0.0, what=what, claims=about, clusters=clusters)
     _text_findings(lab, plan, loss, clusters)
-    _ablations(lab, plan, nets, sets, clusters)
+    _ablations(lab, nets, sets, clusters)
+    _scores(lab, nets["text"], before, sets["text"][1], clusters)
     _by_position(lab, nets["text"], sets["text"][1], clusters)
-    recalled = _recall(lab, plan, clusters)
+    recalled = _recall(lab, plan, bench, clusters)
     _figures(lab, loss, recalled, clusters)
-
-
-def _words(lab: Lab, plan: Plan) -> tuple[Ints, Vocabulary]:
-    need = (plan.text.steps * plan.text.batch // 2 + plan.test) * (plan.length + 1)
-    text = grammar.english_text(min(need, 3_000_000), lab.rng)
-    vocabulary = Vocabulary(text, 512)
-    return vocabulary.encode(text.words), vocabulary
-
-
-def _network(lab: Lab, plan: Plan, key: Key, data: Asked, seed: int) -> Any:
-    kind, where = key
-    shape = {"hidden_size": plan.width, "num_hidden_layers": plan.layers, "num_attention_heads": 4, "intermediate_size": 2 * plan.width}
-    length = data.tokens.shape[1]
-    shadow = {"max_position_embeddings": length, "shadow_tokens": data.tokens[0].tolist()}
-    wanted = {**shape, **shadow, "vocab_size": data.vocabulary, "mixer": kind, "allocation": where, "initializer_range": plan.text.spread}
-    return asked.fresh(wanted, seed, lab.subject.device)
-
-
-def _train(lab: Lab, plan: Plan, keys: list[Key], data: Asked, how: Recipe, label: str) -> Nets:
-    nets: Nets = {}
-    for key in keys:
-        for number in range(plan.seeds):
-            hf = _network(lab, plan, key, data, lab.seed * 1000 + number)
-            name = f"{label}: training {key[0]} {key[1]} {number + 1}"
-            asked.fit(hf, data, how, lab.seed * 1000 + number, lambda done, total, name=name: lab.listener.step(name, done, total))  # type: ignore[misc]
-            nets.setdefault(key, []).append(hf)
-    return nets
-
-
-def _loss(found: list[Any], data: Asked) -> Floats:
-    return np.concatenate([asked.measure(hf, data)[0] for hf in found])
+    _maps(lab, plan, nets["text"], sets["text"][1])
 
 
 def _text_findings(lab: Lab, plan: Plan, loss: dict[str, Losses], clusters: list[int]) -> None:
@@ -162,105 +159,95 @@ def _text_findings(lab: Lab, plan: Plan, loss: dict[str, Losses], clusters: list
         others = [f"shuffled {i}" for i in position[kept]]
         lab.finding(claim, treated=treated, control=control, clusters=position[kept].tolist(), control_clusters=others, paired=False)
 
-    nothing: Key = ("mlp", "uniform")
     weakened = [(kind, "uniform") for kind in plan.kinds if kind != "mlp"]
     nearest = max(weakened, key=lambda key: float(loss["text"][key][choose].mean()))
     lab.note(f"the worst weakened mixing in all layers, besides none, on the first half of the test windows: {nearest[0]}")
-    gap("mixing-is-needed", nothing, ATTENTION)
-    gap("no-mixing-is-worst", nothing, nearest, rest)
-    names = {"non-approximate": "query-free"}
+    gap("mixing-is-needed", NOTHING, ATTENTION)
+    gap("no-mixing-is-worst", NOTHING, nearest, rest)
     for kind in plan.kinds:
-        gap(f"hybrid-closes-{names.get(kind, kind)}", (kind, "uniform"), (kind, "odd"))
-    base = loss["text"][ATTENTION]
-    near, far = (loss["text"][key] - base for key in (("non-approximate", "odd"), nothing))
+        gap(f"hybrid-closes-{kind.replace('non-approximate', 'query-free')}", (kind, "uniform"), (kind, "odd"))
+    near, far = (loss["text"][key] - loss["text"][ATTENTION] for key in (MIXED, NOTHING))
     lab.finding("hybrid-is-near", treated=near, control=far, clusters=clusters)
 
 
-def _ablations(lab: Lab, plan: Plan, nets: dict[str, Nets], sets: dict[str, tuple[Asked, Asked]], clusters: list[int]) -> None:
-    """Every other layer of the query-free hybrid left out, or its mixing replaced by its mean; and how large query-free scores are."""
-    key: Key = ("non-approximate", "odd")
-    weak = architectures.allocate("odd", plan.layers)
+def _ablations(lab: Lab, nets: dict[str, Nets], sets: dict[str, tuple[Asked, Asked]], clusters: list[int]) -> None:
+    """Every other layer of the query-free hybrid left out, or its mixing replaced by its mean."""
     others = [f"shuffled {i}" for i in clusters]
     for claim, without in (("skipping-destroys", architectures.skipping), ("their-mixing-counts", architectures.averaging)):
-        rise = {}
-        for order, (_, test) in sets.items():
-            parts = []
-            for hf in nets[order][key]:
-                whole = asked.measure(hf, test)[0]
-                with without(hf, weak):
-                    parts.append(asked.measure(hf, test)[0] - whole)
-            rise[order] = np.concatenate(parts)
-        lab.finding(claim, treated=rise["text"], control=rise["shuffled"], clusters=clusters, control_clusters=others, paired=False)
-    train, test = sets["text"]
-    tokens = torch.from_numpy(test.tokens).to(lab.subject.device)
-    after: list[Floats] = []
-    before: list[Floats] = []
-    for number in range(plan.seeds):
-        fresh = [_network(lab, plan, (key[0], where), train, lab.seed * 1000 + number) for where in ("uniform", "odd")]
-        trained = [nets["text"][key[0], where][number] for where in ("uniform", "odd")]
-        for pair, into in ((trained, after), (fresh, before)):
-            alone, mixed = (architectures.score_ranges(hf, tokens).amax(0).log10().double().cpu().numpy() for hf in pair)
-            into.append(alone - mixed)
-    lab.finding("regulated", treated=np.concatenate(after), control=np.concatenate(before), clusters=clusters)
+        treated, control = (variants.rise(nets[order][MIXED], sets[order][1], without, "odd") for order in ("text", "shuffled"))
+        lab.finding(claim, treated=treated, control=control, clusters=clusters, control_clusters=others, paired=False)
+
+
+def _scores(lab: Lab, nets: Nets, before: Nets, test: Asked, clusters: list[int]) -> None:
+    """How large query-free scores are, where no layer attends and where every other one does; before: the same decoders, untrained."""
+    alone, mixed = ([variants.largest_scores(found[key], test) for found in (nets, before)] for key in (ALONE, MIXED))
+    third = max(1, len(alone[0]) // 3)
+    more = [a.max(0) - m.max(0) for a, m in zip(alone, mixed, strict=True)]
+    late = [a[-third:].max(0) - a[:third].max(0) for a in alone]
+    lab.finding("regulated", treated=more[0], control=more[1], clusters=clusters)
+    lab.finding("outliers-are-late", treated=late[0], control=late[1], clusters=clusters)
+    small, large = mixed[0].max(0), alone[0].max(0)
+    lab.finding("hybrid-stays-small", treated=small, control=large, clusters=clusters)
+    lab.note(f"largest query-free score, log10: {large.mean():.2f} where no layer attends, {small.mean():.2f} where every other one does")
 
 
 def _by_position(lab: Lab, nets: Nets, test: Asked, clusters: list[int]) -> None:
     """Loss over the first eighth of the positions minus that over the last half."""
-
-    def fall(key: Key) -> Floats:
-        length = test.tokens.shape[1]
-        parts = [_loss(nets[key], recall.only(test, *span)) for span in ((0, length // 8), (length // 2, length))]
-        return parts[0] - parts[1]
-
-    lab.finding("context-helps-attention", treated=fall(ATTENTION), control=fall(("mlp", "uniform")), clusters=clusters)
+    length = test.tokens.shape[1]
+    early, late = recall.only(test, 0, length // 8), recall.only(test, length // 2, length)
+    treated, control = (variants.loss(nets[key], early) - variants.loss(nets[key], late) for key in (ATTENTION, NOTHING))
+    lab.finding("context-helps-attention", treated=treated, control=control, clusters=clusters)
 
 
-def _recall(lab: Lab, plan: Plan, clusters: list[int]) -> Losses:
-    how, found = plan.recall, {}
-    n = how.steps * how.batch
-    slots = [recall.until_reset(size, lab.rng, resets=0.0) for size in (n, plan.test)]
-    back = [recall.offset(size, lab.rng) for size in (n, plan.test)]
+def _recall(lab: Lab, plan: Plan, bench: Bench, clusters: list[int]) -> dict[str, dict[str, Floats]]:
+    """Accuracy by task and network: recall of slots, the same with answers dealt out anew, and the symbol before."""
+    how = plan.recall
+    slots = [recall.until_reset(size, lab.rng, resets=0.0) for size in (how.steps * how.batch, plan.test)]
+    back = [recall.offset(size, lab.rng) for size in (how.steps * how.batch, plan.test)]
     other = replace(slots[1], targets=recall.redealt(slots[1], lab.rng))
-    for key in (ATTENTION, ("non-approximate", "uniform"), ("non-approximate", "odd")):
-        (nets,) = _train(lab, plan, [key], slots[0], how, "recall").values()
-        for name, test in (("right", slots[1]), ("redealt", other)):
-            found[f"{key[0]} {key[1]}", name] = np.concatenate([asked.measure(hf, test)[1] for hf in nets])
-    for key in (ATTENTION, ("random", "uniform"), ("mlp", "uniform")):
-        (nets,) = _train(lab, plan, [key], back[0], how, "one back").values()
-        found[f"{key[0]} {key[1]}", "one back"] = np.concatenate([asked.measure(hf, back[1])[1] for hf in nets])
-    answers = slots[1].targets[slots[1].targets != recall.NOTHING]
-    likeliest = float(np.bincount(answers).max() / len(answers))
-    right = found["softmax uniform", "right"]
-    about = ["recall-needs-content", "hybrid-recalls"]
-    lab.require(right, above=likeliest, what="recalling with attention better than the likeliest answer", claims=about, clusters=clusters)
-    lab.note("accuracy: " + ", ".join(f"{name} ({task}) {right.mean():.3f}" for (name, task), right in found.items()))
-    for claim, better, worse in (
-        ("recall-needs-content", "softmax uniform", "non-approximate uniform"),
-        ("hybrid-recalls", "non-approximate odd", "non-approximate uniform"),
-    ):
-        treated, control = (found[better, which] - found[worse, which] for which in ("right", "redealt"))
+    of_slots = variants.train(bench, plan.small, (ATTENTION, ALONE, MIXED), slots[0], how, plan.seeds, "recall")
+    of_place = variants.train(bench, plan.small, (ATTENTION, ("random", "uniform"), NOTHING), back[0], how, plan.seeds, "one back")
+    tests = {"recall": (of_slots, slots[1]), "redealt": (of_slots, other), "one back": (of_place, back[1])}
+    found = {task: {name(key): variants.accuracy(each, test) for key, each in nets.items()} for task, (nets, test) in tests.items()}
+    likeliest = recall.likeliest(slots[1])
+    about, what = ["recall-needs-content", "hybrid-recalls"], "recalling with attention better than the likeliest answer"
+    lab.require(found["recall"][name(ATTENTION)], above=likeliest, what=what, claims=about, clusters=clusters)
+    for task, right in found.items():
+        lab.note(f"accuracy, {task}: " + "; ".join(f"{name} {values.mean():.3f}" for name, values in right.items()))
+    for claim, better in zip(about, (ATTENTION, MIXED), strict=True):
+        treated, control = (found[task][name(better)] - found[task][name(ALONE)] for task in ("recall", "redealt"))
         lab.finding(claim, treated=treated, control=control, clusters=clusters)
-    near, far = (found[name, "one back"] - found["softmax uniform", "one back"] for name in ("random uniform", "mlp uniform"))
+    right = found["one back"]
+    near, far = (right[name(key)] - right[name(ATTENTION)] for key in (("random", "uniform"), NOTHING))
     lab.finding("position-suffices-for-position", treated=near, control=far, clusters=clusters)
     return found
 
 
-def _figures(lab: Lab, loss: dict[str, Losses], recalled: Losses, clusters: list[int]) -> None:
-    def points(name: str, found: Losses, labels: dict[str, Key], role: Any) -> Series:
-        ends = [curve(label, [0.0], [found[key]], clusters) for label, key in labels.items()]
-        lo, hi = ([(getattr(end, side) or (None,))[0] for end in ends] for side in ("lo", "hi"))
-        return Series(name, list(labels), [end.y[0] for end in ends], lo, hi, "points", role)
+def _points(title: str, values: Mapping[str, Floats], clusters: list[int], role: Role = "effect") -> Series:
+    ends = [curve(label, [0.0], [found], clusters) for label, found in values.items()]
+    lo, hi = ([(getattr(end, side) or (None,))[0] for end in ends] for side in ("lo", "hi"))
+    return Series(title, list(values), [end.y[0] for end in ends], lo, hi, "points", role)
 
-    labels = {f"{kind}, {'all' if where == 'uniform' else 'every other'}": (kind, where) for kind, where in loss["text"]}
-    panels = [
-        Panel(title, "mixing", "nats per word", (points(title, loss[order], labels, role),), horizontal=True)
-        for title, order, role in (("text", "text", "effect"), ("words in random order", "shuffled", "control"))
-    ]
-    tasks = {"recall": "right", "one back": "one back"}
-    series = [
-        points(title, recalled, {name: (name, t) for name, t in recalled if t == task}, role)
-        for (title, task), role in zip(tasks.items(), ("effect", "second"), strict=True)
-    ]
-    panels.append(Panel("recall, and the symbol before", "mixing", "accuracy", tuple(series), horizontal=True))
+
+def _figures(lab: Lab, loss: dict[str, Losses], recalled: dict[str, dict[str, Floats]], clusters: list[int]) -> None:
+    labelled = {order: {name(key): values for key, values in found.items()} for order, found in loss.items()}
+    orders: tuple[tuple[str, str, Role], ...] = (("text", "text", "effect"), ("shuffled", "words in random order", "control"))
+    tasks = (_points("recall", recalled["recall"], clusters), _points("one back", recalled["one back"], clusters, "second"))
+    drawn = [(title, "nats per word", (_points(title, labelled[order], clusters, role),)) for order, title, role in orders]
+    drawn += [("recall, and the symbol before", "accuracy", tasks)]
+    panels = tuple(Panel(title, "mixing", unit, series, horizontal=True) for title, unit, series in drawn)
     caption = "Bars: 95% intervals over sequences, for the networks trained here."
-    lab.figure(Figure("principles", "What is left when attention loses a principle", tuple(panels), caption))
+    lab.figure(Figure("principles", "What is left when attention loses a principle", panels, caption))
+
+
+def _maps(lab: Lab, plan: Plan, nets: Nets, test: Asked) -> None:
+    """Indicators of the attention maps of each network that has any."""
+    seen = {}
+    for key, found in lab.progress([item for item in nets.items() if item[0] != NOTHING], "looking at attention maps"):
+        each = [attention_maps.of_decoder(hf, test.tokens[: plan.looked]) for hf in found]
+        seen[name(key)] = {what: np.concatenate([one[what] for one in each]) for what in attention_maps.NAMES}
+    texts = list(range(plan.looked)) * plan.seeds
+    series = [_points(what, {label: values[what] for label, values in seen.items()}, texts) for what in attention_maps.NAMES]
+    panels = tuple(Panel(each.name, "mixing", each.name, (each,), horizontal=True) for each in series)
+    caption = "Means over the heads and layers that have a map (docs/instruments.md); bars: 95% intervals over texts."
+    lab.figure(Figure("maps", "Attention maps in numbers", panels, caption))

@@ -162,9 +162,7 @@ def _tell(lab: Lab, plan: Plan, where: str, kind: str, right: Floats) -> None:
 def _gates(lab: Lab, plan: Plan, test: Asked, resets: Rights, without: Rights) -> None:
     sequences = list(range(plan.test)) * plan.seeds
     others = [f"plain {i}" for i in sequences]
-    answers = test.targets[test.targets != recall.NOTHING]
-    likeliest = float(np.bincount(answers).max() / len(answers))
-    about = [claim.id for claim in CLAIMS[:6]]
+    likeliest, about = recall.likeliest(test), [claim.id for claim in CLAIMS[:6]]
     what = "remembering until reset better than the likeliest answer"
     lab.require(resets["gla"], above=likeliest, what=what, claims=about, clusters=sequences)
     ordered, within, apart = {k: resets[k] for k in GATES}, dict.fromkeys(GATES, sequences), dict.fromkeys(GATES, others)
