@@ -1,13 +1,16 @@
 """Search: quality and speed, printed.
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py quality [--among 2000] [--half report|tune|all]
-    OMP_NUM_THREADS=1 python benchmarks/search.py speed [--papers 100000]
+    OMP_NUM_THREADS=1 python benchmarks/search.py quality [--among 2000] [--half report|tune|all] [--words]
+    OMP_NUM_THREADS=1 python benchmarks/search.py speed [--papers 100000] [--like FOLDER]
 
 Real abstracts come from NULLIUS_ABSTRACTS, an xz file of blocks between blank lines, title in the first line and abstract in the second. Quality:
 the catalogue's papers among real ones, three queries each (search_queries.toml, written before tuning); half was for tuning, half is reported.
-Speed, wall and CPU time (they differ on a busy machine): whole requests, warm, one process, over all abstracts there are (repeated under
-other titles when more are asked for); vectors are
-random where embedding would take hours, which costs a search the same.
+--words: without vectors, where embedding would take hours.
+
+Speed, wall and CPU time (they differ on a busy machine): whole requests, warm, one process that does nothing else. Up to as many papers as there
+are abstracts they are imported; more are made by recombining sentences of the real ones and written straight into the tables. Vectors take the
+place of hours of embedding: --like names the data folder of a quality run, and they are sums of two of its real ones with noise; else they are
+random directions. A search costs the same; recall against the exact order is told of the former only, since random ones have no neighbours.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ import datetime
 import lzma
 import os
 import platform
+import random
+import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +38,7 @@ import psutil
 
 KINDS = ("title", "paraphrase", "question")
 WAYS = ("words", "meaning", "both")
+IMPORTED = 100_000  # papers up to which they are imported abstracts
 CATEGORIES = ("cs.CL", "cs.LG", "cs.AI", "math.AG", "hep-th", "astro-ph")
 
 
@@ -77,7 +85,85 @@ def fill(count: int) -> tuple[float, float]:
     return wall, cpu
 
 
-def quality(among: int, half: str) -> None:
+def compose(count: int) -> None:
+    """Write so many papers of recombined sentences into the tables of the SQLite database, by hand: importing them is another benchmark's."""
+    from nullius.feed.database import reading
+    from nullius.lab import schema
+
+    with reading():
+        pass  # the tables and the catalogue are there now
+    pool = list(abstracts())
+    titles = [title.split() for title, _ in pool]
+    sentences = [sentence for _, text in pool for sentence in re.split(r"(?<=[.!?]) +", text) if len(sentence) > 30]
+    draw = random.Random(0)
+    connection = sqlite3.connect(str(schema.url().database), isolation_level=None)
+    connection.execute("PRAGMA synchronous = OFF")
+    first = connection.execute("SELECT max(id) + 1 FROM paper").fetchone()[0]
+    tables = ("paper", "paper_author", "paper_category", "paper_day", "paper_source")
+    found = connection.execute("SELECT name, sql, tbl_name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
+    indices = [(name, sql) for name, sql, table in found if table in tables]
+    for name, _ in indices:
+        connection.execute(f"DROP INDEX {name}")
+    paper = "id, arxiv_id, title, title_key, abstract, published, date_inferred, n_authors, primary_category, withdrawn, heat, votes, notes"
+    for start in range(0, count, 20_000):
+        numbers = range(first + start, first + min(start + 20_000, count))
+        days = [str(datetime.date(2000, 1, 1) + datetime.timedelta(days=number % 9000)) for number in numbers]
+        kinds = [CATEGORIES[number % len(CATEGORIES)] for number in numbers]
+        names = [[f"Author {draw.randrange(200_000)}", f"Second {draw.randrange(50_000)}"] for _ in numbers]
+        rows = []
+        for number, day, kind in zip(numbers, days, kinds, strict=True):
+            one, other = draw.choice(titles), draw.choice(titles)
+            title = " ".join(one[: len(one) // 2] + other[len(other) // 2 :])
+            text = " ".join(draw.choices(sentences, k=7))
+            rows.append((number, f"x/{number:09}", title, title.casefold(), text, day, kind, number / 100))
+        connection.execute("BEGIN")
+        values = "?, ?, ?, ?, ?, ?, 0, 2, ?, 0, ?, 0, 0, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z'"
+        connection.executemany(f"INSERT INTO paper ({paper}, added, changed) VALUES ({values})", rows)
+        who = [(number, place, name, name) for number, pair in zip(numbers, names, strict=True) for place, name in enumerate(pair)]
+        connection.executemany("INSERT INTO paper_author VALUES (?, ?, ?, ?)", who)
+        connection.executemany("INSERT INTO paper_category VALUES (?, ?)", zip(numbers, kinds, strict=True))
+        connection.executemany("INSERT INTO paper_day VALUES (?, ?, 'arxiv')", zip(numbers, days, strict=True))
+        source = "INSERT INTO paper_source (paper, source, external_id, payload_sha256, fetched_at) VALUES (?, 'arxiv', ?, '', '')"
+        connection.executemany(source, ((number, f"x/{number}") for number in numbers))
+        connection.execute("COMMIT")
+    for _, sql in indices:
+        connection.execute(sql)
+    connection.close()
+
+
+def vectors_like(folder: str) -> None:
+    """Write a vector for each paper, newest number first as the embedding does: sums of two real ones and noise, or random directions."""
+    import sqlalchemy as sa
+
+    from nullius.feed.database import reading
+    from nullius.feed.search import vectors, words
+    from nullius.feed.tables import paper
+
+    generator = np.random.default_rng(0)
+    real = vectors.open_vectors(Path(folder) / "search" / "vectors") if folder else None
+    with reading() as connection:
+        last = connection.execute(sa.select(sa.func.max(paper.c.id))).scalar() or 0
+    for stop in range(last, 0, -50_000):
+        numbers = np.arange(stop, max(stop - 50_000, 0), -1)
+        made = generator.standard_normal((len(numbers), 384)).astype(np.float32)
+        if real is not None:
+            one, other = (real.bytes[generator.integers(len(real.numbers), size=len(numbers))] / np.float32(400) for _ in range(2))
+            made = one + np.float32(0.7) * other + np.float32(0.02) * made
+        made /= np.linalg.norm(made, axis=1, keepdims=True)
+        vectors.append(words.folder() / "vectors", numbers.tolist(), *vectors.quantise(made))
+
+
+def build() -> None:
+    """Build the word index and print how long it took."""
+    from nullius.feed.search import words
+
+    index = words.open_index()
+    started = clocks()
+    done = index.update(threads=2, heap=300_000_000, wait=True)
+    print(f"word index of {done:,} papers built in {clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)", flush=True)
+
+
+def quality(among: int, half: str, only_words: bool) -> None:
     """Print recall at 1 and 10 and mean reciprocal rank, with 95 % bootstrap intervals over papers, per kind of query and way of searching."""
     from nullius.feed import claims, papers
     from nullius.feed.search import embedding, engine, weights, words
@@ -88,17 +174,18 @@ def quality(among: int, half: str) -> None:
     claims.refresh()
     fill(among)
     words.open_index().update(wait=True)
-    weights.fetch_weights()
-    started = time.perf_counter()
-    done = embedding.embed()
-    print(f"{done:,} papers embedded in {time.perf_counter() - started:.0f} s")
+    if not only_words:
+        weights.fetch_weights()
+        started = clocks()
+        done = embedding.embed()
+        print(f"{done:,} papers embedded in {clocks()[0] - started[0]:.0f} s (CPU {clocks()[1] - started[1]:.0f} s)")
     numbers = {slug: papers.find(slug).id for slug in slugs}
     titles = {slug: papers.get(numbers[slug]).raw_title for slug in slugs}
     print(f"{half} half: {len(slugs)} papers among {among:,} other real ones; 95 % intervals")
     print(f"{'query':<11} {'by':<8} {'R@1':>5} {'R@10':>5}  MRR")
     for kind in ("full title", *KINDS):
         ranks: dict[str, np.ndarray] = {}
-        for way in WAYS:
+        for way in WAYS[:1] if only_words else WAYS:
             found = [engine.rank(titles[slug] if kind == "full title" else queries[slug][kind], by=way) for slug in slugs]
             places = [
                 ranking.index(numbers[slug]) + 1 if numbers[slug] in ranking else np.inf for slug, ranking in zip(slugs, found, strict=True)
@@ -109,6 +196,8 @@ def quality(among: int, half: str) -> None:
             print(
                 f"{kind:<11} {way:<8} {(ranks[way] <= 1).mean():5.2f} {(ranks[way] <= 10).mean():5.2f}  {reciprocal.mean():.2f} [{lo:.2f}, {hi:.2f}]"
             )
+        if only_words:
+            continue
         better = max(("words", "meaning"), key=lambda way: (1 / ranks[way]).mean())
         difference = 1 / ranks["both"] - 1 / ranks[better]
         lo, hi = interval(difference)
@@ -122,26 +211,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(lo), float(hi)
 
 
-def speed(count: int) -> None:
-    """Print the time of whole requests and of building the index."""
-    from nullius.feed import papers
-    from nullius.feed.search import engine, vectors, weights, words
+def speed(count: int, like: str) -> None:
+    """Print the time of whole requests, of building the index, and what a process that serves searches holds in memory."""
+    from nullius.feed.search import engine, weights
 
     queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
-    wall, cpu = fill(count)
-    print(f"{count:,} papers written in {wall:.1f} s (CPU {cpu:.1f} s)")
-    index = words.open_index()
-    started = clocks()
-    index.update(threads=2, heap=300_000_000, wait=True)
-    print(f"word index built in {clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)")
     weights.fetch_weights()
-    generator = np.random.default_rng(0)
-    first = papers.find("embers").id
-    for start in range(0, count + 53, 50_000):
-        rows = min(50_000, count + 53 - start)
-        made = generator.standard_normal((rows, 384)).astype(np.float32)
-        made /= np.linalg.norm(made, axis=1, keepdims=True)
-        vectors.append(words.folder() / "vectors", range(min(first, 1) + start, min(first, 1) + start + rows), *vectors.quantise(made))
+    for step in ("fill", "build", "vectors"):  # each in a process of its own: what it held is no part of what a search holds
+        command = [sys.executable, __file__, step, "--papers", str(count), "--data", os.environ["NULLIUS_DATA"], "--like", like]
+        subprocess.run(command, check=True)
     texts = [queries[slug][kind] for slug in sorted(queries) for kind in KINDS]
     filtered = [f"{text} after:2010 cat:cs.CL" for text in texts[::3]]
     for text in texts[:20]:
@@ -150,7 +228,10 @@ def speed(count: int) -> None:
         spent = np.array([timed(text) for text in asked]) * 1000
         (wall_median, cpu_median), (wall_p95, cpu_p95) = np.percentile(spent, [50, 95], axis=0)
         print(f"{name:<9} n={len(spent)}  median {wall_median:.0f} ms (CPU {cpu_median:.0f})  p95 {wall_p95:.0f} ms (CPU {cpu_p95:.0f})")
-    print(f"memory in use {psutil.Process().memory_info().rss / 1e6:.0f} MB")
+    memory = psutil.Process().memory_info()
+    print(f"memory: {memory.rss / 1e6:.0f} MB resident, of it {memory.shared / 1e6:.0f} MB of mapped files", flush=True)
+    if like:
+        print(f"meaning: {recall(texts):.3f} of the exact ten nearest are among the ten found")
     shell = []
     for text in texts[:5]:
         started, before = time.perf_counter(), os.times()
@@ -160,6 +241,20 @@ def speed(count: int) -> None:
         shell.append((time.perf_counter() - started, cpu))
     wall, cpu = np.median(shell, axis=0)
     print(f"nullius papers --search, from the shell: median {wall:.2f} s (CPU {cpu:.2f} s)")
+
+
+def recall(texts: list[str]) -> float:
+    """Return which part of the exact ten nearest vectors is found; the exact ones by the product with every vector."""
+    from nullius.feed.search import minilm, vectors, weights, words
+
+    held = vectors.open_vectors(words.folder() / "vectors")
+    asked = minilm.load(weights.folder()).encode(texts)
+    scores = np.empty((len(held.numbers), len(texts)), np.float32)
+    for start in range(0, len(scores), vectors.CHUNK):
+        part = slice(start, start + vectors.CHUNK)
+        scores[part] = (held.bytes[part].astype(np.float32) * held.scales[part, None]) @ asked.T
+    exact = [set(held.numbers[np.argpartition(-column, 10)[:10]].tolist()) for column in scores.T]
+    return float(np.mean([len(best & set(held.nearest(query, 10)[0])) / 10 for best, query in zip(exact, asked, strict=True)]))
 
 
 def clocks() -> tuple[float, float]:
@@ -180,21 +275,40 @@ def timed(text: str) -> tuple[float, float]:
 def main() -> None:
     """Run what was asked for in a data folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("quality", "speed"))
+    parser.add_argument("what", choices=("quality", "speed", "fill", "build", "vectors"), help="the last three: steps of speed")
     parser.add_argument("--among", type=int, default=2000)
     parser.add_argument("--half", choices=("tune", "report", "all"), default="report")
+    parser.add_argument("--words", action="store_true", help="quality of search by words only")
     parser.add_argument("--papers", type=int, default=100_000)
+    parser.add_argument("--like", default="", help="data folder of a quality run, whose vectors those of speed are made from")
     parser.add_argument("--data", default="", help="keep the database there, and take up one that is there already")
     arguments = parser.parse_args()
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}"
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC · {machine} · {versions}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NULLIUS_DATA"] = arguments.data or folder
+        if arguments.what in ("quality", "speed"):
+            versions = (
+                f"Python {platform.python_version()}, numpy {np.__version__}, tantivy {version('tantivy')}, SQLite {sqlite3.sqlite_version}"
+            )
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+            print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC · {machine} · {versions}", flush=True)
         if arguments.what == "quality":
-            quality(arguments.among, arguments.half)
+            quality(arguments.among, arguments.half, arguments.words)
+        elif arguments.what == "speed":
+            speed(arguments.papers, arguments.like)
+        elif arguments.what == "fill":
+            started = clocks()
+            if arguments.papers <= IMPORTED:
+                fill(arguments.papers)
+            else:
+                compose(arguments.papers)
+            print(
+                f"{arguments.papers:,} papers written in {clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)",
+                flush=True,
+            )
+        elif arguments.what == "build":
+            build()
         else:
-            speed(arguments.papers)
+            vectors_like(arguments.like)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Vectors of papers in files beside the word index, and the search for the nearest: exact up to 300 000, by signs and then exactly above.
 
-Three files grow together: int8 vectors, their scales, their papers' numbers. A reader takes as many rows as there are numbers, the last file
-written; a paper's later row replaces its earlier one. The files hold nothing that the table `embedding` does not, from which they are rebuilt.
+Four files grow together: int8 vectors, their scales, their signs, their papers' numbers. A reader takes as many rows as there are numbers, the last
+file written; a paper's later row replaces its earlier one. The files hold nothing that the table `embedding` does not, from which they are rebuilt.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from nullius.models.minilm.forward import WIDTH
 EXACT = 300_000  # rows up to which one float32 product answers; above, sign bits choose what is scored
 CANDIDATES = 500
 CHUNK = 65_536
+PLANES = WIDTH // 64
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -32,19 +34,22 @@ class Vectors:
     """The rows that the files held when they were opened. numbers: of the papers, shape (rows,)."""
 
     def __init__(self, where: Path) -> None:
+        self.where = where
         self.numbers: Ints = np.fromfile(where / "numbers.i64", np.int64) if (where / "numbers.i64").exists() else np.empty(0, np.int64)
         rows = len(self.numbers)
         self.scales: Floats = np.fromfile(where / "scales.f32", np.float32, rows) if rows else np.empty(0, np.float32)
-        shape = (rows, WIDTH)
-        self.bytes: NDArray[np.int8] = np.memmap(where / "vectors.i8", np.int8, "r", shape=shape) if rows else np.empty(shape, np.int8)
-        reversed_first = np.unique(self.numbers[::-1], return_index=True)[1]
+        self._file: mmap.mmap | None = None
+        self.bytes: NDArray[np.int8] = np.empty((rows, WIDTH), np.int8)
+        if rows:
+            with (where / "vectors.i8").open("rb") as file:
+                self._file = mmap.mmap(file.fileno(), rows * WIDTH, access=mmap.ACCESS_READ)
+            self.bytes = np.frombuffer(self._file, np.int8).reshape(rows, WIDTH)
+        self._order = np.argsort(self.numbers, kind="stable").astype(np.int32)
+        self._sorted = self.numbers[self._order]
+        last = np.append(self._sorted[1:] != self._sorted[:-1], [True] * bool(rows))  # of a paper's rows the one that counts
         self.live: NDArray[np.bool_] = np.zeros(rows, bool)
-        self.live[rows - 1 - reversed_first] = True
+        self.live[self._order[last]] = True
         self._asked = 0
-
-    @cached_property
-    def _row_of(self) -> dict[int, int]:
-        return {int(number): row for row, number in enumerate(self.numbers) if self.live[row]}
 
     @cached_property
     def _floats(self) -> Floats:
@@ -53,10 +58,18 @@ class Vectors:
     @cached_property
     def _signs(self) -> NDArray[np.uint64]:
         """Sign bits, transposed: plane by plane, shape (6, rows)."""
-        planes = np.empty((WIDTH // 64, len(self.numbers)), np.uint64)
-        for start in range(0, len(self.numbers), CHUNK):
-            bits = np.packbits(self.bytes[start : start + CHUNK] > 0, axis=1)
-            planes[:, start : start + CHUNK] = bits.view(np.uint64).T
+        rows = len(self.numbers)
+        planes = np.empty((PLANES, rows), np.uint64)
+        path = self.where / "signs.u64"
+        held = min(rows, path.stat().st_size // (8 * PLANES)) if path.exists() else 0
+        for start in range(0, rows, CHUNK):
+            stop = min(start + CHUNK, rows)
+            if stop <= held:
+                planes[:, start:stop] = (
+                    np.fromfile(path, np.uint64, (stop - start) * PLANES, offset=start * 8 * PLANES).reshape(-1, PLANES).T
+                )
+            else:
+                planes[:, start:stop] = _packed(self.bytes[start:stop]).T
         return planes
 
     def __len__(self) -> int:
@@ -64,22 +77,29 @@ class Vectors:
 
     def of(self, number: int) -> Floats | None:
         """Return the vector of a paper, or None."""
-        row = self._row_of.get(number)
-        return None if row is None else np.asarray(self.bytes[row], np.float32) * self.scales[row]
+        rows = self._rows(np.array([number], np.int64))
+        return np.asarray(self.bytes[rows[0]], np.float32) * self.scales[rows[0]] if len(rows) else None
 
     def nearest(self, query: Floats, limit: int, among: Ints | None = None) -> tuple[list[int], list[float]]:
         """Return the numbers of the nearest papers and their cosines, nearest first. among: only these papers (numbers)."""
         if not len(self.numbers) or limit < 1:
             return [], []
         if among is not None:
-            rows = np.flatnonzero(np.isin(self.numbers, among) & self.live)
+            rows = self._rows(among)
             return self._best(rows, self._score(rows, query), limit)
         if len(self.numbers) <= EXACT:
             scores = self._all(query)
             return self._best(np.arange(len(scores)), np.where(self.live, scores, -2), limit)
         rows = self._candidates(query, max(CANDIDATES, len(self.numbers) // 1000, 2 * limit))
-        rows = rows[self.live[rows]]
+        rows = np.sort(rows[self.live[rows]])  # in the order of the file
         return self._best(rows, self._score(rows, query), limit)
+
+    def _rows(self, numbers: Ints) -> Ints:
+        """The rows of papers, as far as they have one."""
+        wanted = np.unique(numbers)
+        places = np.searchsorted(self._sorted, wanted, side="right") - 1
+        found = (places >= 0) & (self._sorted[places] == wanted)
+        return np.sort(self._order[places[found]]).astype(np.int64)
 
     def _all(self, query: Floats) -> Floats:
         self._asked += 1
@@ -89,7 +109,10 @@ class Vectors:
         return np.concatenate(parts) * self.scales
 
     def _score(self, rows: Ints, query: Floats) -> Floats:
-        return (np.asarray(self.bytes[rows], np.float32) @ query) * self.scales[rows]
+        scores = (np.asarray(self.bytes[rows], np.float32) @ query) * self.scales[rows]
+        if self._file is not None and len(self.numbers) > EXACT:  # the pages stay in the system's cache, not in this process
+            self._file.madvise(mmap.MADV_DONTNEED)
+        return np.asarray(scores, np.float32)
 
     def _candidates(self, query: Floats, count: int) -> Ints:
         """The rows whose signs differ from the query's in the fewest places."""
@@ -112,12 +135,28 @@ def append(where: Path, numbers: Sequence[int], vectors: NDArray[np.int8], scale
     """Add rows to the files, the numbers last. What an interrupted call left behind them is cut off first. One process at a time."""
     where.mkdir(parents=True, exist_ok=True)
     rows = (where / "numbers.i64").stat().st_size // 8 if (where / "numbers.i64").exists() else 0
-    parts = (("vectors.i8", vectors.tobytes(), WIDTH), ("scales.f32", scales.astype(np.float32).tobytes(), 4))
-    for name, content, width in (*parts, ("numbers.i64", np.asarray(numbers, np.int64).tobytes(), 8)):
-        with (where / name).open("ab") as file:
-            file.truncate(rows * width)
-            file.seek(0, 2)
-            file.write(content)
+    _write(where / "vectors.i8", rows * WIDTH, vectors.tobytes())
+    _write(where / "scales.f32", rows * 4, scales.astype(np.float32).tobytes())
+    path, width = where / "signs.u64", 8 * PLANES
+    held = min(rows, path.stat().st_size // width) if path.exists() else 0
+    if held < rows:  # files from before there were signs
+        for start in range(held, rows, CHUNK):
+            older = np.fromfile(where / "vectors.i8", np.int8, WIDTH * min(CHUNK, rows - start), offset=start * WIDTH)
+            _write(path, start * width, _packed(older.reshape(-1, WIDTH)).tobytes())
+    _write(path, rows * width, _packed(vectors).tobytes())
+    _write(where / "numbers.i64", rows * 8, np.asarray(numbers, np.int64).tobytes())
+
+
+def _write(path: Path, place: int, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.truncate(place)
+        file.seek(0, 2)
+        file.write(content)
+
+
+def _packed(vectors: NDArray[np.int8]) -> NDArray[np.uint64]:
+    """The signs of vectors, shape (rows, 6)."""
+    return np.packbits(vectors > 0, axis=1).view(np.uint64)
 
 
 @lru_cache(maxsize=2)
