@@ -19,10 +19,10 @@ def best_of(sweep, top):
 def test_exact_where_it_was_spent(toys, family):
     model = toys[family]
     base, source = pairs(model)
-    found = screening.residual(model, base, source, ANSWERS, top=3, candidates=8, sample=5)
+    found = screening.residual(model, base, source, ANSWERS, top=3, candidates=8, cheap=0.01, sample=5)
     _, effect = best_of(patching.residual(model, base, source, ANSWERS), 3)
     spent = ~found.exact.isnan()
-    assert int(spent.sum()) == 13
+    assert int(spent.sum()) == 14  # the last layer at the last position costs next to nothing
     assert torch.allclose(found.exact[spent], effect[spent], atol=1e-4)
     values = [abs(float(effect[cell])) for cell in found.best]
     assert values == sorted(values, reverse=True)
@@ -31,9 +31,25 @@ def test_exact_where_it_was_spent(toys, family):
 def test_with_every_cell_but_one_it_is_the_sweep(toy):
     base, source = pairs(toy)
     for screen, sweep, cells in ((screening.residual, patching.residual, 18), (screening.heads, patching.heads, 12)):
-        found = screen(toy, base, source, ANSWERS, top=5, candidates=cells - 1, sample=5)
+        found = screen(toy, base, source, ANSWERS, top=5, candidates=cells - 1, cheap=0, sample=5)
         assert list(found.best) == best_of(sweep(toy, base, source, ANSWERS), 5)[0]
         assert (found.passed_over, found.sampled) == (1, 1)
+
+
+def test_what_costs_least_is_patched_whatever_the_estimate_says(toy, monkeypatch):
+    """With an estimate that puts the cheapest cells last, they are patched all the same, up to the share of the work that they were given."""
+    base, source = pairs(toy)
+    grid = patching.residual_grid(toy, base, source, ANSWERS, "resid_pre", None, patching.difference)
+    work = {cell: grid.work(cell) for cell in grid.all_cells()}
+    assert (work[2, 9], work[0, 9], work[0, 4]) == (1, 3, 18)
+    dear = torch.zeros(2, 3, 10)
+    for cell, cost in work.items():
+        dear[:, *cell] = cost
+    monkeypatch.setattr(attribution, "estimate", lambda cells, steps, middle: dear)
+    found = screening.screen(grid, top=1, candidates=1, cheap=0.1, sample=0)
+    spent = {divmod(int(i), 10) for i in (~found.exact.isnan()).flatten().nonzero()}
+    assert spent == {(0, 4), (2, 9), (2, 8), (1, 9), (2, 7), (0, 9)}  # of 126 in all: 1 + 2 + 2 + 3 + 3
+    assert found.interval == (0, 1)
 
 
 def test_planted_one_head_is_found_and_nothing_is_missed(tokenizer):
@@ -60,8 +76,8 @@ def test_null_a_blind_estimate_is_told_by_its_miss_rate(toy, monkeypatch):
     honest = patching.residual(toy, base, source, ANSWERS)
     _, effect = best_of(honest, 18)
     upside_down = 1 / (effect.abs() + 1e-9)  # the smallest effects first
-    monkeypatch.setattr(attribution, "estimate", lambda cells, steps: upside_down[None].repeat(2, 1, 1))
-    found = screening.residual(toy, base, source, ANSWERS, top=4, candidates=4, sample=14)
+    monkeypatch.setattr(attribution, "estimate", lambda cells, steps, middle: upside_down[None].repeat(2, 1, 1))
+    found = screening.residual(toy, base, source, ANSWERS, top=4, candidates=4, cheap=0, sample=14)
     assert found.missed == 4
     assert found.miss_rate == pytest.approx(4 / 14)
     assert found.interval[0] > 0.05
@@ -98,7 +114,7 @@ def test_estimates_of_blocks_and_subspaces_add_up(toy):
 
 def test_bad_input(toy):
     base, source = pairs(toy)
-    with pytest.raises(UsageError, match="10 ≤ 5 < 18 does not hold"):
+    with pytest.raises(UsageError, match="10 ≤ 5 < 17 does not hold"):
         screening.residual(toy, base, source, ANSWERS, top=10, candidates=5)
     with pytest.raises(UsageError, match="3 ≤ 18 < 18"):
-        screening.residual(toy, base, source, ANSWERS, top=3, candidates=18)
+        screening.residual(toy, base, source, ANSWERS, top=3, candidates=18, cheap=0)

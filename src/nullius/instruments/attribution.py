@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import patching, taps
+from nullius.instruments import patching, taps, wavefront
 from nullius.instruments.patching import Cells, Metric, Sweep, Texts, difference
 from nullius.models.language_model import LanguageModel
 
@@ -56,26 +56,31 @@ def attribution(
     return estimate(patching.residual_grid(model, base, source, answers, site, None, metric), steps)
 
 
-def estimate(cells: Cells, steps: int = 1) -> Tensor:
-    """Estimated change of the metric for every cell of any grid: [n, layers, columns]. One forward and one backward pass for each step."""
+def estimate(cells: Cells, steps: int = 1, middle: bool = False) -> Tensor:
+    """Estimated change of the metric for every cell of any grid: [n, layers, columns].
+
+    middle: take a single step half-way between the inputs of base and source, not at the base run. For each step one forward and one backward pass
+    over the suffix from the first difference.
+    """
     pair, grid = cells.pair, cells.grid
-    model, layers = pair.model, range(pair.model.anatomy.n_layers)
-    changes = [grid.change(layer) for layer in layers]
-    inputs: list[Tensor] = []
-    if steps > 1:
-        inputs = [taps.read(model, batch, ["resid_pre"], [0], positions="all")["resid_pre"][0] for batch in (pair.source, pair.base)]
+    model, layers, start = pair.model, range(pair.model.anatomy.n_layers), pair.first
     total = torch.zeros(len(layers), pair.n, grid.columns, device=model.device)
+    if start == pair.length:  # the same texts
+        return total.transpose(0, 1)
+    changes = [grid.change(layer)[:, start:] for layer in layers]  # before the first difference there is nothing to change
+    along = steps > 1 or middle
+    bottom, way = pair.run.stream[0][:, start:], pair.source_bottom - pair.run.stream[0][:, start:]
     for step in range(steps):
         nudges = [torch.zeros_like(change, requires_grad=True) for change in changes]
         with ExitStack() as stack, torch.enable_grad():
-            if steps > 1:
-                point = inputs[1] + (step + 0.5) / steps * (inputs[0] - inputs[1])
-                stack.enter_context(taps.edit(model, "resid_pre", 0, partial(_instead, point)))
+            if along:
+                stack.enter_context(taps.edit(model, "resid_pre", 0, partial(_instead, bottom + (step + 0.5) / steps * way)))
             for layer in layers:
                 stack.enter_context(taps.edit(model, grid.site, layer, partial(torch.add, nudges[layer])))
-            value = pair.measure(model.hidden(pair.base)[:, -1][None, None]).sum()
-            gradients = torch.autograd.grad(value, nudges)
-        total += torch.stack([grid.by_column((g * change).float()) for g, change in zip(gradients, changes, strict=True)])
+            last = wavefront.run_suffix(model, pair.run, pair.base.input_ids, start)[:, -1]
+            gradients = torch.autograd.grad(pair.measure(last[None, None]).sum(), nudges)
+        products = ((g * change).float() for g, change in zip(gradients, changes, strict=True))
+        total += torch.stack([grid.by_column(_behind(start, product)) for product in products])
     return (total / steps).transpose(0, 1)
 
 
@@ -93,6 +98,11 @@ def agreement(estimated: Tensor, sweep: Sweep, k: int = 10) -> Agreement:
     best, guessed = (np.argsort(-np.abs(x), kind="stable")[:k] for x in (effect, guess))
     right = float(np.mean(np.sign(guess[best]) == np.sign(effect[best])))
     return Agreement(float(stats.spearmanr(effect, guess).statistic), len(set(best) & set(guessed)) / k, right, k)
+
+
+def _behind(start: int, x: Tensor) -> Tensor:
+    """Put zeros before a suffix: [n, T − start, ...] → [n, T, ...]."""
+    return torch.cat([x.new_zeros(len(x), start, *x.shape[2:]), x], 1)
 
 
 def _instead(value: Tensor, _old: Tensor) -> Tensor:

@@ -158,6 +158,11 @@ class Cells:
         columns = [column for column in range(self.grid.columns) if self.pair.first <= self.grid.start(column) < self.pair.length]
         return [(layer, column) for layer in range(self.pair.model.anatomy.n_layers) for column in columns]
 
+    def work(self, cell: tuple[int, int]) -> int:
+        """What a cell costs, up to a factor: positions from the patched one on, times layers from the patched one up."""
+        layer, column = cell
+        return (self.pair.length - self.grid.start(column)) * (self.pair.model.anatomy.n_layers - layer)
+
     @torch.no_grad()
     def run(self, cells: Sequence[tuple[int, int]], max_tokens: int | None = None, checks: int = 8) -> Sweep:
         """Patch some cells, exactly. What is not among them holds the base's value."""
@@ -260,7 +265,8 @@ class Pair:
     """Base and source texts, their plain runs, and the metric. Made without gradients.
 
     run: the base run; there: the source's activations at `sites`, by name [layers, n, T, ...]. first: the first position in which a pair
-    differs. metric_base, metric_source: the metric of the plain runs [n]; base_logits: the answers' logits in the base run [n, k].
+    differs. source_bottom: the input of the lowest layer in the source run, from there on [n, T − first, d_model]. metric_base, metric_source: the
+    metric of the plain runs [n]; base_logits: the answers' logits in the base run [n, k].
     """
 
     @torch.no_grad()
@@ -283,11 +289,10 @@ class Pair:
         differs = (self.base.input_ids != self.source.input_ids).any(0).nonzero()
         self.first = int(differs[0]) if len(differs) else self.length
         self.run = wavefront.run_base(model, self.base, [site for site in sites if site != "resid_pre"])
-        self.there, source_end = wavefront.keep(model, self.source, sites)
+        self.there, self.source_bottom, source_last = wavefront.run_source(model, self.run, self.source.input_ids, self.first, sites)
         self.base_logits = self.run.logits.gather(1, self.answers)
         self.metric_base = metric(self.base_logits)
-        self.metric_source = metric(source_end["logits"].gather(1, self.answers))
-        seen = self.measure(self.run.last[None, None])[0, 0]
+        seen, self.metric_source = self.measure(torch.stack([self.run.last, source_last])[None])[0]
         if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype] * max(1.0, float(self.base_logits.abs().max())):
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that this sweep does not know")
 

@@ -1,8 +1,10 @@
 """Screened sweeps: one backward pass scores every cell of a patching sweep, exact patching is spent on the best and on a random sample.
 
-The estimate (attribution patching) is fast and can be blind. So what it puts first is patched exactly, and the ranking is by those exact values;
-and of the cells that it passes over a random sample is patched exactly too. How many of those would have belonged among the best bounds, with an
-interval, how many are missed.
+The estimate (attribution patching, its gradient taken half-way between the two texts) is fast and can be blind. So what it puts first is patched
+exactly, and the ranking is by those exact values. Cells differ in what they cost by two orders of magnitude (late layers at late positions cost next
+to nothing, and the last position holds much of what there is to find): the cheapest are patched exactly whatever the estimate says. And of the cells
+that are passed over a random sample is patched exactly too. How many of those would have belonged among the best bounds, with an interval, how many
+are missed.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from nullius.models.language_model import LanguageModel
 class Screened:
     """estimate: by attribution [layers, columns]; exact: by patching, NaN where it was not spent; both are changes of the metric, means over pairs.
 
-    best: the `top` cells by exact effect, largest first. passed_over: cells that the estimate did not put forward; sampled: how many of them were
-    patched; missed: how many of those belong among the best. miss_rate, interval: the share of passed-over cells that do, with its exact 95 %
-    interval (Clopper-Pearson).
+    best: the `top` cells by exact effect, largest first. passed_over: cells that were neither put forward by the estimate nor cheap; sampled: how
+    many of them were patched; missed: how many of those belong among the best. miss_rate, interval: the share of passed-over cells that do, with
+    its exact 95 % interval (Clopper-Pearson).
     """
 
     estimate: Tensor
@@ -55,13 +57,14 @@ def residual(
     site: patching.Site = "resid_pre",
     metric: Metric = difference,
     top: int = 10,
-    candidates: int = 40,
+    candidates: int = 20,
+    cheap: float = 0.01,
     sample: int = 20,
     steps: int = 1,
     seed: int = 0,
 ) -> Screened:
     """Screen the cells of `patching.residual`. Arguments as there and in `screen`."""
-    return screen(patching.residual_grid(model, base, source, answers, site, None, metric), top, candidates, sample, steps, seed)
+    return screen(patching.residual_grid(model, base, source, answers, site, None, metric), top, candidates, cheap, sample, steps, seed)
 
 
 def heads(
@@ -72,37 +75,50 @@ def heads(
     *,
     metric: Metric = difference,
     top: int = 10,
-    candidates: int = 40,
+    candidates: int = 20,
+    cheap: float = 0.01,
     sample: int = 20,
     steps: int = 1,
     seed: int = 0,
 ) -> Screened:
     """Screen the cells of `patching.heads`. Arguments as there and in `screen`."""
-    return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, sample, steps, seed)
+    return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, cheap, sample, steps, seed)
 
 
-def screen(cells: Cells, top: int = 10, candidates: int = 40, sample: int = 20, steps: int = 1, seed: int = 0) -> Screened:
-    """Find the `top` cells of any grid. candidates: how many the estimate puts forward; sample: how many of the others are drawn at random;
-    steps: of integrated gradients (see `attribution`).
+def screen(
+    cells: Cells, top: int = 10, candidates: int = 20, cheap: float = 0.01, sample: int = 20, steps: int = 1, seed: int = 0
+) -> Screened:
+    """Find the `top` cells of any grid.
 
-    Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than that.
+    cheap: the share of the exact sweep's work that goes to the cells that cost least; candidates: how many of the others the estimate puts forward;
+    sample: how many of those that are left are drawn at random; steps: of integrated gradients (see `attribution`).
+    Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than are put forward.
     """
     every = cells.all_cells()
-    if not 1 <= top <= candidates < len(every):
-        raise UsageError(f"screening wants top ≤ candidates < cells: {top} ≤ {candidates} < {len(every)} does not hold")
-    estimated = attribution.estimate(cells, steps).mean(0).cpu()
-    ranked = sorted(every, key=lambda cell: -abs(float(estimated[cell])))
+    room, spent = cheap * sum(map(cells.work, every)), 0.0
+    outright: list[tuple[int, int]] = []
+    for cell in sorted(every, key=cells.work):
+        spent += cells.work(cell)
+        if spent > room:
+            break
+        outright.append(cell)
+    if not 1 <= top <= candidates < len(every) - len(outright):
+        raise UsageError(f"screening wants top ≤ candidates < cells: {top} ≤ {candidates} < {len(every) - len(outright)} does not hold")
+    estimated = attribution.estimate(cells, steps, middle=True).mean(0).cpu()
+    scores = {cell: abs(float(estimated[cell])) for cell in set(every) - set(outright)}
+    ranked = sorted(scores, key=lambda cell: (-scores[cell], cell))
     others = ranked[candidates:]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:sample].tolist()
-    chosen = ranked[:candidates] + [others[i] for i in drawn]
-    sweep = cells.run(chosen, checks=4)
+    forward = outright + ranked[:candidates]
+    chosen = forward + [others[i] for i in drawn]
+    sweep = cells.run(chosen, checks=2)
     effect = (sweep.values - sweep.base[:, None, None]).mean(0).cpu()
     exact = torch.full_like(effect, torch.nan)
     for cell in chosen:
         exact[cell] = effect[cell]
     order = sorted(chosen, key=lambda cell: -abs(float(effect[cell])))
     best = tuple(order[:top])
-    missed = sum(cell in best for cell in chosen[candidates:])
+    missed = sum(cell in best for cell in chosen[len(forward) :])
     interval = stats.binomtest(missed, len(drawn)).proportion_ci(0.95, "exact") if drawn else None
     low, high = (0.0, 1.0) if interval is None else (float(interval.low), float(interval.high))
     rate = missed / len(drawn) if drawn else float("nan")

@@ -15,8 +15,8 @@ positions (`climb`), so that each layer's weights are fetched once. Both run the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -64,36 +64,54 @@ class Base:
 @torch.no_grad()
 def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> Base:
     """Run the base texts once and keep what every cell needs."""
-    cache = DynamicCache()
-    kept, out = keep(model, batch, ("resid_pre", *sites), cache)
+    anatomy, cache = model.anatomy, DynamicCache()
+    ends: list[tuple[Tensor, Tensor]] = []
+    with _keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
+        at_the_end = anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
+        stack.callback(at_the_end.remove)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+        given = model.hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    ((end, last),) = ends
+    whole = _stacked(kept)
+    stream = whole.pop("resid_pre")
     layers: Any = cache.layers
-    others = {site: kept[site] for site in sites}
     keys, values = tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
-    return Base(batch.input_ids, kept["resid_pre"], keys, values, out["last"], out["end"], out["logits"], others)
+    return Base(batch.input_ids, stream, keys, values, last, end, given.logits[:, -1].float(), whole)
 
 
 @torch.no_grad()
-def keep(
-    model: LanguageModel, batch: Batch, sites: Sequence[str], cache: DynamicCache | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Run whole texts once. Returns the sites [layers, n, T, ...]; and "end", "last" and "logits" as in `Base`."""
-    anatomy = model.anatomy
+def run_source(model: LanguageModel, base: Base, ids: Tensor, first: int, sites: Sequence[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Run texts that are the base's before `first`, from there on; sites must be among those of the base run, or resid_pre.
+
+    Returns the sites over whole texts [layers, n, T, ...], the input of the lowest layer over the suffix [n, T − first, d_model], and the final
+    norm's output at the last position [n, d_model].
+    """
+    old = {site: base.stream if site == "resid_pre" else base.sites[site] for site in sites}
+    if first == ids.shape[1]:  # the same texts
+        return old, base.stream[0][:, first:], base.last
+    bottom: list[Tensor] = []
+    with _keeping(model, sites) as kept, ExitStack() as stack:
+        stack.callback(hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", 0), bottom.append).remove)
+        last = run_suffix(model, base, ids, first)[:, -1]
+    new = _stacked(kept)
+    return {site: torch.cat([old[site][:, :, :first], new[site]], 2) for site in sites}, bottom[0], last
+
+
+@contextmanager
+def _keeping(model: LanguageModel, sites: Sequence[str]) -> Iterator[dict[str, dict[int, Tensor]]]:
+    """While open, keep some sites of every layer as the model runs: by name, by layer."""
     kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
-    out: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for site in sites:
-            for layer in range(anatomy.n_layers):
+            for layer in range(model.anatomy.n_layers):
                 take = partial(kept[site].__setitem__, layer)
-                stack.callback(hooks.on_read(anatomy, anatomy.site(site, layer), take).remove)
+                stack.callback(hooks.on_read(model.anatomy, model.anatomy.site(site, layer), take).remove)
+        yield kept
 
-        def at_the_end(_module: Any, args: Any, output: Tensor) -> None:
-            out["end"], out["last"] = args[0], output[:, -1]
 
-        stack.callback(anatomy.final_norm.register_forward_hook(at_the_end).remove)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-        given = model.hf(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
-        out["logits"] = given.logits[:, -1].float()
-    return {site: torch.stack([kept[site][layer] for layer in range(anatomy.n_layers)]) for site in sites}, out
+def _stacked(kept: Mapping[str, dict[int, Tensor]]) -> dict[str, Tensor]:
+    """Return what was kept by layer as one tensor for each site."""
+    return {site: torch.stack([by_layer[layer] for layer in sorted(by_layer)]) for site, by_layer in kept.items()}
 
 
 class _Prefix(DynamicCache):
@@ -181,20 +199,20 @@ def _calls(model: LanguageModel, base: Base, start: int) -> list[tuple[Any, Any]
     try:
         for block in model.anatomy.layers:
             block.forward = note
-        _run(model, base, start)
+        run_suffix(model, base, base.ids[:1], start)  # of one text: nothing is computed that has rows
     finally:
         for block in model.anatomy.layers:
             del block.forward  # uncovers the method of its class
     return found
 
 
-def _run(model: LanguageModel, base: Base, start: int) -> Tensor:
-    """Run the decoder over the suffix of one text, behind the prefixes of the base run. Rows and layers are for those who stand in between."""
-    length = base.ids.shape[1]
+def run_suffix(model: LanguageModel, base: Base, ids: Tensor, start: int) -> Tensor:
+    """Run the decoder over texts that are the base's before `start`: ids [n, T] → output of the final norm [n, T − start, d_model]."""
+    length = ids.shape[1]
     return model.hf.base_model(
-        input_ids=base.ids[:1, start:],
+        input_ids=ids[:, start:],
         attention_mask=_mask(model, start, length),
-        position_ids=torch.arange(start, length, device=base.ids.device)[None],
+        position_ids=torch.arange(start, length, device=ids.device)[None],
         past_key_values=_Prefix(base, start),
         use_cache=True,
     ).last_hidden_state
@@ -217,7 +235,7 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
             stack.enter_context(resume.from_layer(model, lowest, first[:1]))
             for i, (layer, rows) in enumerate(inside):
                 stack.callback(anatomy.layers[layer].register_forward_pre_hook(_joining(rows, alone=i == 0), with_kwargs=True).remove)
-            out.append(_run(model, base, start)[:, -1])
+            out.append(run_suffix(model, base, base.ids[:1], start)[:, -1])  # one row, until rows join
     out += [anatomy.final_norm(rows[:, -1:])[:, -1] for rows in above]
     return torch.cat(out)
 
