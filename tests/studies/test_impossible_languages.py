@@ -24,7 +24,7 @@ quiet = lambda label, done, total: None  # noqa: E731
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(module, "QUICK", module.Plan(Lessons(300, 40, 6, 8, 1e-2, TINY), 8))
-    monkeypatch.delenv(module.FILE, raising=False)
+    monkeypatch.delenv("NULLIUS_TEXT", raising=False)
 
 
 def test_through_on_a_toy_and_again(toy, small):
@@ -45,7 +45,7 @@ def test_a_file_of_ones_own(toy, small, monkeypatch, tmp_path):
     path = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     path.write_text(" ".join(" ".join(agreement.sentence(rng).words).capitalize() for _ in range(500)), "utf-8")
-    monkeypatch.setenv(module.FILE, str(path))
+    monkeypatch.setenv("NULLIUS_TEXT", str(path))
     record = runner.run(get(SLUG), toy, options={"text": "file"})
     assert len(record.verdicts) == len(module.CLAIMS)
 
@@ -58,8 +58,8 @@ def source(name: str, n: int, seed: int) -> list[Sentence]:
 
 
 def taught(name: str) -> School:
-    lessons = Lessons(1500, 100, 150, 16, 1e-2, TINY)
-    return School(lessons, [f"w{i}" for i in range(12)], source(name, 1500, 0), source(name, 100, 1), 0, CPU, quiet)
+    lessons = Lessons(600, 60, 120, 24, 1e-2, Size(2, 32, 2, 20))
+    return School(lessons, [f"w{i}" for i in range(12)], source(name, 600, 0), source(name, 60, 1), 0, CPU, quiet)
 
 
 def test_order_is_found_where_it_is_and_the_floor_is_reached():
@@ -120,8 +120,8 @@ def test_without_positions_the_last_state_is_of_a_bag_of_words():
     for model, same in ((blind, True), (sighted, False)):
         one, two = (found[-1] for found in sentences.surprisals(model, texts))
         assert (abs(one - two) < 1e-5) == same
-    trained = sentences.train(blind, texts * 20, 3, rate=1e-2, batch=2, seed=0)
-    assert not trained.hf.transformer.wpe.weight.any()
+    sentences.train(blind, sentences.rows(blind, texts * 20, 8), 3, rate=1e-2, batch=2, seed=0)
+    assert not blind.hf.transformer.wpe.weight.any()
 
 
 def test_interchange_finds_the_place_that_decides(toy):

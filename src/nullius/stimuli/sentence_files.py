@@ -10,6 +10,11 @@ from nullius.errors import UsageError
 END = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]*[A-ZÀ-ÞΑ-ΩА-Я])")
 
 
+def split(text: str) -> list[str]:
+    """Return the sentences of a text in their order."""
+    return [part.strip() for line in text.splitlines() for part in END.split(line.strip()) if part.strip()]
+
+
 def read(path: str | Path, *, at_least: int) -> list[str]:
     """Return the sentences of a UTF-8 file in their order. Raises UsageError: no such file, not UTF-8 (with the line), too few sentences."""
     found: list[str] = []
@@ -18,7 +23,7 @@ def read(path: str | Path, *, at_least: int) -> list[str]:
         with Path(path).open("rb") as file:
             for line in file:
                 number += 1
-                found += [part.strip() for part in END.split(line.decode("utf-8").strip()) if part.strip()]
+                found += split(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise UsageError(f"{path}, line {number}: not UTF-8; convert the file") from None
     except OSError as error:

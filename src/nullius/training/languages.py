@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.models.language_model import LanguageModel
 from nullius.stimuli import agreement, perturbations, sentence_files
 from nullius.stimuli.agreement import Sentence
 from nullius.stimuli.perturbations import LANGUAGES, Perturbed
-from nullius.training import sentences
+from nullius.training import own_text, sentences
+from nullius.training.kept import Kept
+from nullius.training.own_text import OwnText
 from nullius.training.sentences import Size
 
 Floats = NDArray[np.float64]
@@ -59,7 +64,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class School:
-    """A corpus, and how networks learn the languages made of it. words: every token, markers included."""
+    """A corpus, and how networks learn the languages made of it. words: every token, markers included. store: where networks are kept meanwhile."""
 
     lessons: Lessons
     words: list[str]
@@ -68,6 +73,7 @@ class School:
     seed: int
     device: torch.device
     show: Show
+    store: Kept = field(default_factory=Kept)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -88,13 +94,15 @@ class School:
             return Sentence(tuple(rng.choice(pool, len(s.words)).tolist()), s.subject, s.verb, s.plural, False, (), s.nats)
 
         train, test = ([drawn(s) for s in part] for part in (self.train, self.test))
-        return School(self.lessons, self.words, train, test, self.seed, self.device, self.show)
+        return replace(self, train=train, test=test)
 
     def learn(self, language: str, *, other: int = 0, positions: bool = True, rename: bool = False, label: str = "") -> Learner:
         """Let a network for each seed learn a language. other: another seed of the networks. positions: see `sentences.fresh`. rename: permute all
         words first, which makes another language of the same difficulty. Raises UsageError when a held-out sentence has no room for a marker."""
         perturb, lessons = LANGUAGES[language].perturb, self.lessons
-        deformed = [perturb(s, perturbations.generator(self.seed + 1, i)) for i, s in enumerate(self.train)]
+        drawn = not LANGUAGES[language].reversible or LANGUAGES[language].family == "reverse"  # else it is a rule, and draws nothing
+        nothing = perturbations.generator(0, 0)
+        deformed = [perturb(s, perturbations.generator(self.seed + 1, i) if drawn else nothing) for i, s in enumerate(self.train)]
         held_out = [p for i, s in enumerate(self.test) if (p := perturb(s, perturbations.generator(self.seed + 2, i)))]
         if len(held_out) != len(self.test):
             raise UsageError(f"{len(self.test) - len(held_out)} held-out sentences have no room for a marker of {language}")
@@ -103,57 +111,57 @@ class School:
             name = dict(zip(self.words, np.random.default_rng([self.seed, 2]).permutation(self.words).tolist(), strict=True))
             texts = [tuple(name[w] for w in text) for text in texts]
             held_out = [Perturbed(tuple(name[w] for w in p.words), p.places, p.marker) for p in held_out]
-        size = Size(lessons.size.layers, lessons.size.width, lessons.size.heads, lessons.size.context, positions)
+        size = replace(lessons.size, positions=positions)
         learner = Learner(language, held_out)
+        packed: Tensor | None = None
         for number in range(lessons.seeds):
-            self._one(learner, texts, size, (self.seed * 100 + number) * 100 + other, label or language)
+            seed = (self.seed * 100 + number) * 100 + other
+            start = sentences.fresh(self.words, size, seed, language, self.device)
+            trained = LanguageModel(copy.deepcopy(start.hf), start.tokenizer, language, start.weights_sha256, start.provenance)
+            packed = sentences.rows(start, texts, size.context) if packed is None else packed
+            name = f"{label or language}, {number + 1} of {lessons.seeds}"
+            found = self.store.train(trained.hf, name, partial(self._one, trained, packed, learner, seed, name))
+            start.hf.eval(), trained.hf.eval()
+            learner.models.append(trained)
+            learner.starts.append(start)
+            learner.curves.append(found["curve"])
         return learner
 
-    def _one(self, learner: Learner, texts: Sequence[Sequence[str]], size: Size, seed: int, label: str) -> None:
-        start = sentences.fresh(self.words, size, seed, learner.language, self.device)
+    def _one(self, model: LanguageModel, data: Tensor, learner: Learner, seed: int, name: str) -> dict[str, Floats]:
         read, curve = [p.words for p in learner.test], []
 
         def look(_step: int, model: LanguageModel) -> None:
             curve.append(sentences.totals(model, read) / self.tokens)
 
         how: dict[str, Any] = {"rate": self.lessons.rate, "batch": self.lessons.batch, "seed": seed, "snapshots": self.checkpoints}
-        trained = sentences.train(
-            start, texts, self.lessons.steps, on_step=lambda done, total: self.show(label, done, total), on_snapshot=look, **how
-        )
-        learner.models.append(trained)
-        learner.starts.append(start)
-        learner.curves.append(np.stack(curve))
+        sentences.train(model, data, self.lessons.steps, on_step=partial(self.show, name), on_snapshot=look, **how)
+        return {"curve": np.stack(curve)}
 
 
-def of_grammar(lessons: Lessons, seed: int, device: torch.device, show: Show) -> School:
+def of_grammar(lessons: Lessons, seed: int, device: torch.device, show: Show, store: Kept | None = None) -> School:
     """Open a school with sentences of the grammar of agreement."""
     rng = np.random.default_rng([seed, 0])
     train, test = ([agreement.sentence(rng) for _ in range(n)] for n in (lessons.train, lessons.test))
-    return School(lessons, [*agreement.vocabulary(), *perturbations.MARKERS], train, test, seed, device, show)
+    return School(lessons, [*agreement.vocabulary(), *perturbations.MARKERS], train, test, seed, device, show, store or Kept())
 
 
-def of_file(path: str, lessons: Lessons, seed: int, device: torch.device, show: Show) -> School:
+def of_text(own: OwnText, lessons: Lessons, seed: int, device: torch.device, show: Show, store: Kept | None = None) -> School:
     """Open a school with sentences of a user's text, in tokens of a byte-level BPE of 4 000 entries trained on them; 2 to 100 tokens long.
 
     Nothing is known about verbs and constituents there: it is for shuffles and reversals. Raises UsageError for too short a text.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    texts = sentence_files.read(path, at_least=lessons.test * 10)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False))
+    texts = sentence_files.split(own.text)
+    bpe = own_text.byte_pairs(texts, 4000)
     cut = [tuple(each.tokens) for each in bpe.encode_batch(texts)]
     longest = min(100, lessons.size.context - 3)
     fit = [Sentence(words, 0, 0, False, False, (), float("nan")) for words in cut if 2 <= len(words) <= longest]
     order = np.random.default_rng([seed, 0]).permutation(len(fit))
     if len(fit) < 2 * lessons.test:
-        raise UsageError(f"{path} holds {len(fit)} sentences of 2 to {longest} tokens, {2 * lessons.test} are needed")
+        raise UsageError(f"{own.name} holds {len(fit)} sentences of 2 to {longest} tokens, {2 * lessons.test} are needed")
     held = {int(i) for i in order[: lessons.test]}
     train = [fit[int(i)] for i in order[lessons.test : lessons.test + lessons.train]]
     words = [word for word, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1])]
-    return School(lessons, [*words, *perturbations.MARKERS], train, [fit[i] for i in sorted(held)], seed, device, show)
+    return School(lessons, [*words, *perturbations.MARKERS], train, [fit[i] for i in sorted(held)], seed, device, show, store or Kept())
 
 
 def marker_surprise(model: LanguageModel, test: Sequence[Perturbed]) -> Floats:

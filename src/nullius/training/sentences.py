@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from nullius.models.language_model import LanguageModel
-from nullius.training.finetune import finetune
+from nullius.training.config import Optimiser, Schedule
+from nullius.training.optimisers import Optimisers, outside_layers
+from nullius.training.schedules import factor
 
 END = "<|endoftext|>"
 Floats = NDArray[np.float64]
@@ -82,7 +84,7 @@ def rows(model: LanguageModel, sentences: Sequence[Sequence[str]], width: int) -
 
 def train(
     model: LanguageModel,
-    sentences: Sequence[Sequence[str]],
+    data: Tensor,
     steps: int,
     *,
     rate: float,
@@ -91,26 +93,45 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     snapshots: Sequence[int] = (),
     on_snapshot: Callable[[int, LanguageModel], None] | None = None,
-) -> LanguageModel:
-    """Train a copy of a model on sentences in random order; see `finetune` for the arguments."""
-    data = rows(model, sentences, model.hf.config.n_positions)
-    return finetune(
-        model,
-        data,
-        steps,
-        rate=rate,
-        batch=batch,
-        seed=seed,
-        weight_decay=0.1,
-        warmup=max(1, steps // 10),
-        decay=0.5,
-        optimiser="muon",
-        name=model.name,
-        on_step=on_step,
-        snapshots=snapshots,
-        on_snapshot=on_snapshot,
-        autocast=model.device.type == "cuda",
-    ).model
+) -> None:
+    """Train a model in place on rows of token ids [n, T] (see `rows`), `batch` of them a step, without replacement until all have been seen.
+
+    Muon and AdamW; the rate rises over the first tenth of the steps and falls over the last half. bfloat16 autocast on CUDA, and nothing there
+    makes the processor wait. on_step(done, steps) after each step; on_snapshot(step, model) before the given steps (steps: at the end).
+    """
+    hf, cuda = model.hf, model.device.type == "cuda"
+    data = data.to(model.device)
+    named = {name: p for name, p in hf.named_parameters() if p.requires_grad}
+    optimisers = Optimisers(named, Optimiser("muon", rate, betas=(0.9, 0.999), weight_decay=0.1), outside_layers(hf), fused=cuda)
+    order, how = _order(len(data), batch, seed), Schedule("wsd", warmup=max(1, steps // 10), decay=0.5)
+    hf.train()
+    for step in range(steps + 1):
+        if step in snapshots and on_snapshot is not None:
+            hf.eval()
+            with torch.no_grad():
+                on_snapshot(step, model)
+            hf.train()
+        if step == steps:
+            break
+        ids = data[torch.from_numpy(next(order)).to(model.device)]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cuda):
+            logits = hf(input_ids=ids[:, :-1], use_cache=False).logits
+        nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(named.values(), 1.0)
+        optimisers.step(factor(how, step, steps))
+        if on_step is not None:
+            on_step(step + 1, steps)
+    hf.eval()
+
+
+def _order(n: int, batch: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of row numbers for ever: each pass in an order of its own, and a batch may reach from one pass into the next."""
+    generator, waiting = np.random.default_rng(seed), np.empty(0, np.int64)
+    while True:
+        while len(waiting) < batch:
+            waiting = np.concatenate([waiting, generator.permutation(n)])
+        yield waiting[:batch]
+        waiting = waiting[batch:]
 
 
 @torch.no_grad()

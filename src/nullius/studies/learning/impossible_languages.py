@@ -11,15 +11,13 @@ given the networks; controls are networks that differ in nothing but the seed, o
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nullius.errors import UsageError
 from nullius.instruments.interchange import carried, interchange
 from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Option, Panel, Series, above_control, below_control, equivalent, ordering, study
 from nullius.lab.claims import Expectation
@@ -27,7 +25,7 @@ from nullius.lab.figures import Role
 from nullius.lab.statistics import mean_interval
 from nullius.stimuli import agreement
 from nullius.stimuli.perturbations import LANGUAGES, PLURAL, SINGULAR, arrangements
-from nullius.training import languages
+from nullius.training import kept, languages, own_text
 from nullius.training.languages import Learner, Lessons, School, Show, marker_surprise, tell_constituents
 from nullius.training.sentences import Size
 
@@ -38,8 +36,8 @@ RELEASED = Needs(also="the thirty released checkpoints and the BabyLM corpus")
 RELABELLED = "the unperturbed language with its words renamed, learned by another network"
 IID = "the same shuffles of sentences whose words are drawn independently, where order carries nothing"
 SEEDS = "networks that learned the unperturbed language from other seeds"
-FILE = "NULLIUS_TEXT"
 ORDER = ("nondeterministic", "deterministic", "local", "none")
+PROBED_SENTENCES = 300
 HOPS = ("NoHop", "TokenHop", "WordHop")
 TOKEN = "nats per token"
 
@@ -51,85 +49,31 @@ def _claim(
 
 
 CLAIMS = (
-    _claim(
-        "shuffles-ordered",
-        "The further a shuffle is from English, the worse it is learned: nondeterministic, deterministic, local, none",
-        ordering(*ORDER, margin=NATS),
-        IID,
-        published="perplexity 527, 330, 83, 55 at step 3 000 (read off a plot)",
-    ),
-    _claim(
-        "even-odd-harder",
-        "Even places first, then odd ones, is learned worse than English",
-        above_control(NATS),
-        RELABELLED,
-        published=0.57,
-    ),
-    _claim(
-        "falls-fastest",
-        "All through training, perplexity is lowest for English",
-        above_control(NATS),
-        RELABELLED,
-        f"{TOKEN}, mean over checkpoints",
-    ),
-    _claim(
-        "beyond-entropy",
-        "A shuffle that can be undone, and so adds no entropy, is learned worse: the deterministic one",
-        above_control(NATS),
-        IID,
-    ),
-    _claim(
-        "reversals-ordered",
-        "Reversing the whole sentence is learned worse than reversing what follows a marker, and that worse than English",
-        ordering("full", "partial", "none", margin=SMALL),
-        SEEDS,
-        published="perplexity 74, 61, 54 (read off a plot)",
-    ),
-    _claim(
-        "hops-harder", "Writing a verb's number four tokens or words later is learned worse", above_control(SMALL), SEEDS, published=0.08
-    ),
-    _claim(
-        "marker-surprise",
-        "A marker is expected most where it follows the verb, less where tokens are counted, least where words are",
-        ordering(*HOPS, margin=0.5),
-        "the same networks before training",
-        "bits: surprisal without the marker − with it",
-        "16.2, 11.2, 8.5 (read off a plot)",
-    ),
-    _claim(
-        "number-moves",
-        "The subject's number passes from the subject to the last token before the marker, and through no token between them",
-        above_control(0.5),
-        "patching the tokens between",
-        "interchange accuracy",
-        rests_on=("patching",),
-    ),
-    _claim(
-        "token-hop-weaker",
-        "Interchange works less well in the network that counts tokens",
-        below_control(SMALL, null=1.0),
-        "the network whose marker follows the verb, where interchange must work",
-        "interchange accuracy",
-        0.88,
-        rests_on=("patching",),
-    ),
-    _claim(
-        "constituents-alike",
-        "Constituents can be read off the states of every network equally well",
-        equivalent(0.05),
-        "the same probe with labels permuted, whose loss of accuracy must be seen",
-        "accuracy, deformed − not",
-        0.0,
-    ),
-    _claim(
-        "without-positions",
-        "Networks without embeddings of positions give the same order",
-        ordering("nondeterministic", "deterministic", "none", margin=NATS),
-        IID,
-    ),
+    _claim("shuffles-ordered", "The further a shuffle is from English, the worse it is learned: nondeterministic, deterministic, local, none",
+           ordering(*ORDER, margin=NATS), IID, published="perplexity 527, 330, 83, 55 at step 3 000 (read off a plot)"),
+    _claim("even-odd-harder", "Even places first, then odd ones, is learned worse than English", above_control(NATS), RELABELLED, published=0.57),
+    _claim("falls-fastest", "All through training, perplexity is lowest for English", above_control(NATS), RELABELLED,
+           f"{TOKEN}, mean over checkpoints"),
+    _claim("beyond-entropy", "A shuffle that can be undone, and so adds no entropy, is learned worse: the deterministic one", above_control(NATS),
+           IID),
+    _claim("reversals-ordered", "Reversing the whole sentence is learned worse than reversing what follows a marker, and that worse than English",
+           ordering("full", "partial", "none", margin=SMALL), SEEDS, published="perplexity 74, 61, 54 (read off a plot)"),
+    _claim("hops-harder", "Writing a verb's number four tokens or words later is learned worse", above_control(SMALL), SEEDS, published=0.08),
+    _claim("marker-surprise", "A marker is expected most where it follows the verb, less where tokens are counted, least where words are",
+           ordering(*HOPS, margin=0.5), "the same networks before training", "bits: surprisal without the marker − with it",
+           "16.2, 11.2, 8.5 (read off a plot)"),
+    _claim("number-moves", "The subject's number passes from the subject to the last token before the marker, and through no token between them",
+           above_control(0.5), "patching the tokens between", "interchange accuracy", rests_on=("patching",)),
+    _claim("token-hop-weaker", "Interchange works less well in the network that counts tokens", below_control(SMALL, null=1.0),
+           "the network whose marker follows the verb, where interchange must work", "interchange accuracy", 0.88, rests_on=("patching",)),
+    _claim("constituents-alike", "Constituents can be read off the states of every network equally well", equivalent(0.05),
+           "the same probe with labels permuted, whose loss of accuracy must be seen", "accuracy, deformed − not", 0.0),
+    _claim("without-positions", "Networks without embeddings of positions give the same order",
+           ordering("nondeterministic", "deterministic", "none", margin=NATS), IID),
     _claim("released-models", "So do the thirty released models", ordering(*ORDER, margin=NATS), RELABELLED, needs=RELEASED),
-)
-OPTIONS = (Option("text", ("generated", "file"), f"sentences of the grammar; or, to shuffle and reverse, of the file that {FILE} names"),)
+)  # fmt: skip
+CHOICE = f"sentences of the grammar; or, to shuffle and reverse, of the file that {own_text.VARIABLE} names"
+OPTIONS = (Option("text", ("generated", "file"), CHOICE),)
 PROBED = ("LocalShuffle3", "EvenOddShuffle", "NondeterministicShuffle", "FullReverse", "TokenHop", "WordHop")
 
 
@@ -143,20 +87,27 @@ class Plan:
 
 
 QUICK = Plan(Lessons(6000, 200, 120, 32, 3e-2, Size(2, 64, 4, 64)), 48)
+TOKENS, ROWS, CONTEXT = 4_000_000, 128, 256  # that one network reads with --full: as many steps as they allow
 MORE = ("LocalShuffle5", "LocalShuffle10", "DeterministicShuffle57", "DeterministicShuffle84")
-FULL = Plan(Lessons(200_000, 2000, 400, 128, 1e-2, Size(6, 384, 6, 256), seeds=3), 200, MORE)
+FULL = Plan(Lessons(40_000, 1000, TOKENS // (ROWS * CONTEXT), ROWS, 1e-2, Size(6, 384, 6, CONTEXT), seeds=3), 100, MORE)
 
 
 @study("impossible-languages", claims=CLAIMS, minutes=2.5, trains_its_own=True, options=OPTIONS)
 def impossible_languages(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
+    own = own_text.read() if lab.option("text") == "file" else None
+    facts = [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type]
+    with kept.keeping(lab.study.slug, facts, lab.full) as store:
+        _measure(lab, plan, store, own)
+
+
+def _measure(lab: Lab, plan: Plan, store: kept.Kept, own: own_text.OwnText | None) -> None:
     show: Show = lambda label, done, total: lab.listener.step(f"learning {label}", done, total)  # noqa: E731
-    generated = languages.of_grammar(plan.lessons, lab.seed, lab.subject.device, show)
+    generated = languages.of_grammar(plan.lessons, lab.seed, lab.subject.device, show, store)
     ordinary = generated
-    if lab.option("text") == "file":
-        if not os.environ.get(FILE):
-            raise UsageError(f"text=file needs a text: set {FILE} to a UTF-8 file")
-        ordinary = languages.of_file(os.environ[FILE], plan.lessons, lab.seed, lab.subject.device, show)
+    if own is not None:
+        ordinary = languages.of_text(own, plan.lessons, lab.seed, lab.subject.device, show, store)
+        lab.note(f"shuffled and reversed text: {own.name} (SHA-256 {own.sha256}), {len(ordinary.train)} sentences")
     else:
         floor = np.mean([s.nats for s in generated.test] / generated.tokens)
         lab.note(f"entropy of the grammar on the held-out sentences: {floor:.3f} nats per token; no network can stay below it")
@@ -256,7 +207,8 @@ def _constituents(lab: Lab, learned: Mapping[str, Learner], school: School) -> N
     told = {}
     wanted = [name for name in PROBED if name in learned]
     for name in lab.progress([*wanted, *dict.fromkeys(LANGUAGES[name].control for name in wanted)], "probing for constituents"):
-        told[name] = right, permuted, owners = tell_constituents(learned[name].models[0], school.test, learned[name].test, lab.rng)
+        some = school.test[:PROBED_SENTENCES], learned[name].test[:PROBED_SENTENCES]
+        told[name] = right, permuted, owners = tell_constituents(learned[name].models[0], *some, lab.rng)
         lab.note(f"constituents in {name}: accuracy {right.mean():.3f}, with permuted labels {permuted.mean():.3f}")
     differences = np.concatenate([told[name][0] - told[LANGUAGES[name].control][0] for name in wanted])
     losses = np.concatenate([told[name][1] - told[name][0] for name in wanted])
