@@ -46,7 +46,8 @@ class Vectors:
             self.bytes = np.frombuffer(self._file, np.int8).reshape(rows, WIDTH)
         self._order = np.argsort(self.numbers, kind="stable").astype(np.int32)
         self._sorted = self.numbers[self._order]
-        last = np.append(self._sorted[1:] != self._sorted[:-1], [True] * bool(rows))  # of a paper's rows the one that counts
+        last: NDArray[np.bool_] = np.ones(rows, bool)  # of a paper's rows the one that counts
+        last[:-1] = self._sorted[1:] != self._sorted[:-1]
         self.live: NDArray[np.bool_] = np.zeros(rows, bool)
         self.live[self._order[last]] = True
         self._asked = 0
@@ -96,6 +97,8 @@ class Vectors:
 
     def _rows(self, numbers: Ints) -> Ints:
         """The rows of papers, as far as they have one."""
+        if not len(self.numbers):
+            return np.empty(0, np.int64)
         wanted = np.unique(numbers)
         places = np.searchsorted(self._sorted, wanted, side="right") - 1
         found = (places >= 0) & (self._sorted[places] == wanted)
