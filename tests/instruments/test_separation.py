@@ -123,6 +123,13 @@ def walk(rng, n, step):
     return drift, np.repeat(rng.integers(0, 2, n // 20), 20)
 
 
+def single(points, labels, rng, permutations=99):
+    """p with single labels permuted, as if points were independent."""
+    between = separation.distances(points)
+    observed, *null = separation.gdv_of_distances(between, np.stack([labels, *(rng.permutation(labels) for _ in range(permutations))]))
+    return (1 + (np.array(null) <= observed).sum()) / (permutations + 1)
+
+
 def test_null_holds_its_level_for_dependent_points():
     rng = np.random.default_rng(1)
     p_runs, p_single = [], []
@@ -130,10 +137,20 @@ def test_null_holds_its_level_for_dependent_points():
         points, labels = walk(rng, 200, 1.0)
         if len(set(labels.tolist())) < 2:
             continue
-        for run, kept in ((40, p_runs), (1, p_single)):
-            kept.append(separation.permutation_null(points, labels, run=run, permutations=99, rng=rng)[2])
-    assert np.mean(np.array(p_single) <= 0.05) > 0.4  # what permuting single labels does to dependent points
-    assert np.mean(np.array(p_runs) <= 0.05) < 0.2
+        p_runs.append(separation.permutation_null(points, labels, run=40, permutations=99, rng=rng)[2])
+        p_single.append(single(points, labels, rng))
+    assert np.mean(np.array(p_single) <= 0.05) > 0.4
+    assert np.mean(np.array(p_runs) <= 0.05) <= 0.1
+
+
+def test_runs_are_cut_only_where_the_label_changes():
+    labels = np.repeat([0, 1, 0, 2, 1, 1, 2, 0], 3)
+    for seed in range(20):
+        permuted = separation.permute_runs(labels, 4, np.random.default_rng(seed))
+        assert sorted(permuted.tolist()) == sorted(labels.tolist())
+        lengths = np.diff([0, *(np.flatnonzero(permuted[1:] != permuted[:-1]) + 1), len(permuted)])
+        assert (lengths[1:-1] % 3 == 0).all()
+    assert separation.permute_runs(np.zeros(5), 2, np.random.default_rng(0)).tolist() == [0.0] * 5
 
 
 def test_null_finds_a_planted_difference():

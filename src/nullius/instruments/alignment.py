@@ -30,6 +30,11 @@ class Alignment:
     basis: Tensor
     loss: tuple[float, ...]
 
+    @property
+    def end(self) -> float:
+        """Mean loss of the last tenth of the steps."""
+        return float(np.mean(self.loss[-max(1, len(self.loss) // 10) :]))
+
 
 @dataclass(frozen=True)
 class Tested:
@@ -51,36 +56,54 @@ def learn(
     steps: int = 250,
     rate: float = 0.02,
     batch_size: int = 32,
+    starts: int = 2,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Alignment:
-    """Learn a basis of k dimensions with Adam. The model's weights are left as they are. Raises UsageError where k is not 1 … width − 1."""
+    """Learn a basis of k dimensions with Adam. The model's weights are left as they are.
+
+    The loss has local minima (a variable whose values are half in the basis): the best of `starts` random starts, by the mean loss of the last tenth
+    of its steps, is returned. Raises UsageError where k is not 1 … width − 1.
+    """
     width = _width(model, at)
     if not 1 <= k < width:
         raise UsageError(f"an alignment at {at.site} takes 1 to {width - 1} dimensions, not {k}")
-    free = random_basis(k, width, rng).to(model.device).requires_grad_()
-    optimiser = torch.optim.Adam([free], lr=rate)
-    losses = []
-    for step in range(steps):
-        some = train.part(rng.choice(len(train), min(batch_size, len(train)), replace=False).tolist())
-        with torch.enable_grad():
-            logits = interchange.transplant(model, some, at, orthonormal(free), batch_size)
-            wanted = torch.tensor(some.wanted, device=logits.device)
-            loss = torch.nn.functional.cross_entropy(logits, wanted)
-            (free.grad,) = torch.autograd.grad(loss, free)
-        optimiser.step()
-        losses.append(float(loss.detach()))
-        if on_step is not None:
-            on_step(step + 1, steps)
-    return Alignment(at, orthonormal(free.detach()), tuple(losses))
+    pairs = interchange.prepare(model, train, at)
+    wanted = torch.tensor(train.wanted, device=model.device)
+    best: Alignment | None = None
+    for start in range(starts):
+        free = random_basis(k, width, rng).to(model.device).requires_grad_()
+        optimiser = torch.optim.Adam([free], lr=rate)
+        losses = []
+        for step in range(steps):
+            rows = rng.choice(len(train), min(batch_size, len(train)), replace=False).tolist()
+            with torch.enable_grad():
+                loss = torch.nn.functional.cross_entropy(pairs.logits(rows, orthonormal(free)), wanted[rows])
+                (free.grad,) = torch.autograd.grad(loss, free)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+            if on_step is not None:
+                on_step(start * steps + step + 1, starts * steps)
+        found = Alignment(at, orthonormal(free.detach()), tuple(losses))
+        if best is None or found.end < best.end:
+            best = found
+    assert best is not None
+    return best
 
 
 def search(
-    model: LanguageModel, pairs: Counterfactuals, at: At, k: int, rng: np.random.Generator, *, steps: int = 250, rate: float = 0.02
+    model: LanguageModel,
+    pairs: Counterfactuals,
+    at: At,
+    k: int,
+    rng: np.random.Generator,
+    *,
+    steps: int = 250,
+    rate: float = 0.02,
+    starts: int = 2,
 ) -> Tested:
     """Learn on half of the base texts, and test on the other half beside both controls."""
     train, held_out = pairs.split(rng)
-    found = learn(model, train, at, k, rng, steps=steps, rate=rate)
-    null = learn(model, train.shuffled(rng), at, k, rng, steps=steps, rate=rate)
+    found, null = (learn(model, side, at, k, rng, steps=steps, rate=rate, starts=starts) for side in (train, train.shuffled(rng)))
     chance = random_basis(k, _width(model, at), rng).to(model.device)
     return Tested(found, *(interchange.accuracy(model, held_out, at, basis) for basis in (found.basis, chance, null.basis)))
 

@@ -55,7 +55,7 @@ class Asked:
 @dataclass(frozen=True)
 class Seen:
     """Triples at one layer. chosen: the group with which each is answered, by the largest logit among the candidates [n]; probabilities: of the
-    candidates [n, groups]; emitted: the greedy next token of the whole vocabulary [n]."""
+    candidates [n, groups]; emitted: the greedy next token of the whole vocabulary [n], −1 where it was not asked for."""
 
     triples: list[Triple]
     chosen: NDArray[np.int64]
@@ -108,21 +108,28 @@ class Seen:
         return cells(np.stack([self.at(name) for name in TERMS], 1), self.probabilities)
 
 
-def right(model: LanguageModel, items: Sequence[Bound], batch_size: int = 16) -> Floats:
-    """1 where the right candidate has the largest logit of all groups' [n]."""
+def answered(model: LanguageModel, items: Sequence[Bound], batch_size: int = 16) -> NDArray[np.int64]:
+    """The group whose candidate has the largest logit of all groups' [n], nothing interchanged."""
     logits = model.last_logits([item.prompt for item in items], batch_size).numpy()
     tokens = np.array([[model.first_token(word) for word in item.candidates] for item in items])
-    return (np.take_along_axis(logits, tokens, 1).argmax(1) == [item.index for item in items]).astype(float)
+    return np.take_along_axis(logits, tokens, 1).argmax(1)
 
 
-def see(model: LanguageModel, triples: Sequence[Triple], layers: Sequence[int], progress: Progress = iter) -> dict[int, Seen]:
-    """Run triples with the interchange at each of some layers. progress: wraps the batches."""
+def right(model: LanguageModel, items: Sequence[Bound], batch_size: int = 16) -> Floats:
+    """1 where the right candidate has the largest logit of all groups' [n]."""
+    return (answered(model, items, batch_size) == [item.index for item in items]).astype(float)
+
+
+def see(
+    model: LanguageModel, triples: Sequence[Triple], layers: Sequence[int], progress: Progress = iter, vocabulary: bool = True
+) -> dict[int, Seen]:
+    """Run triples with the interchange at each of some layers. progress: wraps the batches. vocabulary: see `interchange.last_token`."""
     parts = [list(triples[i : i + BATCH]) for i in range(0, len(triples), BATCH)]
     moved = []
     for part in progress(parts):
         tokens = [[model.first_token(word) for word in triple.base.candidates] for triple in part]
         base, source = ([getattr(triple, side).prompt for triple in part] for side in ("base", "source"))
-        moved.append(interchange.last_token(model, base, source, tokens, layers))
+        moved.append(interchange.last_token(model, base, source, tokens, layers, vocabulary=vocabulary))
     out = {}
     for row, layer in enumerate(layers):
         logits = np.concatenate([part.candidates[row] for part in moved])

@@ -8,7 +8,8 @@ accuracy; `placebo` pairs say what it would be without the variable: the state c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nullius.errors import UsageError
-from nullius.instruments import interventions, patching, taps
+from nullius.errors import SubjectError, UsageError
+from nullius.instruments import interventions, patching, resume, taps, wavefront
 from nullius.instruments.causal_models import CausalModel
 from nullius.instruments.where import Where
-from nullius.models.language_model import LanguageModel
+from nullius.models.language_model import Batch, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,60 @@ class At:
     heads: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Pairs of one model ready to be run again and again, each time with another basis. Made by `prepare`.
+
+    base: the base texts; below: what enters layer `at.layer` in their runs [n, T, d_model], None at layer 0; columns: where the state is put
+    [n, 1]; states: what stands at the place in the sources' runs [n, 1, ..].
+    """
+
+    model: LanguageModel
+    at: At
+    base: Batch
+    below: Tensor | None
+    columns: Tensor
+    states: Tensor
+    wanted: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def logits(self, rows: Sequence[int], basis: Tensor | None = None) -> Tensor:
+        """Logits [rows, V] of some base texts with the states from their sources; layers below the place are not run again. As `transplant`."""
+        chosen = torch.as_tensor(list(rows))
+        base = Batch(self.base.input_ids[chosen], self.base.attention_mask[chosen])
+        where = Where(self.at.site, self.at.layer, heads=self.at.heads, basis=basis, positions=self.columns[chosen])
+        taken = interventions.interchange(where, self.states[chosen], torch.zeros_like(self.columns[chosen]))
+        with ExitStack() as stack:
+            if self.below is not None:
+                stack.enter_context(resume.from_layer(self.model, self.at.layer, self.below[chosen]))
+            stack.enter_context(interventions.applied(self.model, [taken]))
+            return self.model.logits(base).float()
+
+
+@torch.no_grad()
+def prepare(model: LanguageModel, pairs: Counterfactuals, at: At, batch_size: int = 64) -> Prepared:
+    """Run bases and sources once, up to the place. Errors as in `transplant`."""
+    at = replace(at, layer=model.anatomy._layer(at.layer))
+    there, here = columns(model, pairs.source, at.token), columns(model, pairs.base, at.token)
+    if isinstance(at.token, int) and at.token != -1:
+        same_length(model, pairs.base, pairs.source)
+    base, source = model.encode(pairs.base), model.encode(pairs.source)
+    states, below = [], []
+    for start in range(0, len(pairs), batch_size):
+        rows = slice(start, start + batch_size)
+        part = Batch(source.input_ids[rows], source.attention_mask[rows])
+        with _nothing_from(model, at.layer + 1):
+            whole = taps.read(model, part, [at.site], [at.layer], positions="all")[at.site][0]
+        states.append(whole[torch.arange(len(whole)), there[rows]])
+        if at.layer:
+            part = Batch(base.input_ids[rows], base.attention_mask[rows])
+            with _nothing_from(model, at.layer):
+                below.append(taps.read(model, part, ["resid_pre"], [at.layer], positions="all")["resid_pre"][0])
+    return Prepared(model, at, base, torch.cat(below) if below else None, here[:, None], torch.cat(states)[:, None], pairs.wanted)
+
+
 def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tensor | None = None, batch_size: int = 64) -> Tensor:
     """Logits [n, V] of the base texts with the state at a place from their sources; with `basis` [k, width] (orthonormal), what lies in that span
     only.
@@ -139,14 +194,8 @@ def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tens
     """
     out = []
     for start in range(0, len(pairs), batch_size):
-        some = pairs.part(range(start, min(start + batch_size, len(pairs))))
-        there, here = columns(model, some.source, at.token), columns(model, some.base, at.token)
-        if isinstance(at.token, int) and at.token != -1:
-            same_length(model, some.base, some.source)
-        source = taps.read(model, model.encode(some.source), [at.site], [at.layer], positions="all")[at.site][0]
-        where = Where(at.site, at.layer, heads=at.heads, basis=basis, positions=here[:, None])
-        with interventions.applied(model, [interventions.interchange(where, source, there[:, None])]):
-            out.append(model.logits(model.encode(some.base)).float())
+        some = prepare(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), at)
+        out.append(some.logits(range(len(some)), basis))
     return torch.cat(out)
 
 
@@ -211,29 +260,75 @@ def last_token(
     candidates: Sequence[Sequence[int]],
     layers: Sequence[int],
     batch_size: int = 32,
+    *,
+    vocabulary: bool = True,
 ) -> Moved:
     """Take the residual stream that enters each of `layers`, at the last token, from the source. candidates: token ids [n, k].
 
-    Only the last token is run again, through the layers above (`wavefront`). Raises UsageError for a pair of unequal length.
+    Only the last token is run again, through the layers above (`wavefront`); sources are run up to the highest of `layers`. vocabulary: False leaves
+    `emitted` at −1 and projects the last token onto the candidates alone. Raises UsageError for a pair of unequal length, SubjectError for a model
+    that makes its logits from the final norm in another way than is known here.
     """
     same_length(model, base, source)
     answers = torch.as_tensor(candidates, device=model.device)
     logits = np.zeros((len(layers), *answers.shape))
-    emitted = np.zeros((len(layers), len(base)), dtype=np.int64)
+    emitted = np.full((len(layers), len(base)), -1, dtype=np.int64)
+    order = sorted(layers)
     lengths = [len(model.tokens(text)) for text in base]
     for length in dict.fromkeys(lengths):
         same = [i for i, other in enumerate(lengths) if other == length]
         for start in range(0, len(same), batch_size):
             rows = same[start : start + batch_size]
-            texts = [[side[i] for i in rows] for side in (base, source)]
-            grid = patching.residual_grid(model, texts[0], texts[1], answers[rows].tolist(), "resid_pre", None, patching.difference)
-            column = grid.pair.length - 1
-            hidden = grid._last(column, [(layer, column) for layer in sorted(layers)], slice(0, len(rows)))
-            for place, layer in enumerate(sorted(layers)):
-                whole = model.anatomy.unembed(hidden[place]).float()
-                if model.anatomy.logit_softcap:
-                    whole = model.anatomy.logit_softcap * torch.tanh(whole / model.anatomy.logit_softcap)
+            here, there = (model.encode([side[i] for i in rows]) for side in (base, source))
+            run = wavefront.run_base(model, here)
+            check_read_out(model, run)
+            with _nothing_from(model, order[-1]):
+                states = taps.read(model, there, ["resid_pre"], order)["resid_pre"]  # [layers, rows, d_model]
+            joining = [(layer, state[:, None]) for layer, state in zip(order, states, strict=True)]
+            hidden = wavefront.travel(model, run, here.input_ids.shape[1] - 1, joining).unflatten(0, (len(order), len(rows)))
+            for place, layer in enumerate(order):
                 where = list(layers).index(layer)
-                emitted[where, rows] = whole.argmax(-1).cpu().numpy()
-                logits[where, rows] = whole.gather(1, answers[rows]).double().cpu().numpy()
+                if vocabulary:
+                    whole = read_out(model, hidden[place])
+                    emitted[where, rows] = whole.argmax(-1).cpu().numpy()
+                    found = whole.gather(1, answers[rows])
+                else:
+                    found = read_out(model, hidden[place], answers[rows])
+                logits[where, rows] = found.double().cpu().numpy()
     return Moved(logits, emitted)
+
+
+def read_out(model: LanguageModel, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Logits from the final norm's output [n, d_model]: of the whole vocabulary [n, V], or of tokens [n, k] alone."""
+    anatomy = model.anatomy
+    if tokens is None:
+        found = anatomy.unembed(hidden).float()
+    else:
+        found = torch.einsum("nd,nkd->nk", hidden, anatomy.unembedding()[tokens]).float()
+        bias = getattr(anatomy.unembed, "bias", None)
+        found = found if bias is None else found + bias[tokens].float()
+    return anatomy.logit_softcap * torch.tanh(found / anatomy.logit_softcap) if anatomy.logit_softcap else found
+
+
+def check_read_out(model: LanguageModel, run: wavefront.Base) -> None:
+    """Raise SubjectError where `read_out` is not how the model itself makes its logits (seen on the first text of a run)."""
+    seen = read_out(model, run.last[:1])
+    if float((seen - run.logits[:1]).abs().max()) > patching.TOLERANCE[model.dtype] * max(1.0, float(seen.abs().max())):
+        raise SubjectError(f"{model.name} makes its logits from the final norm in a way that is not known here")
+
+
+@contextmanager
+def _nothing_from(model: LanguageModel, layer: int) -> Iterator[None]:
+    """While open, layers from `layer` on hand through what they are given: for runs of which only what lies below is read."""
+
+    def through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    blocks = model.anatomy.layers[layer:]
+    for block in blocks:
+        block.forward = through
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # uncovers the method of its class

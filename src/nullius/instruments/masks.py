@@ -4,28 +4,27 @@ A desideratum is a set of pairs of texts with an answer that the base text shoul
 object that stands at the source's position, say. A mask m in [0, 1] for each head mixes its output, z ← m z + (1 − m) z_source, and is learned to
 make that answer likely with as few heads as possible. Rounded, it names the heads; how often the answer then comes out, on pairs that were
 not used, says whether they carry it.
+
+Attention is causal: what stands before the heads' positions is run once, without gradients, and each step runs the rest only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
+from nullius.instruments import taps, wavefront
 from nullius.instruments.heads import Head
+from nullius.instruments.interchange import check_read_out, read_out
 from nullius.instruments.patching import _check_lengths
 from nullius.instruments.path_runs import positions
 from nullius.models.language_model import Batch, LanguageModel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ def learn(
     returned, on a tie the one that takes fewer heads. Raises UsageError for heads that do not exist and pairs of unequal length.
     """
     _check(model, train, heads)
+    pairs = _Ready(model, train, heads)
+    tried = _Ready(model, validation, heads)
     m = torch.ones(len(heads), device=model.device, requires_grad=True)
     optimiser = torch.optim.Adam([m], lr=rate)
     steps = max(1, -(-len(train) // batch_size))
@@ -102,22 +103,21 @@ def learn(
     for epoch in range(epochs):
         order = rng.permutation(len(train)).tolist()
         for step in range(steps):
-            part = train.part(order[step * batch_size : (step + 1) * batch_size])
+            rows = order[step * batch_size : (step + 1) * batch_size]
             with torch.no_grad():
                 m.clamp_(0, 1)
-            with _mixed(model, part, heads, m):
-                logits = model.logits(part.base).float()
-            targets = torch.tensor(part.targets, device=model.device)
+            logits = pairs.logits(rows, m)
+            targets = torch.tensor([train.targets[i] for i in rows], device=model.device)
             loss = -logits.gather(1, targets[:, None]).mean() + l1 * (1 - m).sum()
             (m.grad,) = torch.autograd.grad(loss, m)
             optimiser.step()
             if on_step is not None:
                 on_step(epoch * steps + step + 1, epochs * steps)
         values = m.detach().clamp(0, 1).cpu().numpy().copy()
-        taken = [head for head, value in zip(heads, values, strict=True) if round(float(value)) == 0]
-        score = float(accuracy(model, validation, taken).mean())
-        if best is None or (score, -len(taken)) > best[:2]:
-            best = (score, -len(taken), values)
+        rounded = torch.tensor(values, device=model.device).round()
+        score, taken = float(_hits(tried, rounded).mean()), int((rounded == 0).sum())
+        if best is None or (score, -taken) > best[:2]:
+            best = (score, -taken, values)
     assert best is not None
     found = tuple(head for head, value in zip(heads, best[2], strict=True) if round(float(value)) == 0)
     return Mask(tuple(heads), best[2], found, best[0])
@@ -128,37 +128,72 @@ def accuracy(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], ba
     """1 where the target is the greedy next token when these heads come from the source [n]; no heads: what the model says anyway."""
     out = []
     for start in range(0, len(pairs), batch_size):
-        part = pairs.part(range(start, min(start + batch_size, len(pairs))))
-        with _mixed(model, part, heads, torch.zeros(len(heads), device=model.device)):
-            out.append((model.logits(part.base).argmax(-1).cpu() == torch.tensor(part.targets)).double().numpy())
+        ready = _Ready(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), heads)
+        out.append(_hits(ready, torch.zeros(len(heads), device=model.device)))
     return np.concatenate(out)
 
 
-@contextmanager
-def _mixed(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], m: Tensor) -> Iterator[None]:
-    """While open, z ← m z + (1 − m) z_source for each head at the pairs' positions."""
-    n, length = pairs.base.input_ids.shape
-    row = torch.arange(n, device=model.device)
-    here, there = (positions(at, n, length) for at in (pairs.at, pairs.source_at))
-    assert here is not None
-    assert there is not None
-    here, there = here.to(model.device), there.to(model.device)
-    layers = sorted({head.layer for head in heads})
-    source = taps.read(model, pairs.source, ["z"], layers, positions="all")["z"] if layers else None
-    with ExitStack() as stack:
-        for i, layer in enumerate(layers):
-            assert source is not None
-            numbers = [j for j, head in enumerate(heads) if head.layer == layer]
-            own = torch.tensor([heads[j].head for j in numbers], device=model.device)
-            value = source[i][row, there][:, own]  # [n, heads, d_head]
+@torch.no_grad()
+def _hits(pairs: _Ready, m: Tensor, batch_size: int = 64) -> np.ndarray:
+    """1 where the target is the greedy next token under a mask [n]."""
+    rows = [range(start, min(start + batch_size, len(pairs.targets))) for start in range(0, len(pairs.targets), batch_size)]
+    said = torch.cat([pairs.logits(some, m).argmax(-1).cpu() for some in rows])
+    return (said == torch.tensor(pairs.targets)).double().numpy()
 
-            def mix(z: Tensor, own: Tensor = own, value: Tensor = value, numbers: list[int] = numbers) -> Tensor:
-                weight = m[numbers][None, :, None].to(z.dtype)
-                index = (row[:, None], here[:, None], own[None, :])
-                return z.index_put(index, weight * z[index] + (1 - weight) * value)
 
-            stack.enter_context(taps.edit(model, "z", layer, mix))
-        yield
+class _Ready:
+    """Pairs whose unmasked part has been run: keys and values of the base texts, and what the candidate heads say in the sources."""
+
+    @torch.no_grad()
+    def __init__(self, model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> None:
+        self.model, self.heads, self.targets = model, tuple(heads), pairs.targets
+        self.ids = pairs.base.input_ids
+        n, length = self.ids.shape
+        here, there = (positions(at, n, length) for at in (pairs.at, pairs.source_at))
+        assert here is not None
+        assert there is not None
+        self.at = here.to(model.device)
+        layers = sorted({head.layer for head in heads})
+        runs, values = [], []
+        for start in range(0, n, batch_size):
+            rows = slice(start, start + batch_size)
+            base, source = (Batch(side.input_ids[rows], side.attention_mask[rows]) for side in (pairs.base, pairs.source))
+            runs.append(
+                replace(wavefront.run_base(model, base), stream=base.input_ids, end=base.input_ids)
+            )  # these are not needed: let go of them
+            check_read_out(model, runs[-1])
+            if layers:
+                z = taps.read(model, source, ["z"], layers, positions="all")["z"]
+                values.append(z[:, torch.arange(z.shape[1], device=model.device), there[rows].to(model.device)])
+        whole = torch.cat(values, 1) if layers else None  # [layers, n, heads, d_head]
+        self.layers = {layer: [i for i, head in enumerate(self.heads) if head.layer == layer] for layer in layers}
+        self.values = {
+            layer: whole[place][:, [self.heads[i].head for i in numbers]]
+            for place, (layer, numbers) in enumerate(self.layers.items())
+            if whole is not None
+        }
+        keys, cached = (
+            tuple(torch.cat(parts) for parts in zip(*(getattr(run, name) for run in runs), strict=True)) for name in ("keys", "values")
+        )
+        self.base = replace(runs[0], keys=keys, values=cached)
+
+    def logits(self, rows: Sequence[int], m: Tensor) -> Tensor:
+        """Logits [rows, V] at the last position with z ← m z + (1 − m) z_source for each head at the pairs' positions. Differentiable in m."""
+        model, chosen = self.model, torch.tensor(list(rows), device=self.ids.device)
+        ids, at = self.ids[chosen], self.at[chosen]
+        start, row = int(at.min()), torch.arange(len(chosen), device=model.device)
+        with ExitStack() as stack:
+            for layer, numbers in self.layers.items():
+                own = torch.tensor([self.heads[i].head for i in numbers], device=model.device)
+                index = (row[:, None], (at - start)[:, None], own[None, :])
+
+                def mix(z: Tensor, index: tuple[Tensor, ...] = index, layer: int = layer, numbers: list[int] = numbers) -> Tensor:
+                    weight = m[numbers][None, :, None].to(z.dtype)
+                    return z.index_put(index, weight * z[index] + (1 - weight) * self.values[layer][chosen])
+
+                stack.enter_context(taps.edit(model, "z", layer, mix))
+            base = replace(self.base, **{side: tuple(x[chosen] for x in getattr(self.base, side)) for side in ("keys", "values")})
+            return read_out(model, wavefront.run_suffix(model, base, ids, start)[:, -1])
 
 
 def _check(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head]) -> None:

@@ -82,13 +82,23 @@ def gdv_of_distances(between: Floats, labellings: ArrayLike) -> Floats:
 
 
 def permute_runs(labels: ArrayLike, run: int, rng: np.random.Generator) -> NDArray:
-    """Return labels [n], in order of the text, cut into runs of `run` and the runs put in random order (cut at a random place).
+    """Return labels [n], in order of the text, cut into runs of at least `run` and the runs put in random order (the text taken as a ring).
 
-    Neighbouring labels stay neighbours, so that the dependence between overlapping windows is in the null as it is in the data.
+    Neighbouring labels stay neighbours, so that the dependence between overlapping windows is in the null as it is in the data. For that the text is
+    cut only where the label changes: cuts within a stretch of one label would make the null more mixed than the data, and the test too eager.
     """
-    turned = np.roll(np.asarray(labels), rng.integers(len(np.asarray(labels))))
-    runs = np.array_split(np.arange(len(turned)), max(2, len(turned) // run))
-    return turned[np.concatenate([runs[i] for i in rng.permutation(len(runs))])]
+    truth = np.asarray(labels)
+    changes = np.flatnonzero(truth != np.roll(truth, 1))
+    if len(changes) < 2:
+        return truth.copy()
+    turned = np.roll(truth, -int(rng.choice(changes)))
+    changes = np.flatnonzero(turned[1:] != turned[:-1]) + 1
+    cuts = [0]
+    for change in changes.tolist():
+        if change - cuts[-1] >= run:
+            cuts.append(change)
+    runs = np.split(turned, cuts[1:] or changes)
+    return turned if len(runs) < 2 else np.concatenate([runs[i] for i in rng.permutation(len(runs))])
 
 
 def permutation_null(

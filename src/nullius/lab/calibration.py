@@ -32,6 +32,7 @@ from nullius.errors import StudyError, UsageError, nearest
 RECOVERY_GOAL, ALARM_GOAL = 0.95, 0.05
 OK, SHORT, STALE, NEVER = "ok", "falls short", "older than the instrument's code", "never calibrated"
 INSTRUMENTS = Path(nullius.__file__).parent / "instruments"
+ROOMS = ("training",)  # rooms beside it whose modules an instrument may be made of, named with their room: "training.parts"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Trial:
 @dataclass(frozen=True)
 class Case:
     """A calibration case. instrument: its name as in claims' `rests_on`. planted, null: what is there and what is not, and by which rule it is called
-    found. modules: the instrument's modules in nullius/instruments, whose code (with what it imports there) is hashed. by_nature: empty, or why it
+    found. modules: the instrument's modules in nullius/instruments (or in nullius/training: "training.parts"), whose code, with what it imports
+    there, is hashed. by_nature: empty, or why it
     must fall short here. run: seed → Trial."""
 
     instrument: str
@@ -256,7 +258,7 @@ def ago(when: str, now: datetime | None = None) -> str:
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 (16 hex digits) of the source of modules of nullius/instruments and of all that they import there; nothing is imported for it."""
+    """SHA-256 (16 hex digits) of the source of modules (`Case.modules`) and of all that they import in these rooms; nothing is imported for it."""
     waiting = list(modules)
     seen: dict[str, bytes] = {}
     while waiting:
@@ -273,14 +275,18 @@ def code_digest(modules: Iterable[str]) -> str:
 
 
 def _path(module: str) -> Path | None:
-    base = INSTRUMENTS.joinpath(*module.split("."))
+    parts = module.split(".")
+    base = INSTRUMENTS.parent.joinpath(*parts) if parts[0] in ROOMS else INSTRUMENTS.joinpath(*parts)
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @cache
 def _imports(source: str) -> tuple[str, ...]:
-    """Names of modules of nullius.instruments that a source imports."""
-    found = re.findall(r"^\s*from nullius\.instruments\.([\w.]+) import", source, re.M)
-    for several in re.findall(r"^\s*from nullius\.instruments import (\([^)]*\)|[^\n]*)", source, re.M):
-        found += [name.split(" as ")[0].strip() for name in several.strip("()").replace("\n", " ").split(",")]
-    return tuple(name for name in found if name)
+    """Names of modules of nullius.instruments, and of ROOMS, that a source imports."""
+    found = []
+    for room, before in (("instruments", ""), *((room, f"{room}.") for room in ROOMS)):
+        names = re.findall(rf"^\s*from nullius\.{room}\.([\w.]+) import", source, re.M)
+        for several in re.findall(rf"^\s*from nullius\.{room} import (\([^)]*\)|[^\n]*)", source, re.M):
+            names += [name.split(" as ")[0].strip() for name in several.strip("()").replace("\n", " ").split(",")]
+        found += [before + name for name in names if name]
+    return tuple(found)

@@ -65,7 +65,7 @@ def variables_of_a_sum(seed: int) -> Trial:
     planted="either summand in seven dimensions of the last token's state after layer 0, learned: held-out accuracy of at least 0.8",
     null="a random basis of seven dimensions, and one learned from shuffled answers",
     modules=("alignment", "interchange", "causal_models", "interventions"),
-    seeds=3,
+    seeds=12,
 )
 def summands_in_a_subspace(seed: int) -> Trial:
     """Both summands lie in that one state, which as a whole carries neither alone."""

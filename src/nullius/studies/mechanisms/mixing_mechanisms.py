@@ -140,8 +140,8 @@ def mixing_mechanisms(lab: Lab) -> None:
     main, other = _choose_way(lab, [Asked(task, n, key, answer, pools) for key, answer in ((1, 0), (0, 1))])
     _gate(lab, main, f"say which of {n} bound entities goes with another")
     layer = _choose_layer(lab, main)
-    seen = _see(lab, main, lab.scale(quick=150, full=8000), layer)
-    strange = _see(lab, main, lab.scale(quick=48, full=800), layer, "both new")
+    seen = _see(lab, main, lab.scale(quick=150, full=3000), layer)
+    strange = _see(lab, main, lab.scale(quick=48, full=400), layer, "both new")
     for name in ("positional", "lexical", "reflexive"):
         control = seen.random_lead(lab.rng) if name == "positional" else strange.random_lead(lab.rng)
         note = f"{seen.share(name):.2f} of answers; chance {1 / n:.2f}; unchanged {seen.share('unchanged'):.2f}; layer {layer}"
@@ -158,7 +158,7 @@ def mixing_mechanisms(lab: Lab) -> None:
 
 def _choose_way(lab: Lab, ways: list[Asked]) -> list[Asked]:
     """Both ways of asking, the one that the subject answers better first."""
-    count = lab.scale(quick=24, full=200)
+    count = lab.scale(quick=24, full=100)
     rates = [binding_pointers.right(lab.subject, [way.draw(lab.rng) for _ in range(count)]).mean() for way in ways]
     said = ", ".join(f"{way} {rate:.2f}" for way, rate in zip(ways, rates, strict=True))
     lab.note(f"right on texts to choose on: {said}; chance {1 / ways[0].n:.2f}")
@@ -166,16 +166,16 @@ def _choose_way(lab: Lab, ways: list[Asked]) -> list[Asked]:
 
 
 def _gate(lab: Lab, asked: Asked, what: str, claims: Sequence[str] = (), fillers: bool = False) -> bool:
-    items = [asked.draw(lab.rng, fillers) for _ in range(lab.scale(quick=48, full=400))]
+    items = [asked.draw(lab.rng, fillers) for _ in range(lab.scale(quick=48, full=200))]
     return lab.require(binding_pointers.right(lab.subject, items), above=1 / asked.n, what=f"{what} ({asked})", claims=claims)
 
 
 def _choose_layer(lab: Lab, asked: Asked) -> int:
     layers = range(lab.subject.anatomy.n_layers)
     kinds: tuple[binding.Kind, ...] = ("all", "new answer")
-    counts = lab.scale(quick=(36, 20), full=(300, 200))
+    counts, watch = lab.scale(quick=(36, 20), full=(96, 72)), partial(lab.progress, label="choosing a layer")
     tuning, fresh = (
-        binding_pointers.see(lab.subject, asked.grid(lab.rng, count, kind), layers, partial(lab.progress, label="choosing a layer"))
+        binding_pointers.see(lab.subject, asked.grid(lab.rng, count, kind), layers, watch, vocabulary=kind == "new answer")
         for kind, count in zip(kinds, counts, strict=True)
     )
     layer = binding_pointers.best_layer(lab.subject, tuning, fresh)
@@ -197,7 +197,7 @@ def _see(lab: Lab, asked: Asked, count: int, layer: int, kind: binding.Kind = "a
 
 def _report_mixture(lab: Lab, seen: Seen) -> None:
     """Everything is judged on cells that were neither fitted nor stopped by; at quick scale over two splits, so that more cells are judged."""
-    fit = partial(mixture.fit, epochs=lab.scale(quick=1000, full=5000), patience=lab.scale(quick=60, full=500))
+    fit = partial(mixture.fit, epochs=lab.scale(quick=1000, full=2000), patience=lab.scale(quick=60, full=100))
     whole, gains = seen.cells(), []
     for _ in lab.progress(range(lab.scale(quick=2, full=1)), "fitting the mixture"):
         gains.append(mixture.compare(*whole.split(lab.rng), lab.rng, fit))
@@ -212,17 +212,18 @@ def _report_mixture(lab: Lab, seen: Seen) -> None:
 
 
 def _report_pointer(lab: Lab, asked: Asked, layer: int) -> None:
-    fresh = _see(lab, asked, lab.scale(quick=60, full=400), layer, "new answer")
+    fresh = _see(lab, asked, lab.scale(quick=60, full=300), layer, "new answer")
     top = lab.subject.last_logits([triple.source.prompt for triple in fresh.triples], 16).argmax(-1).numpy()
     there = binding_pointers.says_source(lab.subject, replace(fresh, emitted=top))
     lab.finding("pointer-not-answer", treated=binding_pointers.says_source(lab.subject, fresh), control=there)
 
 
 def _report_sanity(lab: Lab, seen: Seen, layer: int) -> None:
-    some = [replace(triple, source=triple.base) for triple in seen.triples[:24]]
-    itself = binding_pointers.see(lab.subject, some, [layer])[layer]
-    first = binding_pointers.see(lab.subject, seen.triples[:24], [0])[0]
-    own = binding_pointers.see(lab.subject, some, [0])[0].chosen
+    """What the base answers by itself is read off its whole plain run."""
+    some = seen.triples[:24]
+    own = binding_pointers.answered(lab.subject, [triple.base for triple in some])
+    itself = binding_pointers.see(lab.subject, [replace(triple, source=triple.base) for triple in some], [layer])[layer]
+    first = binding_pointers.see(lab.subject, some, [0])[0]
     changed = np.concatenate([itself.chosen != own, first.chosen != own]).astype(float)
     lab.finding("nothing-moves-unasked", treated=changed, control=(seen.chosen[:24] != own).astype(float))
 
@@ -231,7 +232,7 @@ def _report_fillers(lab: Lab, asked: Asked, seen: Seen, layer: int) -> None:
     claims = ["fillers-weaken-keys", "fillers-blur-places"]
     if not _gate(lab, asked, "do so with sentences between the groups", claims, fillers=True):
         return
-    filled = _see(lab, asked, lab.scale(quick=40, full=800), layer, fillers=True)
+    filled = _see(lab, asked, lab.scale(quick=40, full=300), layer, fillers=True)
     half = len(seen.chosen) // 2
     for claim, measure in zip(claims, (_key_missed, _distance), strict=True):
         plain, within = measure(seen), measure(filled)
@@ -250,7 +251,7 @@ def _report_order(lab: Lab, main: Asked, other: Asked, seen: Seen, strange: Seen
     """Whether the answer's place in its group decides which sharp pointer leads: both ways of asking are needed."""
     if not _gate(lab, other, "answer the other way of asking", ["answer-first-reflexive", "answer-last-lexical"]):
         return
-    turned = _see(lab, other, lab.scale(quick=60, full=2000), layer)
+    turned = _see(lab, other, lab.scale(quick=60, full=800), layer)
     first, last = (seen, turned) if main.answer == 0 else (turned, seen)
     leads = [(part.chosen == part.at("reflexive")).astype(float) - (part.chosen == part.at("lexical")) for part in (first, last)]
     null = strange.random_lead(lab.rng)
