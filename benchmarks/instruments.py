@@ -54,11 +54,11 @@ def load(name: str, device: str, size: str = "", dtype: str = "float32") -> Lang
     return LanguageModel(hf, tokenizer, f"random-{size}", "", provenance)
 
 
-def pairs(model: LanguageModel, first: int) -> tuple[Batch, Batch]:
-    """Random token pairs of 20 tokens that agree before position `first`."""
+def pairs(model: LanguageModel, first: int, number: int = PAIRS, length: int = LENGTH) -> tuple[Batch, Batch]:
+    """Random token pairs that agree before position `first`."""
     generator = torch.Generator().manual_seed(first)
-    base = torch.randint(1000, 20_000, (PAIRS, LENGTH), generator=generator)
-    source = torch.cat([base[:, :first], torch.randint(1000, 20_000, (PAIRS, LENGTH - first), generator=generator)], 1)
+    base = torch.randint(1000, 20_000, (number, length), generator=generator)
+    source = torch.cat([base[:, :first], torch.randint(1000, 20_000, (number, length - first), generator=generator)], 1)
     return model.pad(base.tolist()), model.pad(source.tolist())
 
 
@@ -101,27 +101,28 @@ def plain(model: LanguageModel, base: Batch, kept: torch.Tensor, site: str, cell
     return torch.stack(out, 1)
 
 
-def measure(model: LanguageModel, first: int, site: str, rounds: int, cells: int) -> None:
+def measure(model: LanguageModel, base: Batch, source: Batch, site: str, rounds: int, cells: int) -> None:
     """Time the sweep over one site and its screened form against the plain loop, in rounds of random order; print two lines."""
     sweep, screen, columns = {
-        "resid_pre": (patching.residual, screening.residual, LENGTH),
+        "resid_pre": (patching.residual, screening.residual, base.input_ids.shape[1]),
         "z": (patching.heads, screening.heads, model.anatomy.n_heads),
     }[site]
-    base, source = pairs(model, first)
+    first = int((base.input_ids != source.input_ids).any(0).nonzero()[0])
+    answers = ANSWERS[:1] * len(base.input_ids)
     kept = taps.read(model, source, [site], positions="all")[site]
     layers, draw = model.anatomy.n_layers, random.Random(first)
     plain(model, base, kept, site, [(0, 0)])  # warm
     if model.device.type == "cuda":
-        sweep(model, base, source, ANSWERS)
-        screen(model, base, source, ANSWERS)
+        sweep(model, base, source, answers)
+        screen(model, base, source, answers)
     took: dict[str, list[float]] = {"plain": [], "sweep": [], "screen": []}
     gap, same, said = 0.0, 0, ""
     for _ in range(rounds):
         chosen = [(draw.randrange(layers), draw.randrange(columns)) for _ in range(cells)]
         jobs: dict[str, Callable[[], Any]] = {
             "plain": partial(plain, model, base, kept, site, chosen),
-            "sweep": partial(sweep, model, base, source, ANSWERS),
-            "screen": partial(screen, model, base, source, ANSWERS),
+            "sweep": partial(sweep, model, base, source, answers),
+            "screen": partial(screen, model, base, source, answers),
         }
         order = list(jobs)
         draw.shuffle(order)
@@ -153,16 +154,23 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--sites", nargs="+", default=["resid_pre", "z"], choices=["resid_pre", "z"])
+    parser.add_argument(
+        "--first", nargs="+", type=float, default=[0.2, 0.65], help="where the texts first differ, as a share of their length"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--random", default="", choices=["", *SIZES], help="random weights of a Llama of this size in place of a model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.model, arguments.device, arguments.random, arguments.dtype)
-    print(f"{header(model)}, {PAIRS} pairs of {LENGTH} tokens")
-    for first in (4, 13):
-        for site in ("resid_pre", "z"):
-            measure(model, first, site, arguments.rounds, arguments.cells)
+    print(f"{header(model)}, {arguments.pairs} pairs of {arguments.length} tokens")
+    for share in arguments.first:
+        for site in arguments.sites:
+            base, source = pairs(model, round(share * arguments.length), arguments.pairs, arguments.length)
+            measure(model, base, source, site, arguments.rounds, arguments.cells)
     memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"peak memory {memory / 2**20:.0f} MB")
 

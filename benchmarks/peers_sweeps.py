@@ -4,6 +4,8 @@
     DIR/../venv/bin/python benchmarks/peers_sweeps.py run DIR [--cells 8]  with the peers: the plain loop, nnsight, TransformerLens, pyvene
     python benchmarks/peers_sweeps.py compare DIR                          the table
 
+Both measure peak memory too, of each library in a process of its own that loads the model and runs that library's cells (of ours: both whole sweeps).
+
 Peers live in an environment of their own (see instruments.md). Each runs in this one process on one thread, in rounds of random order, in CPU
 seconds of the process. Every library is used as its documentation shows: a hook, a trace, or an intervenable model for each cell; logits of the
 last position only where it can. `prepare` times our sweeps whole, beside the plain loop of the same minutes.
@@ -14,7 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +66,34 @@ def prepare(folder: Path, name: str) -> None:
         screened, best = timed(lambda screen=screen: screen(model, base, source, ANSWERS), model.device)
         out[site] = {"seconds": took, "screened": screened, "screen": str(best), "values": found.values.tolist(), "gap": found.gap}
         print(f"{site}: {took:.2f} s, screened {screened:.2f} s", flush=True)
+    out["peak"] = peak_of(folder, "nullius")
+    print(f"peak memory {out['peak']:.0f} MB", flush=True)
     (folder / "ours.json").write_text(json.dumps(out))
+
+
+def peak_of(folder: Path, library: str) -> float:
+    """Peak resident memory in MB of a fresh process that runs one library."""
+    command = [sys.executable, __file__, "memory", str(folder), "--library", library]
+    told = subprocess.run(command, capture_output=True, text=True)
+    return float(told.stdout.split()[-1]) if told.returncode == 0 else float("nan")
+
+
+@torch.no_grad()
+def memory(folder: Path, library: str) -> None:
+    """Load one library and the model, run a cell of each kind (of ours: both sweeps), and print this process's peak resident memory in MB."""
+    base, source = prompts()
+    if library == "nullius":
+        import nullius
+        from nullius.instruments import patching
+
+        model = nullius.load(str(folder))
+        for sweep in (patching.residual, patching.heads):
+            sweep(model, model.pad(base.tolist()), model.pad(source.tolist()), [[11, 12]] * PAIRS)
+    else:
+        subject = LIBRARIES[library](folder, base, source)
+        for site in ("residual", "heads"):
+            subject.cell(site, 3, 5)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def logit_difference(logits: torch.Tensor) -> torch.Tensor:
@@ -183,14 +215,16 @@ class Pyvene(Plain):
         return logit_difference(out.logits)
 
 
+LIBRARIES: dict[str, Callable[..., Any]] = {"plain": Plain, "nnsight": NNsight, "transformer-lens": Lens, "pyvene": Pyvene}
+
+
 @torch.no_grad()
 def run(folder: Path, n: int, rounds: int) -> None:
     """Time each library on the same cells, and keep their numbers."""
     torch.set_num_threads(1)
     base, source = prompts()
-    makers: dict[str, Callable[..., Any]] = {"plain": Plain, "nnsight": NNsight, "transformer-lens": Lens, "pyvene": Pyvene}
     out: dict[str, Any] = {}
-    for name, make in makers.items():
+    for name, make in LIBRARIES.items():
         try:
             out[name] = {"subject": make(folder, base, source), "residual": [], "heads": [], "values": {}}
         except Exception as error:  # a peer that cannot be used is a line of the table
@@ -212,8 +246,10 @@ def run(folder: Path, n: int, rounds: int) -> None:
                 except Exception as error:
                     print(f"{name}, {site}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
         print(site, {name: round(statistics.median(o[site]), 3) for name, o in out.items() if o[site]}, flush=True)
-    for row in out.values():
+    for name, row in out.items():
         del row["subject"]
+        row["peak"] = peak_of(folder, name)
+        print(f"{name}: peak memory {row['peak']:.0f} MB", flush=True)
     (folder / "peers.json").write_text(json.dumps({"cells": chosen, "libraries": out}))
 
 
@@ -233,13 +269,16 @@ def compare(folder: Path) -> None:
                 print(f"{site:9} {name:17} {cost:.3f} s a cell  {times}  differs by {gap:.1e}")
         whole = f"{ours[site]['seconds']:.2f} s for all {count} cells, screened {ours[site]['screened']:.2f} s"
         print(f"{site:9} {'nullius':17} {whole}; {ours[site]['screen']}")
+    peaks = {**{name: row["peak"] for name, row in peers["libraries"].items()}, "nullius": ours["peak"]}
+    print("peak memory, MB: ", ", ".join(f"{name} {peak:.0f}" for name, peak in peaks.items()))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "run", "compare"])
+    parser.add_argument("what", choices=["prepare", "run", "compare", "memory"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-m", "--model", default="smollm2-135m")
+    parser.add_argument("--library", default="nullius", help="of memory: which one")
     parser.add_argument("--cells", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
@@ -248,5 +287,7 @@ if __name__ == "__main__":
         prepare(arguments.folder, arguments.model)
     elif arguments.what == "run":
         run(arguments.folder, arguments.cells, arguments.rounds)
+    elif arguments.what == "memory":
+        memory(arguments.folder, arguments.library)
     else:
         compare(arguments.folder)
