@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nullius.errors import UsageError
-from nullius.feed import claims, papers, similar
+from nullius.feed import catalogue, claims, papers, similar
 from nullius.feed import database as feed_database
 from nullius.feed.importers import store
 from nullius.feed.search import embedding, engine, minilm, vectors, weights, words
@@ -49,32 +49,59 @@ def keys(text, **how):
     return [hit.card.key for hit in engine.search(text, **how).hits]
 
 
-@pytest.mark.parametrize(
-    ("query", "slug"),
-    [
-        ("who is bound to what", "mixing-mechanisms"),
-        ("Merullo 2310.15910", "factual-recall"),
-        ("arXiv:2310.15910v2", "factual-recall"),
-        ("id:2310.15910", "factual-recall"),
-        ('"Gated Linear Attention"', "gla"),
-        ("gated linear attention", "gla"),
-        ("embers", "embers"),
-        ("factual-recall", "factual-recall"),
-        ("Mission: Impossible Language Models", "impossible-languages"),
-        ("finetunes while it serves", "flexllm"),
-    ],
-)
-def test_queries_that_must_work_by_words(sqlite, no_weights, query, slug):
-    assert keys(query)[0] == slug
+NAMED = [
+    ("who is bound to what", "mixing-mechanisms"),
+    ("shift ciphers probability", "embers"),
+    ("train adapters while serving", "flexllm"),
+    ("Merullo 2310.15910", "factual-recall"),
+    ("arXiv:2310.15910v2", "factual-recall"),
+    ("id:2310.15910", "factual-recall"),
+    ('"Gated Linear Attention"', "gla"),
+    ("gated linear attention", "gla"),
+    ("embers", "embers"),
+    ("factual-recall", "factual-recall"),
+    ("Mission: Impossible Language Models", "impossible-languages"),
+    ("finetunes while it serves", "flexllm"),
+]
 
 
-ODD = ["a", "x" * 5000, "x " * 2500, "the of and", "😀", "日本語の文法", '"', "-", "-a", ":", "author:", '""', "\x00", "\ud800"]
+def test_queries_that_must_work_by_words(sqlite, no_weights):
+    assert {query: keys(query)[0] for query, _ in NAMED} == dict(NAMED)
 
 
-@pytest.mark.parametrize("query", ODD)
-def test_odd_queries_find_something_or_nothing(sqlite, no_weights, query):
-    found = engine.search(query)
-    assert found.total >= len(found.hits)
+@pytest.mark.subject
+@pytest.mark.skipif(not weights.here(), reason="the weights of MiniLM are not here (nullius feed index)")
+def test_queries_that_must_work_by_words_and_meaning(sqlite):
+    embedding.embed()
+    assert engine.search("who is bound to what").meaning
+    assert {query: keys(query)[0] for query, _ in NAMED} == dict(NAMED)
+
+
+def test_a_paragraph_of_ours_is_searched_and_shown(sqlite, no_weights):
+    about = papers.get(papers.find("gla").id).about
+    assert about == catalogue.paper("gla").about
+    assert keys(f'"{" ".join(about.split()[5:12])}"') == ["gla"]
+
+
+def test_odd_queries_find_something_or_nothing(sqlite, no_weights):
+    something = ("a", "the of and", "A " * 2500, "author:", "-zebra")
+    nothing = ("x" * 5000, "😀", "日本語の文法", '"', "-", ":", '""', "\x00", "\ud800", "author:nobody-at-all")
+    for query in something:
+        found = engine.search(query, limit=10)
+        assert found.total >= len(found.hits) > 0, query
+    for query in nothing:
+        assert engine.search(query).hits == (), query
+    assert "only the first 2,000 characters were read" in engine.search("x" * 5000).messages
+    with_letter = {hit.card.key for hit in engine.search("-a", limit=100).hits}
+    assert with_letter.isdisjoint(keys("a", limit=100))
+
+
+def test_japanese_is_found_by_parts_of_what_has_no_spaces(database, no_weights):
+    add_papers(paper(1, title="日本語の文法とBERT", abstract="鯨。"), paper(2, title="Whales", abstract="中文语法"))
+    assert keys("日本語") == ["2401.00001"]
+    assert keys('"文法と"') == ["2401.00001"]
+    assert keys("语法")[0] == "2401.00002"
+    assert keys('"法文"') == []
 
 
 def test_a_word_in_no_paper_is_tried_one_letter_away(sqlite, no_weights):
@@ -145,37 +172,37 @@ def fill():
     )
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
-        ("whales", {1, 2, 3}),
-        ("whales author:godel", {2}),
-        ("whales author:ada", {1, 3}),
-        ('whales author:"ada byron"', {3}),
-        ("whales cat:cs.CL", {1, 3}),
-        ("whales after:2023", {1, 2}),
-        ("whales before:2022", {3}),
-        ("whales day:2024-03-05", {1}),
-        ("whales has:code", {2}),
-        ("whales source:arxiv", {1, 2, 3}),
-        ("whales source:bibtex", set()),
-        ("whales -memory", {1, 3}),
-        ('"on whales"', {3}),
-        ("author:ada", {1, 3}),
-        ("-whales author:ada", set()),
-        ("whales runnable:yes", set()),
-        ("whales runnable:no", {1, 2, 3}),
-    ],
-)
+FILTERED = [
+    ("whales", {1, 2, 3}),
+    ("whales author:godel", {2}),
+    ("whales author:ada", {1, 3}),
+    ('whales author:"ada byron"', {3}),
+    ("whales cat:cs.CL", {1, 3}),
+    ("whales after:2023", {1, 2}),
+    ("whales before:2022", {3}),
+    ("whales day:2024-03-05", {1}),
+    ("whales has:code", {2}),
+    ("whales source:arxiv", {1, 2, 3}),
+    ("whales source:bibtex", set()),
+    ("whales -memory", {1, 3}),
+    ('"on whales"', {3}),
+    ("author:ada", {1, 3}),
+    ("-whales author:ada", set()),
+    ("whales runnable:yes", set()),
+    ("whales runnable:no", {1, 2, 3}),
+]
+
+
 @pytest.mark.parametrize("way", ["words", "both"])
-def test_filters_act_inside_words_and_meaning(database, bag, query, found, way):
+def test_filters_act_inside_words_and_meaning(database, bag, way):
     fill()
     words.open_index().update()
     if way == "both":
         embedding.embed()
-    result = engine.search(query, by=way)
-    assert {int(hit.card.arxiv_id[-1]) for hit in result.hits if hit.card.arxiv_id.startswith("2401.0000")} == found
-    assert {hit.card.arxiv_id[:8] for hit in result.hits} <= {"2401.000"} or not found or way == "both"
+    for query, found in FILTERED:
+        result = engine.search(query, by=way)
+        assert {int(hit.card.arxiv_id[-1]) for hit in result.hits if hit.card.arxiv_id.startswith("2401.0000")} == found, query
+        assert {hit.card.arxiv_id[:8] for hit in result.hits} <= {"2401.000"} or not found or way == "both", query
 
 
 def test_verdicts_and_subjects_filter(database, no_weights):
@@ -183,6 +210,9 @@ def test_verdicts_and_subjects_filter(database, no_weights):
     add_run("gla", "a", {"x": "holds"})
     add_run("gla", "b", {"x": "fails"})
     assert set(keys("verdict:fails")) == {"embers", "gla"}
+    assert keys("verdict:fails subject:smollm2-135m") == []
+    add_run("gla", "smollm2-135m", {"x": "fails"})
+    assert keys("verdict:fails subject:smollm2-135m") == ["gla"]
     assert set(keys("verdict:fails subject:a")) == {"embers"}
     assert set(keys("subject:b")) == {"gla"}
     assert keys("attention verdict:fails subject:b") == ["gla"]
@@ -190,11 +220,12 @@ def test_verdicts_and_subjects_filter(database, no_weights):
 
 
 def test_instruments_of_claims_filter(sqlite, no_weights):
-    about = claims.read("factual-recall")
+    study = {"question": "mechanisms", "minutes": 1.0, "subject": "smollm2-135m", "trains_its_own": False, "options": []}
+    claim = {"id": "one", "digest": "d" * 64, "wording": "Capitals are remembered by one whale", "rests_on": ["path patching"]}
     with feed_database.writing() as connection:
-        claims.write(connection, "factual-recall", "1" * 64, about)
-    instrument = about["claims"][0]["rests_on"][0]
-    assert keys(f'instrument:"{instrument}"') == ["factual-recall"]
+        claims.write(connection, "factual-recall", "1" * 64, {"study": study, "claims": [claim]})
+    assert keys('instrument:"path patching"') == ["factual-recall"]
+    assert keys("whale") == ["factual-recall"]  # a claim's wording is searched too
 
 
 def test_without_hits_it_is_said_which_filter_removed_how_many(sqlite, no_weights):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -39,6 +40,7 @@ of on or our out she should so some such than that the their them then there the
 whose why will with would you your
 """
 STOP_WORDS = frozenset(_COMMON.split())
+_IDEOGRAPH = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
 
 
 def folder() -> Path:
@@ -162,7 +164,7 @@ class WordIndex:
 
     def terms(self, text: str) -> list[str]:
         """Return the terms of a text, in order."""
-        return list(self.stems.analyze(text))
+        return list(self.stems.analyze(_apart(text)))
 
     def any_of(self, words: Sequence[str], searcher: Searcher) -> tuple[Query | None, list[str]]:
         """Return the query for papers with any of the words, and the words that no paper has (searched for one letter away)."""
@@ -234,13 +236,22 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
+def _apart(text: str) -> str:
+    """Make a word of every character of Chinese and Japanese, which put no spaces between words.
+
+    >>> _apart("日本語 BERT").split()
+    ['日', '本', '語', 'BERT']
+    """
+    return text if text.isascii() else _IDEOGRAPH.sub(r" \1 ", text)
+
+
 def _document(row: dict[str, Any]) -> tantivy.Document:
-    title = readable(row["title"])
+    title = _apart(readable(row["title"]))
     about = catalogue.abouts().get(row["slug"], "")
     text = f"{row['summary'] or ''}\n{about}\n{row['abstract'] or row['their_summary'] or ''}\n{row['claims']}"
     document = tantivy.Document()
     document.add_integer("id", row["id"])
-    document.add_text("body", f"{title}\n{text}\n{' '.join(row['authors'])}\n{(row['slug'] or '').replace('-', ' ')}")
+    document.add_text("body", f"{title}\n{_apart(text)}\n{' '.join(row['authors'])}\n{(row['slug'] or '').replace('-', ' ')}")
     document.add_text("title", title)
     for name in row["authors"]:
         document.add_text("author", name)
