@@ -39,15 +39,18 @@ def test_through_on_a_toy_and_again(toy, small):
     assert [v.effect for v in again.verdicts] == [v.effect for v in record.verdicts]
 
 
-def test_a_file_of_ones_own(toy, small, monkeypatch, tmp_path):
+def test_a_file_of_ones_own_at_full_scale(toy, small, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "FULL", module.Plan(Lessons(150, 30, 2, 8, 1e-2, TINY, seeds=2), 6, ("LocalShuffle5",)))
+    monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match="set NULLIUS_TEXT"):
-        runner.run(get(SLUG), toy, options={"text": "file"})
+        runner.run(get(SLUG), toy, full=True, options={"text": "file"})
     path = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     path.write_text(" ".join(" ".join(agreement.sentence(rng).words).capitalize() for _ in range(500)), "utf-8")
     monkeypatch.setenv("NULLIUS_TEXT", str(path))
-    record = runner.run(get(SLUG), toy, options={"text": "file"})
+    record = runner.run(get(SLUG), toy, full=True, options={"text": "file"})
     assert len(record.verdicts) == len(module.CLAIMS)
+    assert not list((tmp_path / "cache" / "trained").iterdir())
 
 
 def source(name: str, n: int, seed: int) -> list[Sentence]:

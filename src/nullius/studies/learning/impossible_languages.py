@@ -87,7 +87,7 @@ class Plan:
 
 
 QUICK = Plan(Lessons(6000, 200, 120, 32, 3e-2, Size(2, 64, 4, 64)), 48)
-TOKENS, ROWS, CONTEXT = 4_000_000, 128, 256  # that one network reads with --full: as many steps as they allow
+TOKENS, ROWS, CONTEXT = 3_000_000, 128, 256  # that one network reads with --full: as many steps as they allow
 MORE = ("LocalShuffle5", "LocalShuffle10", "DeterministicShuffle57", "DeterministicShuffle84")
 FULL = Plan(Lessons(40_000, 1000, TOKENS // (ROWS * CONTEXT), ROWS, 1e-2, Size(6, 384, 6, CONTEXT), seeds=3), 100, MORE)
 
@@ -95,7 +95,8 @@ FULL = Plan(Lessons(40_000, 1000, TOKENS // (ROWS * CONTEXT), ROWS, 1e-2, Size(6
 @study("impossible-languages", claims=CLAIMS, minutes=2.5, trains_its_own=True, options=OPTIONS)
 def impossible_languages(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
-    own = own_text.read() if lab.option("text") == "file" else None
+    most = 200 * (plan.lessons.train + plan.lessons.test)  # characters: sentences enough
+    own = own_text.read(most) if lab.option("text") == "file" else None
     facts = [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type]
     with kept.keeping(lab.study.slug, facts, lab.full) as store:
         _measure(lab, plan, store, own)
