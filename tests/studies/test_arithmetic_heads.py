@@ -7,7 +7,7 @@ from tests.wired_adder import HEADS, LAYER, TABLE, TWINS, wired_adder
 
 from nullius.instruments import heads, knockout, paths
 from nullius.instruments.heads import Head
-from nullius.instruments.questions import ask
+from nullius.instruments.questions import Questions, ask
 from nullius.lab import runner
 from nullius.lab.studies import get
 from nullius.stimuli import arithmetic
@@ -169,3 +169,20 @@ def test_knockout_is_what_edits_by_hand_do(toy):
         knockout.last_logits(toy, batch, [[], []], mean)
     with pytest.raises(UsageError, match=r"head 0.9 does not exist: toy-llama has 3 layers of 4 heads"):
         knockout.last_logits(toy, batch, [[Head(0, 9)], [], []], mean)
+
+
+def test_falls_are_those_of_whole_passes(toy):
+    """Layers below the lowest head are not run again, and nothing else changes."""
+    rows = torch.randint(5, 900, (6, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    asked = Questions(("",) * 6, tuple(map(tuple, rows)), toy.logits(toy.pad(rows)).argmax(-1).numpy())
+    batch = asked.batch(toy)
+    mean = knockout.mean_by_position(toy, batch)
+    sets = [[Head(1, 1), Head(2, 3)], [], [Head(2, 0)]]
+    asked.targets[::2] = knockout.last_logits(toy, batch, [sets[0]] * 6, mean).argmax(-1).numpy()[::2]  # right with these heads gone
+    before = asked.right(toy)
+    found = knockout.falls(toy, asked, mean, sets)
+    for fall, some in zip(found, sets, strict=True):
+        token = knockout.last_logits(toy, batch, [some] * 6, mean).argmax(-1).numpy()
+        np.testing.assert_array_equal(fall, before - (token == asked.targets))
+    assert not found[1].any()
+    assert found[0].any()

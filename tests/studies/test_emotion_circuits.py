@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nullius.elicitation import emotion_judge
+from nullius.elicitation.likeness import Likeness
 from nullius.instruments.heads import Head
 from nullius.instruments.planted.wiring import Wiring
 from nullius.instruments.told import Told
@@ -15,6 +16,7 @@ from nullius.stimuli.emotions import EMOTIONS, LABELS, STYLES, WORDS
 
 MANNERS = EMOTIONS + STYLES
 STYLE_HEAD, FEEL_LAYER = Head(0, 1), 1
+OWN = {"judge": "self"}  # a planted model judges its own words; the weights of MiniLM may not be here
 
 
 def words_of(text):
@@ -27,7 +29,8 @@ def planted(writer=True, seed=0):
     """A model that says what it was asked to feel: head 0.1 carries the manner to the end of the prompt, six neurons of layer 1 turn emotions
     into words.
 
-    writer False: nothing carries the manner on, not even noise.
+    writer False: nothing carries the manner on, not even noise, and no neuron would speak of it (six that do would write along what rounding
+    leaves, and be found to).
     """
     told = {word for one in emotions.scenarios() for v in emotions.VALENCES for word in words_of(one.told(v))}
     asked = set(words_of(emotions.plain_prompt("so", emotion_judge.QUESTION)))
@@ -55,7 +58,8 @@ def planted(writer=True, seed=0):
     if writer:
         w.head(STYLE_HEAD.layer, STYLE_HEAD.head, match=[("asks", "named")], copy=("manner", "felt"))
     for e, emotion in enumerate(EMOTIONS):
-        w.neuron(FEEL_LAYER, {("felt", e): 1.0}, 0.0, {("out", e): 1.0, ("felt", e): 1.0})
+        if writer:
+            w.neuron(FEEL_LAYER, {("felt", e): 1.0}, 0.0, {("out", e): 1.0, ("felt", e): 1.0})
         for word in (*WORDS[emotion], LABELS[emotion]):
             w.answer(word, "out", e)
     return w.model("planted feelings" if writer else "no writer")
@@ -85,15 +89,43 @@ def test_the_judge_prefers_what_the_text_says(toy):
     assert np.array_equal(found.rise[1], found.rise[3])
     assert emotion_judge.repetition("a b a b a b") == pytest.approx(0.6)
     assert emotion_judge.repetition("word") == 0
-    nothing = emotion_judge.judge(toy, ["alpha", "beta gamma"], ["one", "two", "three"])
-    assert nothing.perplexity.shape == (2,)
+
+
+def test_perplexity_is_that_of_each_text_alone(toy):
+    texts = ["beta gamma delta", "alpha", "", "beta gamma delta"]
+    found = emotion_judge.perplexity(toy, texts)
+    for value, text in zip(found, [*texts[:2], emotion_judge.NOTHING, texts[3]], strict=True):
+        ids = torch.tensor([[toy.bos_id, *toy.tokens(text)]])
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(toy.hf(input_ids=ids).logits[0, :-1].double(), ids[0, 1:])
+        assert value == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_likeness_tells_classes_by_their_examples_and_random_ones_by_chance():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 32))
+
+    def encode(texts, apart=1.0):
+        rows = [apart * centres[int(text[0])] + 0.7 * np.random.default_rng(int(text)).normal(size=32) for text in texts]
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    texts, truth = [f"{k}{i:02}" for k in range(6) for i in range(20)], np.repeat(range(6), 20)
+    judge = Likeness.of(texts, truth.tolist(), encode)
+    assert (judge.left_out() == truth).mean() == 1
+    assert judge.judge(["377", "099"]).tolist() == [3, 0]
+    nothing = Likeness.of(texts, truth.tolist(), lambda some: encode(some, apart=0.0))
+    assert (nothing.left_out() == truth).mean() < 0.3
+    for i in (0, 45, 119):  # each example is told by all others, as if it had never been there
+        others = [j for j in range(120) if j != i]
+        alone = Likeness.of([texts[j] for j in others], truth[others].tolist(), lambda some: encode(some, apart=0.0))
+        assert nothing.left_out()[i] == alone.judge([texts[i]])[0]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NULLIUS_DATA", str(tmp_path_factory.mktemp("data")))
-        yield runner.run(get("emotion-circuits"), planted(), seed=0)
+        yield runner.run(get("emotion-circuits"), planted(), seed=0, options=OWN)
 
 
 def test_what_was_wired_is_found(found):
@@ -113,7 +145,7 @@ def test_what_was_wired_is_found(found):
 
 
 def test_where_nothing_carries_the_manner_nothing_is_found():
-    record = runner.run(get("emotion-circuits"), planted(writer=False), seed=0)
+    record = runner.run(get("emotion-circuits"), planted(writer=False), seed=0, options=OWN)
     words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
     assert "holds" not in words.values(), words
     assert abs(record.verdict("named-emotion-read").effect.estimate - 1 / 6) < 0.12
@@ -136,7 +168,7 @@ def test_the_components_are_those_that_were_wired():
 
 
 def test_a_random_model_is_told_nothing(toy):
-    record = runner.run(get("emotion-circuits"), toy, seed=0)
+    record = runner.run(get("emotion-circuits"), toy, seed=0, options=OWN)
     assert {record.verdict(claim).word for claim in ("circuit-expresses", "steering-expresses", "circuit-beats-prompting")} == {
         "out of reach"
     }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
+from nullius.instruments import resume, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.questions import Questions
 from nullius.models.language_model import Batch, LanguageModel
@@ -63,7 +63,13 @@ def _instead(out: Tensor, given: Tensor, z: Tensor) -> Tensor:
 
 
 def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[Sequence[Head]]) -> list[NDArray[np.float64]]:
-    """Return the fall of accuracy, by question, with each set of heads knocked out to `mean` (see `last_logits`): [sets][n]."""
+    """Return the fall of accuracy, by question, with each set of heads knocked out to `mean` (see `last_logits`): [sets][n].
+
+    Layers below all of the heads are run once for all sets.
+    """
     batch, before = asked.batch(model), asked.right(model)
-    out = [last_logits(model, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
+    lowest = min((head.layer for chosen in sets for head in chosen), default=0)
+    _, below = resume.run_keeping(model, batch, [lowest])
+    with resume.from_layer(model, lowest, below[lowest]):
+        out = [last_logits(model, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
     return [before - (token == asked.targets) for token in out]

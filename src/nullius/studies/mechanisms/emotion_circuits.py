@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import nullius
 from nullius.elicitation import emotion_judge
 from nullius.instruments import directions, steering, vocabulary
 from nullius.instruments.interventions import Intervention, applied
@@ -71,11 +70,8 @@ CLAIMS = (
           published=0.9122, unit="share of texts judged so", needs=BIG, rests_on=STEERING),
 )  # fmt: skip
 TEXT_CLAIMS = tuple(claim.id for claim in CLAIMS if claim.unit in ("share of texts judged so", "difference of shares"))
-JUDGE = Option(
-    "judge",
-    ("self", "gemma3-270m", "qwen2.5-coder-1.5b"),
-    "who judges what was written: the subject itself, untouched, or another local model",
-)
+JUDGE = Option("judge", ("minilm", "self", "gemma3-270m", "qwen2.5-coder-1.5b"),
+               "who judges what was written: sentences like it (MiniLM), the subject itself, untouched, or another local model")  # fmt: skip
 
 
 @study("emotion-circuits", claims=CLAIMS, minutes=3, options=(JUDGE,))
@@ -207,10 +203,9 @@ def _report_words(lab: Lab, told: Told, styled: Told) -> None:
 
 
 def _report_texts(lab: Lab, told: Told, circuits: Sequence[Components]) -> None:
-    judge = lab.subject if lab.option("judge") == "self" else nullius.load(lab.option("judge"))
-    labels = [LABELS[name] for name in EMOTIONS]
     items = emotions.implied()
-    known = emotion_judge.judge(judge, items.field("text"), labels).label == [EMOTIONS.index(name) for name in items.field("emotion")]
+    truth = [EMOTIONS.index(emotion) for emotion in items.field("emotion")]
+    known, judge = emotion_judge.named(lab.option("judge"), lab.subject, items.field("text"), truth, [LABELS[name] for name in EMOTIONS])
     if not lab.require(known.astype(float), above=CHANCE, what="judge the emotion of sentences that imply one", claims=TEXT_CLAIMS):
         return
     some = [emotions.scenarios()[i] for i in told.test[: lab.scale(quick=8, full=len(told.test))]]
@@ -232,12 +227,12 @@ def _report_texts(lab: Lab, told: Told, circuits: Sequence[Components]) -> None:
     }
     written = {name: steering.write(lab.subject, *what, decoding) for name, what in lab.progress(list(conditions.items()), "writing")}
     written["as it is"] = steering.write(lab.subject, plain, [], decoding) * k
-    judged = {name: emotion_judge.judge(judge, texts, labels) for name, texts in lab.progress(list(written.items()), "judging")}
-    right = {name: (found.label == rows).astype(float) for name, found in judged.items()}
+    right = {name: (judge(texts) == rows).astype(float) for name, texts in lab.progress(list(written.items()), "judging")}
     clusters = list(range(n)) * k
-    for name, found in judged.items():
-        fluency = f"perplexity {np.median(found.perplexity):.0f}, repetition {found.repetition.mean():.2f}"
-        lab.note(f"{name}: {right[name].mean():.2f} judged so, {fluency}")
+    for name, texts in written.items():
+        unlikely = np.median(emotion_judge.perplexity(lab.subject, texts))
+        again = np.mean([emotion_judge.repetition(text) for text in texts])
+        lab.note(f"{name}: {right[name].mean():.2f} judged so, perplexity {unlikely:.0f}, repetition {again:.2f}")
     if lab.require(right["prompting"], above=CHANCE, what="write in an emotion when asked to", claims=TEXT_CLAIMS, clusters=clusters):
         for name, null in (("steering", "random direction"), ("circuit", "random set")):
             for claim in (f"{name}-expresses", f"{name}-rate"):
