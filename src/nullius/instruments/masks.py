@@ -115,7 +115,7 @@ def learn(
                 on_step(epoch * steps + step + 1, epochs * steps)
         values = m.detach().clamp(0, 1).cpu().numpy().copy()
         rounded = torch.tensor(values, device=model.device).round()
-        score, taken = float(_hits(tried, rounded).mean()), int((rounded == 0).sum())
+        score, taken = float((_greedy(tried, rounded) == np.array(tried.targets)).mean()), int((rounded == 0).sum())
         if best is None or (score, -taken) > best[:2]:
             best = (score, -taken, values)
     assert best is not None
@@ -123,22 +123,26 @@ def learn(
     return Mask(tuple(heads), best[2], found, best[0])
 
 
-@torch.no_grad()
 def accuracy(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> np.ndarray:
     """1 where the target is the greedy next token when these heads come from the source [n]; no heads: what the model says anyway."""
+    return (said(model, pairs, heads, batch_size) == np.array(pairs.targets)).astype(float)
+
+
+@torch.no_grad()
+def said(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> np.ndarray:
+    """The greedy next token when these heads come from the source [n]."""
     out = []
     for start in range(0, len(pairs), batch_size):
         ready = _Ready(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), heads)
-        out.append(_hits(ready, torch.zeros(len(heads), device=model.device)))
+        out.append(_greedy(ready, torch.zeros(len(heads), device=model.device)))
     return np.concatenate(out)
 
 
 @torch.no_grad()
-def _hits(pairs: _Ready, m: Tensor, batch_size: int = 64) -> np.ndarray:
-    """1 where the target is the greedy next token under a mask [n]."""
+def _greedy(pairs: _Ready, m: Tensor, batch_size: int = 64) -> np.ndarray:
+    """The greedy next token under a mask [n]."""
     rows = [range(start, min(start + batch_size, len(pairs.targets))) for start in range(0, len(pairs.targets), batch_size)]
-    said = torch.cat([pairs.logits(some, m).argmax(-1).cpu() for some in rows])
-    return (said == torch.tensor(pairs.targets)).double().numpy()
+    return torch.cat([pairs.logits(some, m).argmax(-1).cpu() for some in rows]).numpy()
 
 
 class _Ready:

@@ -163,6 +163,11 @@ def random_like(model: LanguageModel, circuit: Circuit, rng: np.random.Generator
     return {role: tuple(heads.random_heads(model, own, len(own), rng)) if own else () for role, own in circuit.items()}
 
 
+def everything(model: LanguageModel) -> Circuit:
+    """Every head in every role: what alone it does not do no circuit at these places can."""
+    return {role: tuple(heads.all_heads(model)) for role in ROLES}
+
+
 def alone(model: LanguageModel, prompts: Prompts, wanted: Sequence[Circuit], means: Means) -> np.ndarray:
     """1 where each circuit, alone, gives the answer [circuits, n]; every other head is at its mean by position."""
     keeps = [Keep(tuple(bind(circuit, prompts))) for circuit in wanted]
@@ -195,7 +200,8 @@ def carried(
     sides = [side.shuffled(np.random.default_rng(1)) if shuffled else side for side in (pairs, decoys)]
     (train, validation, test), (_, _, wrong) = (side.split(np.random.default_rng(0)) for side in sides)
     found = masks.learn(model, train, validation, candidates, epochs=epochs, rng=rng).found if candidates else ()
-    return masks.accuracy(model, test, found) - masks.accuracy(model, wrong, found), found
+    said = masks.said(model, test, found)
+    return (said == np.array(test.targets)).astype(float) - (said == np.array(wrong.targets)), found
 
 
 def pasted(

@@ -28,7 +28,7 @@ from nullius.models.language_model import LanguageModel, untrained
 from nullius.stimuli import boxes
 from nullius.stimuli.boxes import Kind
 from nullius.training import trackers
-from nullius.training.finetune import finetune
+from nullius.training.kept import finetuned
 
 RANDOM = "random heads, as many in the same layers at the same places (several draws)"
 SHUFFLED = "the same masks learned and tested with the targets of other pairs"
@@ -91,6 +91,7 @@ CLAIMS = (
 
 
 QUICK, FULL = Sizes(80, 300, 100, 200, 240, 10, 20), Sizes(300, 3500, 100, 500, 2000, 10, 20)
+SUBJECT = Sizes(32, 1000, 16, 120, 120, 5, 6)  # of a subject and its copy, whose every run costs more
 OPTIONS = (Option("pair", ("trackers", "subject"), "small trackers trained here, or the subject and a copy finetuned on boxes"),)
 
 
@@ -116,7 +117,7 @@ def entity_tracking(lab: Lab) -> None:
 
 
 def _sizes(lab: Lab) -> Sizes:
-    return lab.scale(quick=QUICK, full=FULL)
+    return SUBJECT if lab.option("pair") == "subject" else lab.scale(quick=QUICK, full=FULL)
 
 
 def _models(lab: Lab) -> Models:
@@ -134,12 +135,13 @@ def _models(lab: Lab) -> Models:
         raise SubjectError(
             f"{lab.subject.name} has {len(words)} of the nouns and {len(labels)} of the labels as one token: too few for {told} boxes"
         )
-    examples = boxes.draw(lab.rng, lab.scale(quick=800, full=8000), told, objects=words, labels=labels)
-    pairs = [(item.prompt, item.answer) for item in examples]
-    steps = lab.scale(quick=50, full=500)
-    tuned = finetune(lab.subject, pairs, steps, rate=2e-5, seed=lab.seed, warmup=10, on_step=lambda i, n: lab.listener.step("tuning", i, n))
+    steps = lab.scale(quick=50, full=100)
+    pairs = [(item.prompt, item.answer) for item in boxes.draw(lab.rng, 16 * steps, told, objects=words, labels=labels)]
+    tuned = finetuned(
+        lab.subject, pairs, steps, rate=2e-5, warmup=10, seed=lab.seed, on_step=lambda i, n: lab.listener.step("tuning", i, n)
+    )
     lab.note(f"tuned: a copy of {lab.subject.name}, {steps} steps on boxes; the unrelated model has random weights")
-    return Models(lab.subject, tuned.model, untrained(lab.subject, lab.seed), told, words, labels, "sentence")
+    return Models(lab.subject, tuned, untrained(lab.subject, lab.seed), told, words, labels, "sentence")
 
 
 def _circuit(lab: Lab, models: Models, model: LanguageModel) -> tuple[Circuit, Means]:
@@ -167,9 +169,10 @@ def _report_circuit(
     random = [tracking.random_like(models.base, circuit, lab.rng) for _ in range(_sizes(lab).random)]
     alone = {}
     for model, mean, right, claim in zip((models.base, models.tuned), means, whole, ("circuit-found", "same-circuit"), strict=True):
-        nothing, own, *null = tracking.alone(model, test, [{}, circuit, *random], mean)
+        nothing, own, most, *null = tracking.alone(model, test, [{}, circuit, tracking.everything(model), *random], mean)
         room = right.mean() - nothing.mean()
-        note = f"alone {own.mean():.2f}, whole {right.mean():.2f}, random {np.mean(null):.2f}, no head at all {nothing.mean():.2f}"
+        note = f"alone {own.mean():.2f}, whole {right.mean():.2f}, random {np.mean(null):.2f}, no head at all {nothing.mean():.2f}, "
+        note += f"every head at the circuit's places {most.mean():.2f}"
         lab.finding(claim, treated=(own - nothing) / room, control=(np.mean(null, 0) - nothing) / room, note=note)
         alone[f"circuit alone, {'base' if claim == 'circuit-found' else 'tuned'}"] = own
     in_base, in_tuned = alone.values()
