@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from filelock import FileLock
 from starlette.testclient import TestClient
 from tests.feed.conftest import _order, _postgres, postgres
 from tests.web import made
@@ -93,11 +94,17 @@ def copy(old: sa.Connection, new: sa.Connection) -> None:
 @pytest.fixture(scope="session")
 def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with verdicts of two papers on two subjects, a failed run, and papers with hostile titles."""
-    folder = tmp_path_factory.mktemp("library")
+    parallel = "PYTEST_XDIST_WORKER" in os.environ  # workers share what takes a while to make
+    shared = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("library")
+    folder = shared / "library"
     before = os.environ.get("NULLIUS_DATA")
     os.environ["NULLIUS_DATA"] = str(folder)
     try:
-        made.fill()
+        with FileLock(shared / "library.lock"):
+            if not (shared / "library-is-made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                made.fill()
+                (shared / "library-is-made").touch()
     finally:
         os.environ.pop("NULLIUS_DATA") if before is None else os.environ.__setitem__("NULLIUS_DATA", before)
     return folder

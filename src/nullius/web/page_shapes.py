@@ -71,7 +71,7 @@ class Trending(Page):
 class Hit(Card):
     """marked, excerpt: title and summary as HTML, with the words of the query marked."""
 
-    why: Literal["named", "words", "meaning", "words and meaning", "filters"]
+    why: Literal["named", "words", "meaning", "words and meaning"]
     marked: str
     excerpt: str
 

@@ -158,6 +158,13 @@ def _send(request: Request, made: tuple[bytes, bytes, str, str], status: int = 2
     return Response(content, status, headers, kind)
 
 
+def _own(request: Request, made: tuple[bytes, bytes, str, str]) -> Response:
+    """A page of somebody who votes and saves: not to be kept, or going back would show it as it was before the vote."""
+    response = _send(request, (*made[:3], ""))
+    response.headers["Cache-Control"] = "private, no-store"
+    return response
+
+
 Handler = Callable[[Visit], Answer]
 _pages: list[tuple[str, str, str, Handler]] = []  # method, path, template, handler
 
@@ -228,7 +235,7 @@ def _pager(site: Site, handler: Handler, template: str) -> Callable[[Request], A
         limiting.page(visit.person, request, site.settings)
         if visit.person.role != "visitor":
             made = await run_in_threadpool(make, visit)
-            return made if isinstance(made, Response) else _send(request, made)
+            return made if isinstance(made, Response) else _own(request, made) if template else _send(request, made)
         key = (template, str(request.url), visit.subject, visit.theme)
         kept = site.kept.get(key)
         if kept and kept.until > time.monotonic():
