@@ -47,9 +47,10 @@ def save(account: str, paper_id: int, *, note: str | None = None, collection: st
     if read is not None:
         change["read_at"] = now() if read else None
     with writing() as connection:
+        found = connection.execute(sa.select(paper.c.id).where(paper.c.id == paper_id).with_for_update()).first()  # two tabs take turns
         mine = sa.and_(saved.c.account == account, saved.c.paper == paper_id)
-        if connection.execute(sa.select(saved.c.paper).where(mine).with_for_update()).first() is None:
-            if connection.execute(sa.select(paper.c.id).where(paper.c.id == paper_id).with_for_update()).first() is not None:
+        if connection.execute(sa.select(saved.c.paper).where(mine)).first() is None:
+            if found is not None:
                 connection.execute(saved.insert().values(account=account, paper=paper_id, created=now(), **change))
         elif change:
             connection.execute(saved.update().where(mine).values(**change))

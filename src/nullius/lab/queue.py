@@ -18,6 +18,7 @@ from nullius.lab import environment, journal
 from nullius.lab.schema import reading, request, run, writing
 
 OPEN = ("queued", "running")
+_LOCK = 0x72756E  # PostgreSQL's advisory locks: those of asking for runs
 
 
 def enqueue(
@@ -44,6 +45,8 @@ def enqueue(
     values: dict[str, Any] = {"slug": slug, "asked_subject": subject, "full": full, "seed": seed, "options": dict(options or {})}
     values["rerun_of"] = rerun_of
     with writing() as connection:
+        if connection.dialect.name == "postgresql":  # an account's wishes take turns: two must not both be the first, or the last allowed
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK, sa.func.hashtext(account))))
         if key is not None and (found := _by_key(connection, account, key)) is not None:
             if any(found[name] != value for name, value in values.items()):
                 raise UsageError(f"the key '{key[:40]}' was used to ask for another run ({found['id']}); choose a new one")

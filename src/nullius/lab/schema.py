@@ -7,6 +7,7 @@ that two runs at once wait for each other instead of failing halfway.
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -219,7 +220,25 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
+    """Begin a transaction. SQLite's own waiting asks the less often the longer it has waited, and among many writers one waits for ever."""
+    driver: Any = connection.connection.driver_connection
+    if connection.get_execution_options().get("reading"):
+        driver.execute("BEGIN")
+        return
+    end, pause = time.monotonic() + PATIENCE_SECONDS, 0.001
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(pause)
+            pause = random.uniform(0.002, 0.02)  # whoever waits has the same chance, however long it has waited
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={1000 * PATIENCE_SECONDS}")
 
 
 def _is_complete(connection: sa.Connection, address: sa.URL) -> bool:

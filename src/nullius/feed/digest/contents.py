@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +20,7 @@ from nullius.lab.schema import finding, run, verdict
 from nullius.lab.schema import subject as subject_table
 
 MOST_VERDICTS = 30
+SHARED_SECONDS = 60.0
 GLYPHS = {"holds": "●", "fails": "✕", "inconclusive": "◐", "out of reach": "○"}
 
 
@@ -62,11 +65,30 @@ class Contents:
         return not self.verdicts and not self.papers
 
 
-def of(connection: sa.Connection, wanted: Any, since: datetime, until: datetime, delivery: int | None = None) -> Contents:
+@dataclass
+class Shared:
+    """What the mails of one round have in common, for a minute: thousands of subscriptions ask for the same papers."""
+
+    values: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    until: float = 0.0
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return what was made for a key, made now where there is none."""
+        if time.monotonic() > self.until:
+            self.values, self.until = {}, time.monotonic() + SHARED_SECONDS
+        if key not in self.values:
+            self.values[key] = make()
+        return self.values[key]
+
+
+def of(
+    connection: sa.Connection, wanted: Any, since: datetime, until: datetime, delivery: int | None = None, shared: Shared | None = None
+) -> Contents:
     """Return the contents of a subscription (a row of `subscription`) for a period, after `since` up to `until`.
 
-    delivery: the mail that it is for; papers that this very mail was given earlier do not count as sent.
+    delivery: the mail that it is for; papers that this very mail was given earlier do not count as sent. shared: of the round that it is part of.
     """
+    shared = shared or Shared()
     kind, target = wanted["kind"], wanted["target"]
     if kind == "paper":
         return Contents(_verdicts(connection, since, until, slug=target), (), target)
@@ -75,13 +97,14 @@ def of(connection: sa.Connection, wanted: Any, since: datetime, until: datetime,
     own = sa.select(account.c.subject).where(account.c.id == wanted["account"])
     mine = connection.execute(own).scalar() if wanted["account"] is not None else None
     verdicts = _verdicts(connection, since, until, subject=mine) if mine and kind == "daily" else ()
-    chosen = _candidates(connection, kind, target, since, until)
+    chosen = shared.get(("chosen", kind, target, since, until), lambda: _candidates(connection, kind, target, since, until))
     sent = sa.select(delivered_paper.c.paper).where(delivered_paper.c.subscription == wanted["id"])
     if delivery is not None:
         sent = sent.where(delivered_paper.c.delivery != delivery)
     before = set(connection.execute(sent).scalars())
-    fresh = [number for number in chosen if number not in before][: wanted["at_most"]]
-    return Contents(verdicts, cards.by_ids(connection, fresh, subject=mine or ""), mine or "")
+    fresh = tuple(number for number in chosen if number not in before)[: wanted["at_most"]]
+    shown = shared.get(("cards", fresh, mine), lambda: cards.by_ids(connection, fresh, subject=mine or ""))
+    return Contents(verdicts, shown, mine or "")
 
 
 def _verdicts(

@@ -79,11 +79,11 @@ def send(
     most: int | None = None,
 ) -> Report:
     """Send what is planned, one by one, over one connection. Several senders may work at once: each delivery is one's alone."""
-    report = Report()
+    report, shared = Report(), contents.Shared()
     forget(now())
     with transport or Transport(settings) as line:
         while most is None or sum(report.counts.values()) < most:
-            claimed = _claim(now())
+            claimed = _claim(now(), shared)
             if claimed is None:
                 return report
             report.add(_deliver(settings, line, claimed, now))
@@ -106,7 +106,7 @@ class _Claimed:
     what: contents.Contents
 
 
-def _claim(now: datetime) -> _Claimed | None:
+def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
     """Take one delivery and note its papers, in one transaction. Ones that must not or need not be sent end here."""
     while True:
         with writing() as connection:
@@ -128,7 +128,7 @@ def _claim(now: datetime) -> _Claimed | None:
                 _end(connection, number, "skipped", "left, paused or suppressed since it was planned")
                 continue
             period = _period(wanted, row)
-            what = contents.of(connection, wanted, period.since, period.due, number)
+            what = contents.of(connection, wanted, period.since, period.due, number, shared)
             if what.empty:
                 _end(connection, number, "skipped", "nothing new")
                 continue
