@@ -1,8 +1,9 @@
 """Gated linear attention on a GPU: checks, then times, then prints a table.
 
-    python benchmarks/gla.py [--check] [--tokens 32768] [--peer]
+    python benchmarks/gla.py [--check] [--tokens 32768] [--peer | --peer-untuned]
 
-Peers, when installed: flash-linear-attention (chunk_gla) and PyTorch's softmax attention. Times are medians of CUDA events in ms.
+Peers, when installed: flash-linear-attention (chunk_gla) and PyTorch's softmax attention. Times are medians of CUDA events in ms: forward,
+forward + backward as called from Python, and forward + backward replayed from a CUDA graph, which leaves out the processor that launches.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, tensors[4].to(out.dtype))]
 
 
-def check() -> None:
+def check(peer: Callable[..., torch.Tensor] | None) -> None:
     """Compare with plain PyTorch in float64 (itself tested against the recurrence) over types, gate strengths, odd lengths; print errors."""
     print("relative errors against float64: o, dq, dk, dv, dgate")
     for dtype in (torch.float32, torch.bfloat16):
@@ -54,6 +55,9 @@ def check() -> None:
             exact = gradients(lambda *t: gated_linear_attention(*t, backend="chunks"), [t.double() for t in x])
             ours = gradients(lambda *t: gated_linear_attention(*t, backend="triton"), x)
             line = " ".join(f"{error(a, b):.1e}" for a, b in zip(ours, exact, strict=True))
+            if peer and dtype != torch.float32:
+                theirs = [t.float() if i == 3 else t for i, t in enumerate(x)]  # which wants its gate in fp32
+                line += "   fla " + " ".join(f"{error(a, b):.1e}" for a, b in zip(gradients(peer, theirs), exact, strict=True))
             print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
         packed(dtype)
 
@@ -72,30 +76,34 @@ def packed(dtype: torch.dtype) -> None:
     print(f"{str(dtype)[6:]:8} four sequences packed, K= 64 V= 96 gate/4.0   ours {line} (last: states, d first state)", flush=True)
 
 
-def _peer():
+def find_peer(tuned: bool) -> Callable[..., torch.Tensor] | None:
+    """fla's operator, if installed. Untuned, each of its kernels takes the first of its configurations: for errors and memory, not for time."""
     if importlib.util.find_spec("fla") is None:
         return None
+    if not tuned:
+        tune = triton.autotune
+        triton.autotune = lambda configs, key, **rest: tune(configs[:1], key, **rest)
     from fla.ops.gla import chunk_gla
 
     return lambda q, k, v, g: chunk_gla(q, k, v, g)[0]
 
 
-def times(tokens: int, peer: bool) -> None:
+def times(tokens: int, peer: Callable[..., torch.Tensor] | None) -> None:
     """Print forward and forward + backward, with peak memory, over sequence lengths at a fixed number of tokens."""
     functions = {"nullius": lambda *t: gated_linear_attention(*t, backend="triton")}
-    if peer and (theirs := _peer()):
-        functions["fla"] = theirs
-    print(f"{tokens} tokens, bf16; forward / forward + backward in ms; peak memory above the inputs")
+    if peer:
+        functions["fla"] = peer
+    print(f"{tokens} tokens, bf16; forward / forward + backward / the same from a graph, in ms; peak memory above the inputs")
     for name, (heads, key, value) in HEADS.items():
         for length in (2048, 8192, 32768):
             x = inputs(tokens // length, length, heads, key, value, torch.bfloat16)
             for label, function in functions.items():
-                forward, whole, memory = measure(function, x)
-                print(f"{name}  T={length:6}  {label:8} {forward:6.3f} / {whole:6.3f}  {memory:5.0f} MB", flush=True)
+                forward, whole, graph, memory = measure(function, x)
+                print(f"{name}  T={length:6}  {label:8} {forward:6.3f} / {whole:6.3f} / {graph:6.3f}  {memory:5.0f} MB", flush=True)
 
 
-def measure(function: Callable[..., torch.Tensor], x: list[torch.Tensor]) -> tuple[float, float, float]:
-    """Return median ms forward, median ms forward + backward, peak MB above the inputs."""
+def measure(function: Callable[..., torch.Tensor], x: list[torch.Tensor]) -> tuple[float, float, float, float]:
+    """Return median ms forward, forward + backward, the same replayed from a graph; peak MB above the inputs."""
     leaves = [t.detach().clone().requires_grad_() for t in x[:4]]
 
     def both() -> None:
@@ -105,11 +113,16 @@ def measure(function: Callable[..., torch.Tensor], x: list[torch.Tensor]) -> tup
     with torch.no_grad():
         forward = do_bench(lambda: function(*leaves), warmup=25, rep=100, return_mode="median")
     whole = do_bench(both, warmup=25, rep=150, return_mode="median")
+    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     both()
     torch.cuda.synchronize()
-    return forward, whole, (torch.cuda.max_memory_allocated() - before) / 2**20
+    memory = (torch.cuda.max_memory_allocated() - before) / 2**20
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        both()
+    return forward, whole, do_bench(graph.replay, warmup=25, rep=100, return_mode="median"), memory
 
 
 def softmax(tokens: int) -> None:
@@ -134,13 +147,17 @@ def softmax(tokens: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the recurrence in float64 before timing")
-    parser.add_argument("--peer", action="store_true", help="also time flash-linear-attention (its autotuning takes minutes)")
+    parser.add_argument("--peer", action="store_true", help="also flash-linear-attention (its autotuning takes minutes)")
+    parser.add_argument(
+        "--peer-untuned", action="store_true", help="the same for its errors and memory, without tuning: its times mean nothing"
+    )
     parser.add_argument("--tokens", type=int, default=32768)
     arguments = parser.parse_args()
     print(
         f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  triton {triton.__version__}  {platform.python_version()}"
     )
+    other = find_peer(arguments.peer) if arguments.peer or arguments.peer_untuned else None
     if arguments.check:
-        check()
-    times(arguments.tokens, arguments.peer)
+        check(other)
+    times(arguments.tokens, other)
     softmax(arguments.tokens)

@@ -158,13 +158,13 @@ def test_offsets_that_do_not_fit_are_refused(offsets):
 INTERPRETED = """
 import torch
 from tests.kernels.test_gated import close, tensors, values_and_gradients
-for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), ((1, 40, 1, 16, 16), 0.02), ((1, 300, 1, 16, 16), 16.0)):
+for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), ((1, 40, 1, 16, 16), 0.02), ((1, 300, 1, 16, 16), 16.0), ((1, 20, 1, 5, 16), 1.0)):
     x = tensors(*shape, strength)
     exact = values_and_gradients(x, "recurrence")
     ours = values_and_gradients([t.float() for t in x], "triton")
     for a, b in zip(ours, exact):
         assert close(a.double(), b, 5e-3 if strength < 1 else 1e-5), (shape, strength)
-for length, strength in ((300, 16.0), (150, 0.02)):  # in 16 bits
+for length, strength in ((300, 16.0), (150, 0.02), (100, 0.5)):  # in 16 bits
     x = [t.half() for t in tensors(1, length, 2, 16, 24, strength)]
     exact = values_and_gradients([t.double() for t in x], "recurrence")
     for i, (a, b) in enumerate(zip(values_and_gradients(x, "triton"), exact)):

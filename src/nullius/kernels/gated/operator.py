@@ -52,7 +52,7 @@ def gated_linear_attention(
         from nullius.kernels.gated.triton_operator import triton_gated
 
         offsets = None if sequences is None else [start for start, _ in sequences] + [length]
-        o, end = triton_gated(q, k, v, gate, state, scale, offsets)
+        o, end = triton_gated(q, k, v, gate, None if initial_state is None else state, scale, offsets)
     else:
         _check_gate(gate)
         form = chunked if chosen == "chunks" else recurrence

@@ -1,15 +1,18 @@
-"""The Triton back end: plans the launches and ties them to autograd."""
+"""The Triton back end: plans the launches and ties them to autograd.
+
+For small layers the processor that launches kernels is what takes time. Hence everything that depends on shapes alone is made once and kept
+(`_Launches`), and kernels are started as compiled, without Triton's lookup.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -27,119 +30,207 @@ class Tiles:
 
 
 CHUNK = 64
+BLOCK = 4  # chunks between two states that are written to memory
 PREPARE = Tiles(64, 0, 4, 1)
 SCORES = Tiles(32, 64, 4, 3)  # k: of P; v: of its gradient
-WALK = Tiles(0, 128, 8, 2)  # k: all of it; v shrinks where K is larger than 256
-KEYS = Tiles(64, 64, 4, 4)
+WALK = Tiles(0, 128, 8, 3)  # k: all of it; v shrinks where K is larger than 256, and stages where it is larger than 128
+GRADIENTS = Tiles(128, 128, 8, 3)
+KEYS = Tiles(64, 0, 4, 1)
 # A segment is a run of chunks that one program walks. Sequences are cut into segments until this many programs fill the machine.
 PROGRAMS = 128
 
 
+def _ratio(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _width(size: int) -> int:
+    """The next power of two, at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Tables: chunks [n, 2] (first token, length), segments [m, 3] (first and past-last token, first chunk), sequences [s, 2] (first and
-    past-last segment)."""
+    """Tables of what programs work on.
+
+    chunks [n, 2]: first token, length. blocks [m, 3]: first and past-last token, first chunk. segments [s, 8]: the same and the first block;
+    rows of the state to start from, forwards and backwards; rows where the state at the end belongs, likewise, −1 where nobody wants it.
+    pieces [p, 8]: segments (in halves, where a sequence has two), likewise, for the sums from which `join` makes the states to start from. sequences [r, 2]: first and
+    past-last piece.
+    """
 
     chunk: int
     chunks: Tensor
+    blocks: Tensor
     segments: Tensor
+    pieces: Tensor
     sequences: Tensor
 
 
-@lru_cache(maxsize=64)
 def plan(offsets: tuple[int, ...], programs: int, largest_chunk: int, device: torch.device) -> Plan:
-    """Cut sequences into chunks and segments. programs: those that walk one sequence side by side (heads × tiles of V)."""
+    """Cut sequences into chunks, blocks, segments and pieces. programs: those that walk one sequence side by side (heads × tiles of a state)."""
     longest = max(b - a for a, b in pairwise(offsets))
-    chunk = min(largest_chunk, max(16, triton.next_power_of_2(longest)))
+    chunk = min(largest_chunk, _width(longest))
     wanted = max(1, PROGRAMS // (programs * (len(offsets) - 1)))
-    chunks: list[tuple[int, int]] = []
-    segments: list[tuple[int, int, int]] = []
-    sequences: list[tuple[int, int]] = []
-    for a, b in pairwise(offsets):
-        length = max(4, triton.cdiv(triton.cdiv(b - a, chunk), wanted)) * chunk  # below four chunks a segment costs more than it wins
-        starts = range(a, b, length)
-        sequences.append((len(segments), len(segments) + len(starts)))
-        segments += [(i, min(i + length, b), len(chunks) + (i - a) // chunk) for i in starts]
+    cut = any(b - a > _segment(b - a, chunk, wanted) for a, b in pairwise(offsets))
+    chunks: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
+    segments: list[tuple[int, ...]] = []
+    pieces: list[tuple[int, ...]] = []
+    sequences: list[tuple[int, ...]] = []
+    for row, (a, b) in enumerate(pairwise(offsets)):
+        length, block = _segment(b - a, chunk, wanted), BLOCK * chunk
+        begin = len(pieces)
+        for i in range(a, b, length):
+            end, first, last = min(i + length, b), i == a, i + length >= b
+            where = len(chunks) + (i - a) // chunk
+            half = _ratio(_ratio(end - i, chunk), 2 if b - a <= 2 * length else 1) * chunk
+            halves = [(j, min(j + half, end)) for j in range(i, end, half)]
+            for j, past in halves:
+                at = len(pieces)
+                pieces.append((j, past, where + (j - i) // chunk, 0, 0, 0, -1 if last else at, -1 if first else at))
+            rows = (len(pieces) - len(halves), len(pieces) - 1) if cut else (row, row)
+            segments.append((i, end, where, len(blocks) + (i - a) // block, *rows, row if last else -1, row if first else -1))
+        sequences.append((begin, len(pieces)))
+        blocks += [(i, min(i + block, b), len(chunks) + (i - a) // chunk) for i in range(a, b, block)]
         chunks += [(i, min(chunk, b - i)) for i in range(a, b, chunk)]
-    tables = [torch.tensor(rows, dtype=torch.int32, device=device) for rows in (chunks, segments, sequences)]
-    return Plan(chunk, *tables)
+    tables = (chunks, blocks, segments, pieces, sequences)
+    return Plan(chunk, *(torch.tensor(rows, dtype=torch.int32, device=device) for rows in tables))
+
+
+def _segment(length: int, chunk: int, wanted: int) -> int:
+    """Tokens of a segment: whole blocks."""
+    return _ratio(_ratio(length, BLOCK * chunk), wanted) * BLOCK * chunk
 
 
 def triton_gated(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor, scale: float, offsets: list[int] | None
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, offsets: list[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as `recurrence`, for tensors on CUDA (anywhere under Triton's interpreter); offsets: of packed sequences, if any."""
+    """Same contract as `recurrence`, for tensors on CUDA (anywhere under Triton's interpreter).
+
+    state: None for zeros. offsets: of packed sequences, if any."""
     batch, length = q.shape[:2]
     bounds = tuple(offsets or range(0, batch * length + 1, length))
     if gate.stride(0) != length * gate.stride(1):
         gate = gate.contiguous()
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        o, end = _Gated.apply(q.contiguous(), k.contiguous(), v.contiguous(), gate, state.contiguous(), scale, bounds)
+        o, end = _Gated.apply(
+            q.contiguous(), k.contiguous(), v.contiguous(), gate, None if state is None else state.contiguous(), scale, bounds
+        )
     return o, end
 
 
-def _width(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+class _Launches:
+    """What all calls of one shape share: the plan, tile sizes, constants, kernels as compiled. Its methods launch one kernel each."""
 
-
-# Kernels as compiled, with their constants in the order of their arguments. Triton looks a kernel up by binding and describing every argument
-# at every launch, which for a small layer takes the processor longer than the GPU takes to run it.
-_COMPILED: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-
-
-class _Call:
-    """What all launches of one call share: shapes, strides of the gate, the plan, the precision."""
-
-    def __init__(self, q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], scale: float, *others: Tensor) -> None:
-        self.heads, self.K, self.V = q.shape[2], q.shape[3], v.shape[3]
-        self.scale = scale
-        self.strides = (gate.stride(1), gate.stride(2), gate.stride(3))
-        self.exact = q.dtype == torch.float32
-        self.precision = "ieee" if self.exact else "tf32"
-        wide = _width(self.K)
+    def __init__(
+        self,
+        bounds: tuple[int, ...],
+        heads: int,
+        key: int,
+        value: int,
+        dtype: torch.dtype,
+        strides: tuple[int, int, int],
+        device: torch.device,
+    ) -> None:
+        self.heads, self.K, self.V, self.strides = heads, key, value, strides
+        exact = dtype == torch.float32
+        wide, tall = _width(key), _width(value)
+        chunk = min(CHUNK, max(16, 32768 // (wide * dtype.itemsize)))
         # a walk holds [C, K] tiles of Q and K in shared memory, 32 KB each, and a [K, BV] tile of the state in registers, 128 KB
-        self.walk_v = min(_width(self.V), max(16, 32768 // wide), 32 if self.exact else WALK.v)
-        self.walk_tiles = triton.cdiv(self.V, self.walk_v)
-        self.rows = self.walk_tiles * self.walk_v  # of the kept states, whole tiles of them
-        chunk = min(CHUNK, max(16, 32768 // (wide * q.element_size())))
-        self.plan = plan(bounds, self.heads * self.walk_tiles, chunk, q.device)
-        self.aligned = all(x.data_ptr() % 16 == 0 for x in (q, v, gate, *others))
-        self.key = (self.heads, self.K, self.V, q.dtype, gate.dtype, self.strides, self.plan.chunk, q.device)
+        walk_v = min(tall, max(16, 32768 // wide), 32 if exact else WALK.v)
+        self.walk_tiles = _ratio(value, walk_v)
+        self.plan = plan(bounds, heads * self.walk_tiles, chunk, device)
+        at = self.plan
+        self.chunks, self.blocks, self.segments, self.pieces, self.sequences = map(
+            len, (at.chunks, at.blocks, at.segments, at.pieces, at.sequences)
+        )
+        self.cut = self.segments > self.sequences
+        turn_k, turn_v = min(wide, GRADIENTS.k), min(tall, GRADIENTS.v)
+        if exact:
+            turn_k, turn_v = min(wide, 32), min(tall, 64)
+        self.turn_k, self.turn_v, self.turn_tiles = turn_k, turn_v, _ratio(value, turn_v)
+        precision = "ieee" if exact else "tf32"
+        # A channel that fades by more than this in one chunk leaves the range of its type when the exponent is split in two halves (2^-230 is
+        # e^-160; fp16 has five bits of exponent): see `chunks`. And one that fades by more than `faded` takes nothing across the chunk.
+        strong, faded = -12.0 if dtype == torch.float16 else -230.0, -30.0 if exact else -12.0
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        """Launch a kernel, the second time without asking Triton which it is. What Triton would compile anew for is in the key."""
-        key = (kernel.fn.__name__, *constants.values(), self.key)
-        if self.aligned and key in _COMPILED:
-            compiled, values = _COMPILED[key]
-            compiled[(*grid, 1, 1)[:3]](*arguments, *values)
+        def constants(tiles: Tiles, **extra: Any) -> dict[str, Any]:
+            return {"C": self.plan.chunk, "num_warps": tiles.warps, "num_stages": tiles.stages, **extra}
+
+        # a tile is loaded at once from rows that begin at multiples of 16 bytes
+        self.by_tile = heads * key * dtype.itemsize % 16 == 0
+        # fp32 has no matrix unit: its products are written out, and large ones take a minute to compile
+        keys = {
+            "K": key,
+            "BK": 16 if exact else min(KEYS.k, wide),
+            "TILES": self.turn_tiles,
+            "LOADED_BY_TILE": self.by_tile,
+            "STRONG": strong,
+            "FADED": faded,
+            "PRECISION": precision,
+        }
+        join = {"K": key, "V": value, "BK": min(32, wide), "BV": min(64, tall)}
+        self.join_tiles = _ratio(key, join["BK"]) * _ratio(value, join["BV"])
+        self.constants: dict[Any, dict[str, Any]] = {
+            kernels.prepare: constants(PREPARE, K=key, BK=min(PREPARE.k, wide)),
+            kernels.scores: constants(SCORES, K=key, BK=min(SCORES.k, wide), STRONG=strong, PRECISION=precision),
+            kernels.walk: constants(
+                replace(WALK, stages=WALK.stages if wide <= 128 else 2), K=key, V=value, BK=wide, BV=walk_v, PRECISION=precision
+            ),
+            kernels.join: join,
+            kernels.score_gradient: constants(SCORES, V=value, BV=min(SCORES.v, tall), PRECISION=precision),
+            kernels.walk_gradients: constants(GRADIENTS, K=key, V=value, R=BLOCK, BK=turn_k, BV=turn_v, PRECISION=precision),
+            kernels.key_gradients: constants(KEYS, **keys),
+        }
+        self.compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+
+    def launch(self, kernel: Any, grid: tuple[int, int, int], *arguments: Any, **flags: Any) -> None:
+        """Launch a kernel, the second time without asking Triton which it is: binding and describing every argument at every launch takes
+        the processor longer than the GPU needs for a small layer. `arguments` are all at addresses that are multiples of 16, or the kernel is
+        compiled anew: see `of`."""
+        key = (kernel, *flags.values())
+        known = self.compiled.get(key)
+        if known is not None:
+            known[0][grid](*arguments, *known[1], stream=torch.cuda.current_stream().cuda_stream)
             return
+        constants = self.constants[kernel] | flags
         compiled = kernel[grid](*arguments, **constants)
-        if self.aligned and compiled is not None:  # None: interpreted
-            _COMPILED[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+        if compiled is not None:  # None: interpreted
+            self.compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
-    def constants(self, tiles: Tiles, **extra: Any) -> dict[str, Any]:
-        return {"C": self.plan.chunk, "num_warps": tiles.warps, "num_stages": tiles.stages, **extra}
-
-    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, bad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float, bad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b) and b_C [chunks, H, K] (base 2)."""
         grown, faded = torch.empty_like(q), torch.empty_like(k)
-        fade = q.new_empty((len(self.plan.chunks), self.heads, self.K), dtype=torch.float32)
-        constants = self.constants(PREPARE, K=self.K, BK=min(PREPARE.k, _width(self.K)))
-        grid = (triton.cdiv(self.K, constants["BK"]), len(self.plan.chunks), self.heads)
-        numbers = (self.scale, self.heads, *self.strides)
-        self.launch(kernels.prepare, grid, q, k, gate, self.plan.chunks, grown, faded, fade, bad, *numbers, **constants)
+        fade = q.new_empty((self.chunks, self.heads, self.K), dtype=torch.float32)
+        grid = (_ratio(self.K, self.constants[kernels.prepare]["BK"]), self.chunks, self.heads)
+        tensors = (q, k, gate, self.plan.chunks, grown, faded, fade, bad)
+        self.launch(kernels.prepare, grid, *tensors, scale, self.heads, *self.strides)
         return grown, faded, fade
 
-    def scores(self, grown: Tensor, faded: Tensor, q: Tensor, k: Tensor, gate: Tensor, fade: Tensor) -> Tensor:
+    def scores(self, grown: Tensor, faded: Tensor, q: Tensor, k: Tensor, gate: Tensor, fade: Tensor, scale: float) -> Tensor:
         """Return P [chunks, H, C, C]."""
-        c = self.plan.chunk
-        p = q.new_empty((len(self.plan.chunks), self.heads, c, c))
-        constants = self.constants(SCORES, K=self.K, BK=min(SCORES.k, _width(self.K)), PRECISION=self.precision)
+        p = q.new_empty((self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
         tensors = (grown, faded, q, k, gate, self.plan.chunks, fade, p)
         for strong in (False, True):
-            numbers = (self.scale, self.heads, *self.strides)
-            self.launch(kernels.scores, tuple(p.shape[:2]), *tensors, *numbers, GATES_ARE_STRONG=strong, **constants)
+            grid = (self.chunks, self.heads, 1)
+            self.launch(kernels.scores, grid, *tensors, scale, self.heads, *self.strides, GATES_ARE_STRONG=strong)
         return p
+
+    def starts(self, write: Tensor, right: Tensor, fade: Tensor, first: Tensor | None, backwards: bool) -> Tensor | None:
+        """Return the states that segments start with (backwards: end with), in the rows that the plan says."""
+        if not self.cut:
+            return first
+        sums = fade.new_empty((self.pieces, self.heads, self.K, self.V))
+        starts = torch.empty_like(sums)
+        total = fade.new_empty((self.pieces, self.heads, self.K))
+        tensors = (write, write, right, fade, fade, self.plan.pieces, fade, right, sums, total)
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True}
+        self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.heads, **flags)
+        tensors = (sums, total, fade if first is None else first, starts, self.plan.sequences)
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": first is None}
+        self.launch(kernels.join, (self.join_tiles, self.sequences, self.heads), *tensors, self.heads, **flags)
+        return starts
 
     def walk(
         self,
@@ -148,88 +239,108 @@ class _Call:
         right: Tensor,
         scores: Tensor,
         fade: Tensor,
-        first: Tensor,
-        *,
-        out: bool,
-        keep: bool,
+        starts: Tensor | None,
+        last: Tensor | None,
         backwards: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs, states at the edges of chunks [chunks · H · V, K] (padded to tiles), last states [sequences, H, K, V]."""
-        at, shape = self.plan, (self.heads, self.K, self.V)
-        outputs = torch.empty_like(right) if out else right
-        kept = right.new_empty((len(at.chunks) * self.heads * self.rows, _width(self.K))) if keep else right
-        target = TensorDescriptor.from_tensor(kept, [self.walk_v, _width(self.K)]) if keep else right
-        last = torch.empty_like(first)
-        constants = self.constants(
-            WALK, K=self.K, V=self.V, BK=_width(self.K), BV=self.walk_v, VP=self.rows, BACKWARDS=backwards, PRECISION=self.precision
-        )
-        grid = (self.walk_tiles, len(at.segments), self.heads)
+    ) -> Tensor:
+        """Return the outputs (backwards: dV); write the last states (backwards: the gradients of the first), if asked to."""
+        outputs = torch.empty_like(right)
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None, "OUT": True, "LAST": last is not None, "TOTAL": False}
+        first, end = fade if starts is None else starts, fade if last is None else last
+        tensors = (read, write, right, scores, fade, self.plan.segments, first, outputs, end, fade)
+        self.launch(kernels.walk, (self.walk_tiles, self.segments, self.heads), *tensors, self.heads, **flags)
+        return outputs
 
-        def launch(start: Tensor, end: Tensor, total: Tensor, **what: bool) -> None:
-            flags = {name: what.get(name, False) for name in ("FROM_ZERO", "OUT", "KEEP", "TOTAL")}
-            place = target if flags["KEEP"] else right
-            tensors = (read, write, right, scores, fade, at.segments, start, outputs, place, end, total)
-            self.launch(kernels.walk, grid, *tensors, self.heads, **flags, **constants)
+    def walk_gradients(
+        self, write: Tensor, right: Tensor, other: Tensor, fade: Tensor, starts: Tensor | None, kept: Tensor, edges: Tensor, backwards: bool
+    ) -> Tensor:
+        """Return H dOᵀ (backwards: dH Vᵀ) by tile of V; write `kept` (backwards: `edges`)."""
+        parts = right.new_empty((self.turn_tiles, self.chunks, self.heads, self.K, self.plan.chunk))
+        tensors = (write, right, other, fade, self.plan.segments, fade if starts is None else starts, parts, kept, edges)
+        grid = (_ratio(self.K, self.turn_k) * self.turn_tiles, self.segments, self.heads)
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None}
+        self.launch(kernels.walk_gradients, grid, *tensors, self.chunks, self.blocks, self.heads, **flags)
+        return parts
 
-        def go(start: Tensor, end: Tensor, total: Tensor) -> None:
-            if out:
-                launch(start, end, total, OUT=True)
-            if keep:  # a walk of its own: outputs, states and what is loaded ahead do not fit into shared memory together
-                launch(start, end, total, KEEP=True)
+    def key_gradients(
+        self,
+        q: Tensor,
+        k: Tensor,
+        gate: Tensor,
+        fade: Tensor,
+        d_p: Tensor,
+        from_earlier: Tensor,
+        from_later: Tensor,
+        edges: Tensor,
+        d_q: Tensor,
+        d_k: Tensor,
+        d_gate: Tensor,
+        scale: float,
+    ) -> None:
+        """Write dQ, dK and the gate's gradient."""
+        c, width = self.plan.chunk, self.constants[kernels.key_gradients]["BK"]
+        inputs: list[Any] = [q, k]
+        if self.by_tile:
+            row = self.heads * self.K
+            inputs = [TensorDescriptor(x, [x.numel() // row, row], [row, 1], [c, width]) for x in (q, k)]
+        parts = [TensorDescriptor(x, [x.numel() // c, c], [c, 1], [width, c]) for x in (from_earlier, from_later)]
+        squares = TensorDescriptor(d_p, [d_p.numel() // c, c], [c, 1], [c, c])
+        tensors = (*inputs, gate, fade, self.plan.blocks, squares, *parts, edges, d_q, d_k, d_gate)
+        numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
+        for strong in (False, True):
+            self.launch(
+                kernels.key_gradients, (_ratio(self.K, width), self.blocks, self.heads), *tensors, *numbers, GATES_ARE_STRONG=strong
+            )
 
-        if len(at.segments) == len(at.sequences):
-            go(first, last, fade)
-            return outputs, kept, last
-        sums = first.new_empty((len(at.segments), *shape))
-        starts = torch.empty_like(sums)
-        total = first.new_empty((len(at.segments), self.heads, self.K))
-        launch(first, sums, total, FROM_ZERO=True, TOTAL=True)
-        size = {"BK": min(32, _width(self.K)), "BV": min(64, _width(self.V))}
-        tiles = triton.cdiv(self.K, size["BK"]) * triton.cdiv(self.V, size["BV"])
-        joined = (sums, total, first, starts, last, at.sequences)
-        grid_of_join = (tiles, len(at.sequences), self.heads)
-        self.launch(kernels.join, grid_of_join, *joined, self.heads, K=self.K, V=self.V, **size, BACKWARDS=backwards)
-        go(starts, sums, total)
-        return outputs, kept, last
+
+_shared = lru_cache(maxsize=256)(_Launches)
+
+
+def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *others: Tensor | None) -> _Launches:
+    """The launches of this shape. Triton compiles anew for tensors whose address is no multiple of 16: these get launches of their own, which
+    are not kept."""
+    strides = (gate.stride(1), gate.stride(2), gate.stride(3))
+    shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, strides, q.device)
+    aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others)) and gate.dtype == q.dtype
+    return _shared(*shape) if aligned else _Launches(*shape)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor, scale: float, bounds: tuple[int, ...]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, bounds: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """Four launches (six where few sequences are cut into segments)."""
-        call = _Call(q, v, gate, bounds, scale, k, state)
+        ctx.set_materialize_grads(False)
+        call = _launches(q, v, gate, bounds, k, state)
         bad = torch.zeros((), dtype=torch.int32, device=q.device)
-        grown, faded, fade = call.prepare(q, k, gate, bad)
-        p = call.scores(grown, faded, q, k, gate, fade)
-        o, _, end = call.walk(grown, faded, v, p, fade, state, out=True, keep=False, backwards=False)
+        grown, faded, fade = call.prepare(q, k, gate, scale, bad)
+        p = call.scores(grown, faded, q, k, gate, fade, scale)
+        end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
+        starts = call.starts(faded, v, fade, state, False)
+        o = call.walk(grown, faded, v, p, fade, starts, end, False)
         torch._assert_async(bad == 0, "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
-        ctx.save_for_backward(q, k, v, gate, state, p)
+        ctx.save_for_backward(q, k, v, gate, grown, faded, fade, p, starts)
         ctx.scale, ctx.bounds = scale, bounds
         return o, end
 
     @staticmethod
-    def backward(ctx: Any, d_o: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
-        """Seven launches. What is as large as the inputs or larger is recomputed: kept from the forward it would double their memory."""
-        q, k, v, gate, state, p = ctx.saved_tensors
-        d_o, d_end = d_o.contiguous(), d_end.contiguous()
-        call = _Call(q, v, gate, ctx.bounds, ctx.scale, k, state, d_o, d_end)
-        chunks, heads, scale = call.plan.chunks, call.heads, ctx.scale
-        bad = torch.empty((), dtype=torch.int32, device=q.device)
-        grown, faded, fade = call.prepare(q, k, gate, bad)
-        d_v, d_kept, d_state = call.walk(faded, grown, d_o, p, fade, d_end, out=True, keep=True, backwards=True)
-        _, kept, _ = call.walk(grown, faded, v, p, fade, state, out=False, keep=True, backwards=False)
-        d_q, d_k = grown, faded  # no longer needed: their memory is
-        d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    def backward(ctx: Any, d_o: Tensor | None, d_end: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Six launches. States are made anew: they are the largest tensors by far."""
+        q, k, v, gate, grown, faded, fade, p, starts = ctx.saved_tensors
+        d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
+        d_end = None if d_end is None else d_end.contiguous()
+        call, scale = _launches(q, v, gate, ctx.bounds, k, d_o, d_end), ctx.scale
+        d_state = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if ctx.needs_input_grad[4] else None
+        d_starts = call.starts(grown, d_o, fade, d_end, True)
+        d_v = call.walk(faded, grown, d_o, p, fade, d_starts, d_state, True)
+        kept = v.new_empty((call.blocks, call.heads, call.K, call.V))
+        edges = fade.new_empty((call.turn_tiles, call.blocks, call.heads, call.K))
+        from_earlier = call.walk_gradients(faded, v, d_o, fade, starts, kept, edges, False)
+        from_later = call.walk_gradients(grown, d_o, v, fade, d_starts, kept, edges, True)
         d_p = p.new_empty((2, *p.shape))
-        constants = call.constants(SCORES, V=call.V, BV=min(SCORES.v, _width(call.V)), PRECISION=call.precision)
-        call.launch(kernels.score_gradient, (len(chunks), heads), d_o, v, chunks, d_p, scale, heads, **constants)
-        tile = {"BK": min(KEYS.k, _width(call.K)), "BV": min(KEYS.v, call.walk_v)}
-        constants = call.constants(KEYS, K=call.K, V=call.V, VP=call.rows, PRECISION=call.precision, **tile)
-        both = [TensorDescriptor.from_tensor(states, [tile["BV"], tile["BK"]]) for states in (kept, d_kept)]
-        tensors = (q, k, v, gate, fade, d_o, chunks, d_p, *both, d_q, d_k, d_gate)
-        grid = (triton.cdiv(call.K, tile["BK"]), len(chunks), heads)
-        for strong in (False, True):
-            call.launch(kernels.key_gradients, grid, *tensors, scale, heads, *call.strides, GATES_ARE_STRONG=strong, **constants)
+        call.launch(kernels.score_gradient, (call.chunks, call.heads, 1), d_o, v, call.plan.chunks, d_p, scale, call.heads)
+        d_q, d_k = torch.empty_like(q), torch.empty_like(k)
+        d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        call.key_gradients(q, k, gate, fade, d_p, from_earlier, from_later, edges, d_q, d_k, d_gate, scale)
         return d_q, d_k, d_v, d_gate, d_state, None, None
