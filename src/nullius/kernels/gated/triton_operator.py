@@ -55,8 +55,8 @@ class Plan:
 
     chunks [n, 2]: first token, length. blocks [m, 3]: first and past-last token, first chunk. segments [s, 8]: the same and the first block;
     rows of the state to start from, forwards and backwards; rows where the state at the end belongs, likewise, −1 where nobody wants it.
-    pieces [p, 8]: segments (in halves, where a sequence has two), likewise, for the sums from which `join` makes the states to start from. sequences [r, 2]: first and
-    past-last piece.
+    pieces [p, 8]: segments (in halves, where a sequence has two), likewise, for the sums from which `join` makes the states to start from.
+    sequences [r, 2]: first and past-last piece.
     """
 
     chunk: int
@@ -227,9 +227,9 @@ class _Launches:
         tensors = (write, write, right, fade, fade, self.plan.pieces, fade, right, sums, total)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True}
         self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.heads, **flags)
-        tensors = (sums, total, fade if first is None else first, starts, self.plan.sequences)
+        joined = (sums, total, fade if first is None else first, starts, self.plan.sequences)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": first is None}
-        self.launch(kernels.join, (self.join_tiles, self.sequences, self.heads), *tensors, self.heads, **flags)
+        self.launch(kernels.join, (self.join_tiles, self.sequences, self.heads), *joined, self.heads, **flags)
         return starts
 
     def walk(
