@@ -30,6 +30,7 @@ app.add_typer(digest.app, name="digest")
 web.register(app)
 calibrate.register(app)
 app.command()(train.train)
+app.command()(train.curves)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name from `nullius models`, a hub id, a directory or a GGUF file.")]

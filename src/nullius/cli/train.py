@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from nullius.cli.layout import show
 from nullius.cli.progress import QUIET_SECONDS, clock
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
 
 
 class Board:
@@ -94,3 +94,20 @@ def train(
     if first:
         held_out = f", held-out loss {result.held_out:.4f}" if result.held_out is not None else ""
         typer.echo(f"{result.steps} steps, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
+
+
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (their `out`), or their metrics.jsonl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .html (interactive) or .svg.")] = Path("training.html"),
+) -> None:
+    """Draw the losses and speeds of training runs, finished or going on, as the figures of studies are drawn."""
+    from nullius.lab import drawing, interactive, training_curves
+
+    drawn = training_curves.figure({str(run): training_curves.read(run) for run in runs})
+    if out.suffix not in (".html", ".svg"):
+        raise UsageError(f"{out} is neither .html nor .svg")
+    try:
+        out.write_text(interactive.html(drawn) if out.suffix == ".html" else drawing.svg(drawn), "utf-8")
+    except OSError as error:
+        raise NulliusError(f"cannot write {out}: {error.strerror}") from None
+    typer.echo(f"{out}")
