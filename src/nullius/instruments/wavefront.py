@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nullius.instruments import onednn, resume, taps
+from nullius.instruments import onednn, resume, suffix_attention, taps
 from nullius.models import hooks
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_input, first_output, with_input
@@ -168,23 +168,24 @@ def climb(
         rows = torch.cat([parts.pop(), new.rows]) if parts and len(parts[-1]) < size else new.rows
         parts += rows.split(size)
 
-    for layer in range(lowest, anatomy.n_layers):
-        with onednn.maps(anatomy.layers[layer]), ExitStack() as stack:
-            joining = list(cells(layer))
+    with suffix_attention.in_products(model):
+        for layer in range(lowest, anatomy.n_layers):
+            with onednn.maps(anatomy.layers[layer]), ExitStack() as stack:
+                joining = list(cells(layer))
+                for new in joining:
+                    if new.layer == layer:
+                        join(new)
+                if layer == top:
+                    for module in _behind_the_attention(anatomy):
+                        stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
+                for start, parts in there.items():
+                    args, kwargs = calls[start][layer]
+                    for i, rows in enumerate(parts):
+                        out = first_output(anatomy.layers[layer](rows, *args, **kwargs))
+                        parts[i] = out if layer < top else out[:, -1:].contiguous()
             for new in joining:
-                if new.layer == layer:
-                    join(new)
-            if layer == top:
-                for module in _behind_the_attention(anatomy):
-                    stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
-            for start, parts in there.items():
-                args, kwargs = calls[start][layer]
-                for i, rows in enumerate(parts):
-                    out = first_output(anatomy.layers[layer](rows, *args, **kwargs))
-                    parts[i] = out if layer < top else out[:, -1:].contiguous()
-        for new in joining:
-            if new.layer > layer:
-                join(replace(new, rows=new.rows[:, -1:]) if layer == top else new)
+                if new.layer > layer:
+                    join(replace(new, rows=new.rows[:, -1:]) if layer == top else new)
     return {start: torch.cat([anatomy.final_norm(rows)[:, -1] for rows in parts]) for start, parts in there.items()}
 
 
