@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nullius.models import architectures
 from nullius.stimuli.recall import NOTHING, Asked
-from nullius.training.kept import Kept
+from nullius.training.resuming import Kept
 
 Floats = NDArray[np.float64]
 

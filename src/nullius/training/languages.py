@@ -19,8 +19,8 @@ from nullius.stimuli import agreement, perturbations, sentence_files
 from nullius.stimuli.agreement import Sentence
 from nullius.stimuli.perturbations import LANGUAGES, Perturbed
 from nullius.training import own_text, sentences
-from nullius.training.kept import Kept
 from nullius.training.own_text import OwnText
+from nullius.training.resuming import Kept
 from nullius.training.sentences import Size
 
 Floats = NDArray[np.float64]

@@ -20,7 +20,7 @@ from nullius.lab.figures import Role
 from nullius.models import architectures
 from nullius.stimuli import recall
 from nullius.stimuli.recall import Asked
-from nullius.training import kept, own_text, variants
+from nullius.training import own_text, resuming, variants
 from nullius.training.asked import Bench, Floats, Recipe
 from nullius.training.own_text import OwnText
 from nullius.training.variants import Key, Nets, name
@@ -121,7 +121,7 @@ def deconstructing_attention(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
     words = (plan.text.steps * plan.text.batch // 2 + 4 * plan.test) * (plan.length + 1)  # half of what one network reads, and the test
     own = own_text.read(8 * words) if lab.option("text") == "file" else None
-    with kept.keeping(lab.study.slug, [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type], lab.full) as store:
+    with resuming.keeping(lab.study.slug, [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type], lab.full) as store:
         _measure(lab, plan, Bench(lab.subject.device, lab.seed, store, lab.listener.step), own, words)
 
 

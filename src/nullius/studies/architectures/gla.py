@@ -20,7 +20,7 @@ from nullius.lab.figures import Role
 from nullius.models import architectures
 from nullius.stimuli import grammar, recall
 from nullius.stimuli.recall import Asked
-from nullius.training import asked, crossover, kept, own_text
+from nullius.training import asked, crossover, own_text, resuming
 from nullius.training.asked import Bench, Floats, Recipe
 from nullius.training.own_text import OwnText
 
@@ -113,7 +113,7 @@ def gla(lab: Lab) -> None:
     plan = lab.scale(quick=QUICK, full=FULL)
     text = own_text.read(4 * plan.text.tokens) if plan.text and lab.option("text") == "file" else None
     facts = [asdict(plan), lab.seed, text.sha256 if text else "", lab.subject.device.type]
-    with kept.keeping("gla", facts, lab.full) as store:
+    with resuming.keeping("gla", facts, lab.full) as store:
         _measure(lab, plan, Bench(lab.subject.device, lab.seed, store, lab.listener.step), text)
 
 

@@ -25,7 +25,7 @@ from nullius.lab.figures import Role
 from nullius.lab.statistics import mean_interval
 from nullius.stimuli import agreement
 from nullius.stimuli.perturbations import LANGUAGES, PLURAL, SINGULAR, arrangements
-from nullius.training import kept, languages, own_text
+from nullius.training import languages, own_text, resuming
 from nullius.training.languages import Learner, Lessons, School, Show, marker_surprise, tell_constituents
 from nullius.training.sentences import Size
 
@@ -98,11 +98,11 @@ def impossible_languages(lab: Lab) -> None:
     most = 200 * (plan.lessons.train + plan.lessons.test)  # characters: sentences enough
     own = own_text.read(most) if lab.option("text") == "file" else None
     facts = [asdict(plan), lab.seed, own.sha256 if own else "", lab.subject.device.type]
-    with kept.keeping(lab.study.slug, facts, lab.full) as store:
+    with resuming.keeping(lab.study.slug, facts, lab.full) as store:
         _measure(lab, plan, store, own)
 
 
-def _measure(lab: Lab, plan: Plan, store: kept.Kept, own: own_text.OwnText | None) -> None:
+def _measure(lab: Lab, plan: Plan, store: resuming.Kept, own: own_text.OwnText | None) -> None:
     show: Show = lambda label, done, total: lab.listener.step(f"learning {label}", done, total)  # noqa: E731
     generated = languages.of_grammar(plan.lessons, lab.seed, lab.subject.device, show, store)
     ordinary = generated
