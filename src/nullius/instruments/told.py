@@ -123,6 +123,7 @@ class Told:
         noise = torch.tensor(rng.random(tuple(mean.shape))).scatter(-1, best, -1.0)
         drawn = noise.argsort(-1, descending=True)[..., :k]
         shape = (-1, len(self.test), -1, -1)
+        lead = lead.clamp(min=1e-30)  # where the manners do not differ at all, nothing falls
         return [(effects[:, self.test].gather(-1, some[:, None].expand(*shape)).sum((0, 3)) / lead).numpy() for some in (best, drawn)]
 
     def importance(
