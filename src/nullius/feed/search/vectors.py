@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nullius.models.minilm.forward import WIDTH
 
 EXACT = 300_000  # rows up to which one float32 product answers; above, sign bits choose what is scored
+ONCE = 30_000  # and in a process that asks for the first time, perhaps the last: unpacking all rows would take longer than the answer
 CANDIDATES = 500
 CHUNK = 65_536
 PLANES = WIDTH // 64
@@ -54,7 +55,10 @@ class Vectors:
 
     @cached_property
     def _floats(self) -> Floats:
-        return np.asarray(self.bytes, np.float32) * self.scales[:, None]
+        floats = self.bytes.astype(np.float32)
+        floats *= self.scales[:, None]
+        self._give_back()
+        return floats
 
     @cached_property
     def _signs(self) -> NDArray[np.uint64]:
@@ -88,10 +92,12 @@ class Vectors:
         if among is not None:
             rows = self._rows(among)
             return self._best(rows, self._score(rows, query), limit)
-        if len(self.numbers) <= EXACT:
-            scores = self._all(query)
-            return self._best(np.arange(len(scores)), np.where(self.live, scores, -2), limit)
-        rows = self._candidates(query, max(CANDIDATES, len(self.numbers) // 1000, 2 * limit))
+        count = len(self.numbers)
+        self._asked += 1
+        if count <= (ONCE if self._asked == 1 else EXACT):
+            return self._best(np.arange(count), np.where(self.live, self._floats @ query, -2), limit)
+        share = 1000 if count > EXACT else 20
+        rows = self._candidates(query, max(CANDIDATES, count // share, 2 * limit))
         rows = np.sort(rows[self.live[rows]])  # in the order of the file
         return self._best(rows, self._score(rows, query), limit)
 
@@ -104,18 +110,15 @@ class Vectors:
         found = (places >= 0) & (self._sorted[places] == wanted)
         return np.sort(self._order[places[found]]).astype(np.int64)
 
-    def _all(self, query: Floats) -> Floats:
-        self._asked += 1
-        if self._asked > 1 or len(self.numbers) <= CHUNK:  # a process that asks once does not unpack them all
-            return self._floats @ query
-        parts = [self.bytes[i : i + CHUNK].astype(np.float32) @ query for i in range(0, len(self.numbers), CHUNK)]
-        return np.concatenate(parts) * self.scales
-
     def _score(self, rows: Ints, query: Floats) -> Floats:
         scores = (np.asarray(self.bytes[rows], np.float32) @ query) * self.scales[rows]
-        if self._file is not None and len(self.numbers) > EXACT:  # the pages stay in the system's cache, not in this process
-            self._file.madvise(mmap.MADV_DONTNEED)
+        self._give_back()
         return np.asarray(scores, np.float32)
+
+    def _give_back(self) -> None:
+        """Let the system's cache alone hold the pages that were read, where there are many."""
+        if self._file is not None and len(self.numbers) > ONCE:
+            self._file.madvise(mmap.MADV_DONTNEED)
 
     def _candidates(self, query: Floats, count: int) -> Ints:
         """The rows whose signs differ from the query's in the fewest places."""
