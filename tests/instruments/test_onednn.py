@@ -14,9 +14,9 @@ pytestmark = pytest.mark.skipif(not onednn.available(), reason="this torch has n
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_says_the_same(toys, family):
-    """With few tokens, and with so many that the weights are rearranged."""
+    """With numbers of tokens that go to oneDNN (128, 504), and one that does not."""
     model = toys[family]
-    for rows in (1, 40):
+    for rows in (1, 16, 63):
         batch = model.pad(torch.randint(5, 1000, (rows, 8), generator=torch.Generator().manual_seed(rows)).tolist())
         plain = taps.read(model, batch, ["resid_post", "mlp_post"], positions="all")
         with torch.no_grad(), onednn.maps(model.hf):
@@ -42,11 +42,17 @@ class Clamped(nn.Module):
 def test_null_what_only_looks_like_a_gated_block_is_left_its_own_formula():
     torch.manual_seed(0)
     block = Clamped()
-    x = torch.randn(3, 5, 8)
+    x = torch.randn(4, 32, 8)
     with torch.no_grad():
         plain = block(x)
         with onednn.maps(block):
             assert torch.allclose(block(x), plain, atol=1e-5)
+
+
+def test_few_numbers_of_tokens_get_a_kernel():
+    sizes = [tokens for tokens in range(1, 513) if onednn.suits(torch.empty(tokens, 2))]
+    assert sizes == [128, 256, *range(384, 513, 8)]
+    assert onednn.suits(torch.empty(8, 16, 2))
 
 
 def test_other_types_and_kinds_are_left_alone(toy):

@@ -2,7 +2,8 @@
 
 torch hands `nn.Linear` to the machine's BLAS, which rearranges the weights at each call. Here they are rearranged once, for as long as a layer is in
 use; and where a feed-forward block is the usual gated one, activation and product are made by the same kernels, while the numbers are in the cache.
-Results agree to float32 rounding, not bit for bit. Weights are untouched; on other devices and types nothing happens.
+For each number of tokens oneDNN compiles a kernel of its own, which takes a millisecond and stays, with about a megabyte: so only a few numbers
+(`suits`) go to it. Results agree to float32 rounding, not bit for bit. Weights are untouched; on other devices and types nothing happens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MANY = 256  # tokens after which rearranging the weights has paid
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("swish", ""): F.silu,
@@ -47,34 +47,43 @@ def maps(layer: nn.Module) -> Iterator[None]:
             del module.forward  # uncovers the method of its class
 
 
+def suits(x: Tensor) -> bool:
+    """Whether oneDNN is given a tensor of so many tokens: the multiples of 128, and of 8 from 384 on (of which a sweep's full batches hold one)."""
+    tokens = x.numel() // x.shape[-1]
+    return tokens % 128 == 0 or (tokens >= 384 and tokens % 8 == 0)
+
+
 class _Linear:
-    """activation(x · W.T + b), and that times y."""
+    """activation(x · W.T + b), and that times y; a number of tokens that does not suit is left to torch (and has no activation)."""
 
     def __init__(self, module: Any) -> None:
-        self.weight, self.bias, self.seen, self.packed = module.weight.detach(), module.bias, 0, False
+        self.weight, self.bias = module.weight.detach(), module.bias
+        self.packed: Tensor | None = None
 
     def __call__(self, x: Tensor, kind: str = "none", algorithm: str = "") -> Tensor:
-        self._see(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], algorithm)
+        if not suits(x):
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed(), self.bias, kind, [], algorithm)
 
     def times(self, x: Tensor, y: Tensor) -> Tensor:
-        self._see(x)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self.weight, self.bias, "mul")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed(), self.bias, "mul")
 
-    def _see(self, x: Tensor) -> None:
-        self.seen += x.numel() // x.shape[-1]
-        if self.seen >= MANY and not self.packed:
-            self.weight, self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight), True
+    def _packed(self) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+        return self.packed
 
 
 class _Gated:
-    """down(activation(gate(x)) · up(x)) in three kernels."""
+    """down(activation(gate(x)) · up(x)) in three kernels; a number of tokens that does not suit goes the block's own way."""
 
-    def __init__(self, gate: _Linear, up: _Linear, down: nn.Module, kind: tuple[str, str]) -> None:
-        self.gate, self.up, self.down, self.kind = gate, up, down, kind
+    def __init__(self, block: Any, gate: _Linear, up: _Linear, kind: tuple[str, str]) -> None:
+        self.block, self.gate, self.up, self.kind = block, gate, up, kind
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.up.times(x, self.gate(x, *self.kind)))
+        if not suits(x):
+            return type(self.block).forward(self.block, x)
+        return self.block.down_proj(self.up.times(x, self.gate(x, *self.kind)))
 
 
 @cache
@@ -82,7 +91,7 @@ def available() -> bool:
     """Whether this build of torch has what is needed."""
     try:
         linear = _Linear(nn.Linear(2, 2))
-        return torch.backends.mkldnn.is_available() and linear(torch.ones(MANY, 2)).shape == (MANY, 2)
+        return torch.backends.mkldnn.is_available() and linear(torch.ones(128, 2)).shape == (128, 2)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
@@ -103,9 +112,9 @@ def _fused(block: nn.Module, linears: dict[nn.Module, _Linear]) -> _Gated | None
     kind = next((kind for kind, known in ACTIVATIONS.items() if torch.allclose(parts["act_fn"](points), known(points), atol=1e-6)), None)
     if kind is None:
         return None
-    gated = _Gated(linears[parts["gate_proj"]], linears[parts["up_proj"]], parts["down_proj"], kind)
+    gated = _Gated(block, linears[parts["gate_proj"]], linears[parts["up_proj"]], kind)
     if type(block) not in _gated:
-        some = torch.randn(1, 2, gated.gate.weight.shape[1], generator=torch.Generator().manual_seed(0))
+        some = torch.randn(1, 128, gated.gate.weight.shape[1], generator=torch.Generator().manual_seed(0))
         plain, quick = block.forward(some), gated(some)
         _gated[type(block)] = torch.allclose(plain, quick, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
     return gated if _gated[type(block)] else None

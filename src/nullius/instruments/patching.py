@@ -256,8 +256,8 @@ def tokens_per_pass(model: LanguageModel) -> int:
 
 
 def tokens_in_flight(model: LanguageModel) -> int:
-    """Positions whose residual stream is kept between two layers: 128 MB of them on a CPU, on a GPU a quarter of the free memory."""
-    room = 2**27 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
+    """Positions whose residual stream is kept between two layers: 32 MB of them on a CPU, on a GPU a quarter of the free memory."""
+    room = 2**25 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
     return int(room) // (model.anatomy.d_model * model.dtype.itemsize)
 
 

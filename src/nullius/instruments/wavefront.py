@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import lcm
 from typing import Any
 
 import torch
@@ -164,7 +165,9 @@ def climb(
     there: dict[int, list[Tensor]] = {start: [] for start in starts}
 
     def join(new: Joining) -> None:
-        parts, size = there[new.start], max(1, tokens // new.rows.shape[1] // n) * n
+        parts, most = there[new.start], tokens // new.rows.shape[1]
+        unit = lcm(n, 8) if lcm(n, 8) <= most else n  # whole copies, and if it can be a number of tokens that `onednn` takes
+        size = max(1, most // unit) * unit
         rows = torch.cat([parts.pop(), new.rows]) if parts and len(parts[-1]) < size else new.rows
         parts += rows.split(size)
 
