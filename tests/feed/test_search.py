@@ -240,6 +240,8 @@ def test_known_items_come_first_and_at_most_five_by_their_titles(sqlite, no_weig
     found = engine.search("whales")
     assert [hit.why for hit in found.hits] == ["known"] * 5 + ["words"] * 3
     assert engine.search("Whales and c").hits[0].card.title == "Whales and c"
+    add_papers(paper(20, title="Do they “feel”?"), *(paper(number, title=f"Feel {number}", abstract="Feel.") for number in range(21, 29)))
+    assert engine.search('Do they "feel"?').hits[0].card.title == "Do they “feel”?"  # a title, quotation marks and all
 
 
 def test_pages_and_their_cursor(sqlite, no_weights):

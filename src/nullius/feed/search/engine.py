@@ -194,10 +194,13 @@ class _Search:
             limit *= 8
 
     def _known_items(self, within: Condition | None) -> list[int]:
-        """Papers that the query names: by id or slug, by a phrase of the title, by all its words in the title (at most five)."""
+        """Papers that the query names: by id or slug, by a phrase of the title, by all its words in the title (at most five).
+
+        All of it as one phrase comes before what is quoted in it: titles have quotation marks too.
+        """
         found = self._named(within)
-        phrases = [*self.query.phrases, *([" ".join(self.query.words)] if len(self.query.words) > 1 else [])]
-        for phrase in phrases:
+        whole = [self.query.prose] if len(self.index.terms(self.query.prose)) > 1 else []
+        for phrase in [*whole, *self.query.phrases]:
             if (wanted := self.index.phrase("title", phrase)) is not None:
                 found += self.index.top(self.searcher, filters.both(wanted, within), IN_TITLE)[0]
         terms = dict.fromkeys(self.index.terms(" ".join(word for word in self.query.words if word.lower() not in words.STOP_WORDS)))
