@@ -34,18 +34,22 @@ from killed.processes import Violation, adopt_orphans, afresh
 KINDS = {"importer": 300, "sender": 250, "server": 300, "worker": 150}
 
 
-def template(folder: Path, log: Path) -> None:
-    """Make a database with the catalogue and all claims in it, to be copied."""
+def template(folder: Path, log: Path, claims: bool) -> None:
+    """Make a database with the catalogue in it, to be copied. claims: those of all studies too, which takes their import."""
     os.environ["NULLIUS_DATA"] = str(folder)
     os.environ.pop("NULLIUS_DATABASE", None)
     folder.mkdir()
-    afresh(_fill, log=log)
+    afresh(_fill, claims, log=log)
 
 
-def _fill() -> None:
-    from nullius.feed import claims
+def _fill(claims: bool) -> None:
+    from nullius.feed import claims as feed_claims
+    from nullius.feed import database
+    from nullius.lab import schema
 
-    claims.refresh()
+    database.make_ready(schema.url())
+    if claims:
+        feed_claims.refresh()
 
 
 def kind_of(name: str) -> tuple[Any, int]:
@@ -115,6 +119,7 @@ def main() -> int:
     chosen = parser.parse_args()
     numbers = {name: getattr(chosen, name) for name in KINDS}
     otherwise = KINDS if all(number is None for number in numbers.values()) else {}
+    numbers = {name: otherwise.get(name, 0) if number is None else number for name, number in numbers.items()}
     adopt_orphans()
     where = Path(tempfile.mkdtemp(prefix="nullius-faults-"))
     os.nice(10)
@@ -124,10 +129,10 @@ def main() -> int:
     print(f"Python {platform.python_version()}, seed {chosen.seed}\n")
     print("| killed | times | how | violations | processor | a kill | wall |\n| --- | --- | --- | --- | --- | --- | --- |")
     try:
-        template(where / "template", where / "template.log")
+        template(where / "template", where / "template.log", bool(numbers["server"]))
         for name, number in numbers.items():
-            if count := otherwise.get(name, 0) if number is None else number:
-                killing(name, count, chosen.seed, where / "template", where)
+            if number:
+                killing(name, number, chosen.seed, where / "template", where)
     except Violation as violation:
         print(f"VIOLATION: {violation} (data and logs are left in {where})")
         return 1

@@ -157,7 +157,7 @@ def _check(folder: Path, taken: Path) -> int:
     came = Counter(json.loads(line)["id"] for line in taken.read_text().splitlines())
     must(set(came.values()) <= {1}, "a mail came twice")
     with reading() as connection:
-        states = dict(connection.execute(sa.select(tables.delivery.c.message_id, tables.delivery.c.state)).tuples().all())
+        states = dict(connection.execute(sa.select(tables.delivery.c.message_id, tables.delivery.c.state)).all())
         pairs = connection.execute(sa.select(tables.delivery.c.subscription, tables.delivery.c.period_key)).all()
         given = connection.execute(sa.select(tables.delivered_paper.c.subscription, tables.delivered_paper.c.paper)).all()
     must(len(set(pairs)) == len(pairs), "a period was planned twice")

@@ -207,7 +207,7 @@ def _check(folder: Path, known: Known) -> tuple[dict[str, bool], dict[str, bool]
 
     paper = tables.paper
     with reading() as connection:
-        slugs = dict(connection.execute(sa.select(paper.c.id, paper.c.slug)).tuples().all())
+        slugs = dict(connection.execute(sa.select(paper.c.id, paper.c.slug)).all())
         for table, states, what in ((tables.vote, known.votes, "vote"), (tables.saved, known.saves, "save")):
             there = Counter(slugs[number] for number in connection.execute(sa.select(table.c.paper)).scalars())
             for slug in states.keys() | there.keys():
@@ -216,7 +216,7 @@ def _check(folder: Path, known: Known) -> tuple[dict[str, bool], dict[str, bool]
         notes = Counter(connection.execute(sa.select(tables.note.c.text)).scalars())
         must(known.notes <= notes.keys() <= known.notes | known.open_notes, "a note was lost")
         must(set(notes.values()) <= {1}, "a note was written twice")
-        asked = dict(connection.execute(sa.select(request.c.key, request.c.run_id)).tuples().all())
+        asked = dict(connection.execute(sa.select(request.c.key, request.c.run_id)).all())
         open_key = {known.open[1]} if known.open else set()
         must(known.runs.items() <= asked.items() and asked.keys() <= known.runs.keys() | open_key, "a run was lost, or asked for twice")
         must(set(connection.execute(sa.select(run.c.id)).scalars()) == set(asked.values()), "a run that nobody asked for")
@@ -226,7 +226,7 @@ def _check(folder: Path, known: Known) -> tuple[dict[str, bool], dict[str, bool]
     must(all(row.votes == votes[row.id] and row.notes == written[row.id] for row in rows), "a count is not what it counts")
     with writing() as connection:
         heat.recompute(connection, [row.id for row in rows])
-        fresh = dict(connection.execute(sa.select(paper.c.id, paper.c.heat)).tuples().all())
+        fresh = dict(connection.execute(sa.select(paper.c.id, paper.c.heat)).all())
     must(all(row.heat is None or math.isclose(row.heat, fresh[row.id], abs_tol=1e-6) for row in rows), "heat is not the sum of its events")
     sound(folder)
     return known.votes, known.saves, set(notes), asked

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import email
-import os
-import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from email import policy
@@ -400,46 +394,6 @@ def test_two_senders_share_the_work(database, smtp):
         sender.join()
     assert Counter(to for _, to, _ in smtp.mails) == {f"reader{i}@reader.example": 1 for i in range(60)}
     assert states() == {"sent": 60}
-
-
-SENDER = """
-import sys
-from datetime import UTC, datetime
-from nullius.feed.digest import deliveries
-from nullius.feed.digest.settings import MailSettings
-from nullius.feed.digest.transport import Transport
-mail = MailSettings(sys.argv[1], "digest@lab.example", "https://lab.example", b"s" * 32)
-print("ready", flush=True)
-deliveries.send(mail, now=lambda: datetime.fromisoformat(sys.argv[2]), transport=Transport(mail, per_second=200))
-"""
-
-
-def test_killed_at_any_moment_nothing_is_sent_twice(sqlite, smtp):
-    """Senders are killed while they send; every subscription gets at most one mail, and none is lost but those that nobody can know of."""
-    for i in range(40):
-        subscribe(smtp, f"reader{i}@reader.example")
-    stand_on(date(2026, 2, 10), ["First"])
-    deliveries.plan(smtp.settings, NOW)
-    moments, at = random.Random(1), NOW
-    for _ in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SENDER, smtp.settings.smtp, at.isoformat()],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        process.stdout.readline()
-        time.sleep(moments.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        at += timedelta(minutes=11)
-    send(smtp, at)
-    got = Counter(to for _, to, _ in smtp.mails)
-    assert max(got.values()) == 1
-    ended = states()
-    assert ended["sent"] + ended["unknown"] == 40
-    assert len(got) >= ended["sent"]
-    assert ended["planned"] == ended["sending"] == 0
 
 
 def test_a_crash_between_taken_and_written_down_becomes_unknown(sqlite, smtp, monkeypatch):

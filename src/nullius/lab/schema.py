@@ -225,7 +225,7 @@ def _begin(connection: sa.Connection) -> None:
     if connection.get_execution_options().get("reading"):
         driver.execute("BEGIN")
         return
-    end, pause = time.monotonic() + PATIENCE_SECONDS, 0.001
+    began, pause = time.monotonic(), 0.001
     driver.execute("PRAGMA busy_timeout=0")
     try:
         while True:
@@ -233,10 +233,11 @@ def _begin(connection: sa.Connection) -> None:
                 driver.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > end:
+                waited = time.monotonic() - began
+                if "locked" not in str(error) or waited > PATIENCE_SECONDS:
                     raise
             time.sleep(pause)
-            pause = random.uniform(0.002, 0.02)  # whoever waits has the same chance, however long it has waited
+            pause = random.uniform(0.002, 0.02) / (1 + waited)  # the more often the longer
     finally:
         driver.execute(f"PRAGMA busy_timeout={1000 * PATIENCE_SECONDS}")
 
