@@ -24,6 +24,7 @@ from nullius.paths import data_dir
 SCHEMA_VERSION = 1
 STATES = ("queued", "running", "done", "failed", "cancelled", "aborted")
 PATIENCE_SECONDS = 30
+MOST_CONNECTIONS = 80  # of one process: a server answers on 40 threads, and a search reads the database while it is read for the index
 
 metadata = sa.MetaData()
 subject = sa.Table(
@@ -186,6 +187,8 @@ def _engine(address: sa.URL) -> sa.Engine:
         local = address.get_backend_name() == "sqlite"
         # isolation_level None: transactions are begun by hand, in _begin
         how: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_SECONDS, "isolation_level": None}} if local else {"pool_pre_ping": True}
+        if not local or address.database not in (None, "", ":memory:"):  # a database in memory has one connection for each thread
+            how |= {"pool_size": 10, "max_overflow": MOST_CONNECTIONS - 10}
         engine = sa.create_engine(address, **how)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise NulliusError(f"the database {_shown(address)} cannot be used here: {str(error).splitlines()[0]}") from None
