@@ -315,7 +315,9 @@ def test_read_only_until_the_address_is_opened(browser, server):
 
 
 def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder, tmp_path, toy, monkeypatch):
-    """A run on a toy subject, live; a second one cancelled, a third one whose worker is killed; the copied command gives the same numbers."""
+    """A run on a toy subject, live; meanwhile a second one waits in another tab, and is cancelled; the copied command gives the same numbers; a third
+    run is killed and says so.
+    """
     folder, model = tmp_path / "live", tmp_path / "toy"
     shutil.copytree(library_folder, folder)
     toy.hf.save_pretrained(model)
@@ -336,6 +338,14 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         page.get_by_role("button", name="Run", exact=False).first.click()
         page.wait_for_url("**/runs/*")
         run_id = page.url.rsplit("/", 1)[1]
+        other = opened.new_page()
+        other.goto("/papers/concept-depth")
+        other.get_by_label("or a hub id").fill(str(model))
+        other.get_by_role("button", name="Run", exact=False).first.click()
+        other.wait_for_url("**/runs/*")
+        expect(other.get_by_text("Waiting.")).to_be_visible()
+        other.get_by_role("button", name="Cancel this run").click()
+        expect(other.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
         seen = set()
         end = time.monotonic() + 300
         while page.locator("#progress").count() and time.monotonic() < end:
@@ -352,13 +362,6 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         )
         assert again.returncode == 0, again.stderr
         assert json.loads(again.stdout)["same"] is True
-
-        page.goto(f"/papers/concept-depth?subject={model.name}")
-        page.get_by_label("or a hub id").fill(str(model))
-        page.get_by_role("button", name="Run", exact=False).first.click()
-        page.wait_for_url("**/runs/*")
-        page.get_by_role("button", name="Cancel this run").click()
-        expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
 
         wait_for(lambda: not journal.list_runs(state="running"), 30)
         page.goto("/papers/concept-depth")

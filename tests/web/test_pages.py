@@ -110,10 +110,11 @@ def test_pages_of_ones_own(visitor, owner, path):
 
 def test_every_link_of_the_site_leads_somewhere(owner):
     """From the first page on, at most a dozen pages of a kind."""
-    waiting, seen, broken, kinds = ["/"], {"/"}, [], Counter()
+    waiting = ["/", "/papers/factual-recall", "/search?q=embers"]
+    seen, broken, kinds = set(waiting), [], Counter()
     while waiting:
         path = waiting.pop(0)
-        kind = path.split("/")[1]
+        kind = path.split("/")[1].split("?")[0]
         if kinds[kind] >= 12 or "/files/figure" in path or path.startswith("/api/v1/openapi"):
             continue
         kinds[kind] += 1
@@ -126,7 +127,7 @@ def test_every_link_of_the_site_leads_somewhere(owner):
                     seen.add(link)
                     waiting.append(link)
     assert broken == []
-    assert sum(kinds.values()) > 80
+    assert sum(kinds.values()) > 70
     assert {"papers", "runs", "subjects", "compare", "feeds", "search", "week", "addresses", "import"} <= set(kinds)
 
 

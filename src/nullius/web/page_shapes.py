@@ -99,7 +99,7 @@ class Note(Open):
     replies: list[Note]
 
 
-class Paper(shapes.PaperBody, Page):
+class OnePaper(shapes.PaperBody, Page):
     calibration: list[dict[str, Any]]
     figure: dict[str, Any] | None
     expected: float | None
@@ -111,7 +111,7 @@ class Paper(shapes.PaperBody, Page):
     notes: list[Note]
 
 
-class Run(Page):
+class OneRun(Page):
     run: shapes.Run
     paper: dict[str, Any]
     live: bool
@@ -134,7 +134,7 @@ class Short(Open):
     finished: str | None
 
 
-class Runs(Page):
+class RunList(Page):
     open: list[Short]
     runs: list[Short]
     before: str | None
@@ -144,12 +144,12 @@ class Runs(Page):
     worker: bool
 
 
-class Subjects(Page):
+class SubjectList(Page):
     subjects: list[SubjectRow]
     subject: str
 
 
-class Dossier(shapes.Dossier, Page):
+class SubjectDossier(shapes.Dossier, Page):
     name: str
     seconds: float
     calibration: list[dict[str, Any]]
@@ -190,7 +190,7 @@ class Account(Page):
     scopes: list[str]
 
 
-class Imports(Page):
+class ImportList(Page):
     imports: list[shapes.ImportRow]
     hosts: list[str]
     report: dict[str, Any] | None
@@ -229,17 +229,17 @@ PAGES: dict[str, type[BaseModel]] = {
     "nullius.web.month/1": Span,
     "nullius.web.trending/1": Trending,
     "nullius.web.search/1": Search,
-    "nullius.web.paper/1": Paper,
-    "nullius.web.run/1": Run,
-    "nullius.web.runs/1": Runs,
-    "nullius.web.subjects/1": Subjects,
-    "nullius.dossier/1": Dossier,
+    "nullius.web.paper/1": OnePaper,
+    "nullius.web.run/1": OneRun,
+    "nullius.web.runs/1": RunList,
+    "nullius.web.subjects/1": SubjectList,
+    "nullius.dossier/1": SubjectDossier,
     "nullius.web.compare/1": Compare,
     "nullius.web.calibration/1": Calibration,
     "nullius.web.subscribe/1": Subscribe,
     "nullius.web.library/1": Library,
     "nullius.web.account/1": Account,
-    "nullius.web.imports/1": Imports,
+    "nullius.web.imports/1": ImportList,
     "nullius.web.addresses/1": Addresses,
     "nullius.web.about/1": About,
     "nullius.web.health/1": Health,
