@@ -45,7 +45,7 @@ def test_what_costs_least_is_patched_whatever_the_estimate_says(toy, monkeypatch
     dear = torch.zeros(2, 3, 10)
     for cell, cost in work.items():
         dear[:, *cell] = cost
-    monkeypatch.setattr(attribution, "estimate", lambda cells, steps, middle: dear)
+    monkeypatch.setattr(attribution, "estimate", lambda cells, at: dear)
     found = screening.screen(grid, top=1, candidates=1, cheap=0.1, sample=0)
     spent = {divmod(int(i), 10) for i in (~found.exact.isnan()).flatten().nonzero()}
     assert spent == {(0, 4), (2, 9), (2, 8), (1, 9), (2, 7), (0, 9)}  # of 126 in all: 1 + 2 + 2 + 3 + 3
@@ -76,7 +76,7 @@ def test_null_a_blind_estimate_is_told_by_its_miss_rate(toy, monkeypatch):
     honest = patching.residual(toy, base, source, ANSWERS)
     _, effect = best_of(honest, 18)
     upside_down = 1 / (effect.abs() + 1e-9)  # the smallest effects first
-    monkeypatch.setattr(attribution, "estimate", lambda cells, steps, middle: upside_down[None].repeat(2, 1, 1))
+    monkeypatch.setattr(attribution, "estimate", lambda cells, at: upside_down[None].repeat(2, 1, 1))
     found = screening.residual(toy, base, source, ANSWERS, top=4, candidates=4, cheap=0, sample=14)
     assert found.missed == 4
     assert found.miss_rate == pytest.approx(4 / 14)

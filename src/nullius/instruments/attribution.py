@@ -52,15 +52,21 @@ def attribution(
     Arguments and errors as in `patching.residual`.
     """
     if site == "z":
-        return estimate(patching.head_grid(model, base, source, answers, metric), steps)
-    return estimate(patching.residual_grid(model, base, source, answers, site, None, metric), steps)
+        return estimate(patching.head_grid(model, base, source, answers, metric), points(steps))
+    return estimate(patching.residual_grid(model, base, source, answers, site, None, metric), points(steps))
 
 
-def estimate(cells: Cells, steps: int = 1, middle: bool = False) -> Tensor:
+def points(steps: int) -> tuple[float, ...]:
+    """Where integrated gradients are taken on the line from the base's input to the source's: its start for one step, else the middles of as many
+    parts."""
+    return (0.0,) if steps == 1 else tuple((step + 0.5) / steps for step in range(steps))
+
+
+def estimate(cells: Cells, at: Sequence[float] = (0.0,)) -> Tensor:
     """Estimated change of the metric for every cell of any grid: [n, layers, columns].
 
-    middle: take a single step half-way between the inputs of base and source, not at the base run. For each step one forward and one backward pass
-    over the suffix from the first difference.
+    at: points on the line from the base's input (0) to the source's (1); the mean of the gradients there is taken. For each one forward and one
+    backward pass over the suffix from the first difference.
     """
     pair, grid = cells.pair, cells.grid
     model, layers, start = pair.model, range(pair.model.anatomy.n_layers), pair.first
@@ -68,20 +74,19 @@ def estimate(cells: Cells, steps: int = 1, middle: bool = False) -> Tensor:
     if start == pair.length:  # the same texts
         return total.transpose(0, 1)
     changes = [grid.change(layer)[:, start:] for layer in layers]  # before the first difference there is nothing to change
-    along = steps > 1 or middle
     bottom, way = pair.run.stream[0][:, start:], pair.source_bottom - pair.run.stream[0][:, start:]
-    for step in range(steps):
+    for point in at:
         nudges = [torch.zeros_like(change, requires_grad=True) for change in changes]
         with ExitStack() as stack, torch.enable_grad():
-            if along:
-                stack.enter_context(taps.edit(model, "resid_pre", 0, partial(_instead, bottom + (step + 0.5) / steps * way)))
+            if point:
+                stack.enter_context(taps.edit(model, "resid_pre", 0, partial(_instead, bottom + point * way)))
             for layer in layers:
                 stack.enter_context(taps.edit(model, grid.site, layer, partial(torch.add, nudges[layer])))
             last = wavefront.run_suffix(model, pair.run, pair.base.input_ids, start)[:, -1]
             gradients = torch.autograd.grad(pair.measure(last[None, None]).sum(), nudges)
         products = ((g * change).float() for g, change in zip(gradients, changes, strict=True))
         total += torch.stack([grid.by_column(_behind(start, product)) for product in products])
-    return (total / steps).transpose(0, 1)
+    return (total / len(at)).transpose(0, 1)
 
 
 def agreement(estimated: Tensor, sweep: Sweep, k: int = 10) -> Agreement:

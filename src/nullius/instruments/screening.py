@@ -1,10 +1,10 @@
-"""Screened sweeps: one backward pass scores every cell of a patching sweep, exact patching is spent on the best and on a random sample.
+"""Screened sweeps: a backward pass scores every cell of a patching sweep, exact patching is spent on the best and on a random sample.
 
-The estimate (attribution patching, its gradient taken half-way between the two texts) is fast and can be blind. So what it puts first is patched
-exactly, and the ranking is by those exact values. Cells differ in what they cost by two orders of magnitude (late layers at late positions cost next
-to nothing, and the last position holds much of what there is to find): the cheapest are patched exactly whatever the estimate says. And of the cells
-that are passed over a random sample is patched exactly too. How many of those would have belonged among the best bounds, with an interval, how many
-are missed.
+The estimate (attribution patching, its gradient taken half-way between the two texts, for heads at both ends) is fast and can be blind. So what it
+puts first is patched exactly, and the ranking is by those exact values. Cells differ in what they cost by two orders of magnitude (late layers at
+late positions cost next to nothing, and the last position holds much of what there is to find): the cheapest are patched exactly whatever the
+estimate says. And of the cells that are passed over a random sample is patched exactly too. How many of those would have belonged among the best
+bounds, with an interval, how many are missed.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ def residual(
     candidates: int = 20,
     cheap: float = 0.01,
     sample: int = 20,
-    steps: int = 1,
+    steps: int = 0,
     seed: int = 0,
 ) -> Screened:
-    """Screen the cells of `patching.residual`. Arguments as there and in `screen`."""
-    return screen(patching.residual_grid(model, base, source, answers, site, None, metric), top, candidates, cheap, sample, steps, seed)
+    """Screen the cells of `patching.residual`. Arguments as there and in `screen`; steps: 0 takes one gradient half-way between the texts."""
+    at = attribution.points(steps) if steps else (0.5,)
+    return screen(patching.residual_grid(model, base, source, answers, site, None, metric), top, candidates, cheap, sample, at, seed)
 
 
 def heads(
@@ -78,20 +79,21 @@ def heads(
     candidates: int = 20,
     cheap: float = 0.01,
     sample: int = 20,
-    steps: int = 1,
+    steps: int = 0,
     seed: int = 0,
 ) -> Screened:
-    """Screen the cells of `patching.heads`. Arguments as there and in `screen`."""
-    return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, cheap, sample, steps, seed)
+    """Screen the cells of `patching.heads`. Arguments as there and in `screen`; steps: 0 takes two gradients, at the base and at the source."""
+    at = attribution.points(steps) if steps else (0.0, 1.0)
+    return screen(patching.head_grid(model, base, source, answers, metric), top, candidates, cheap, sample, at, seed)
 
 
 def screen(
-    cells: Cells, top: int = 10, candidates: int = 20, cheap: float = 0.01, sample: int = 20, steps: int = 1, seed: int = 0
+    cells: Cells, top: int = 10, candidates: int = 20, cheap: float = 0.01, sample: int = 20, at: Sequence[float] = (0.5,), seed: int = 0
 ) -> Screened:
     """Find the `top` cells of any grid.
 
     cheap: the share of the exact sweep's work that goes to the cells that cost least; candidates: how many of the others the estimate puts forward;
-    sample: how many of those that are left are drawn at random; steps: of integrated gradients (see `attribution`).
+    sample: how many of those that are left are drawn at random; at: where gradients are taken (see `attribution`).
     Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than are put forward.
     """
     every = cells.all_cells()
@@ -104,7 +106,7 @@ def screen(
         outright.append(cell)
     if not 1 <= top <= candidates < len(every) - len(outright):
         raise UsageError(f"screening wants top ≤ candidates < cells: {top} ≤ {candidates} < {len(every) - len(outright)} does not hold")
-    estimated = attribution.estimate(cells, steps, middle=True).mean(0).cpu()
+    estimated = attribution.estimate(cells, at).mean(0).cpu()
     scores = {cell: abs(float(estimated[cell])) for cell in set(every) - set(outright)}
     ranked = sorted(scores, key=lambda cell: (-scores[cell], cell))
     others = ranked[candidates:]
