@@ -15,6 +15,7 @@ from nullius.feed.database import reading, writing
 from nullius.lab import journal
 from nullius.lab.records import dumps
 from nullius.web import citing, limiting, mailing, shelf, signing, who
+from nullius.web.pages import subscribing
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page, post, see
 
@@ -161,6 +162,7 @@ def export(visit: Visit) -> Response:
     data["run"] = [
         {n: r[n] for n in ("id", "slug", "asked_subject", "state", "started")} for r in journal.list_runs(limit=10_000, account=own)
     ]
+    data["subscription"] = subscribing.own(visit)
     text = dumps(_dated(data), indent=1)
     return Response(text, media_type="application/json", headers={"Content-Disposition": 'attachment; filename="account.json"'})
 
