@@ -119,8 +119,8 @@ class School:
             start = sentences.fresh(self.words, size, seed, language, self.device)
             trained = LanguageModel(copy.deepcopy(start.hf), start.tokenizer, language, start.weights_sha256, start.provenance)
             packed = sentences.rows(start, texts, size.context) if packed is None else packed
-            name = f"{label or language}, {number + 1} of {lessons.seeds}"
-            found = self.store.train(trained.hf, name, partial(self._one, trained, packed, learner, seed, name))
+            told = f"{label or language}, {number + 1} of {lessons.seeds}"
+            found = self.store.train(trained.hf, told, partial(self._one, trained, packed, learner, seed, told))
             start.hf.eval(), trained.hf.eval()
             learner.models.append(trained)
             learner.starts.append(start)
