@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Any
 
 from nullius.lab.figures import GLYPH
@@ -38,9 +39,11 @@ def number(value: Any, digits: int = 2) -> str:
 
 def interval(found: Mapping[str, Any] | None) -> str:
     """0.41 [0.30, 0.52]; an open end is infinite."""
-    if not found:
-        return "–"
-    ends = [found["estimate"], found["lo"], found["hi"]]
+    return _interval(found["estimate"], found["lo"], found["hi"]) if found else "–"
+
+
+@lru_cache(maxsize=8192)  # a matrix of 20 x 10 shows 400, each for wide and for narrow screens
+def _interval(*ends: float | None) -> str:
     largest = max(abs(end) for end in ends if end is not None)
     digits = 2 if largest >= 0.05 or not largest else 3 if largest >= 0.005 else 4
     # on which side of zero an interval ends must be seen
