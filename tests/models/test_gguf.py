@@ -42,6 +42,16 @@ def test_rounded_weights_are_dequantised_once_and_say_so(toy, tmp_path, capfd):
     assert 0 < float((weight - rounded).detach().abs().max()) <= float(weight.detach().abs().max()) / 127  # half a step, and a bit
 
 
+def test_what_was_dequantised_can_be_saved_and_loaded_again(toy, tmp_path):
+    """As finetuning does: transformers would refuse a model whose config still says that it is a GGUF."""
+    model = nullius.load(llama_gguf(tmp_path / "toy.gguf", toy, "Q8_0"))
+    model.hf.save_pretrained(tmp_path / "copy")
+    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype=torch.float32)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        assert torch.equal(copy(ids).logits, model.hf(ids).logits)
+
+
 def test_a_directory_with_one_gguf_file_is_that_file(toy, tmp_path):
     folder = tmp_path / "subject"
     folder.mkdir()

@@ -119,6 +119,13 @@ def _dequantised(path: Path) -> tuple[Path, str]:
     return folder, header.note
 
 
+def _says_gguf(config: Any) -> bool:
+    """Whether a config still says what its weights were before they were dequantised."""
+    quantisation = getattr(config, "quantization_config", None)
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else getattr(quantisation, "quant_method", None)
+    return getattr(method, "value", method) == "gguf"
+
+
 def _check_memory(label: str, needed: float, where: torch.device) -> None:
     """Refuse a model that will not fit, before loading it. Activations and logits are given a fifth."""
     free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
@@ -140,6 +147,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_encoder(folder.name, config)
+        if _says_gguf(config):  # though its weights are plain tensors now: transformers would refuse to save the model, or to train it
+            del config.quantization_config
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=not allow_pickle or None, trust_remote_code=False, output_loading_info=True
