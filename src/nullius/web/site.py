@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 import nullius
 from nullius.lab.records import dumps
-from nullius.web import assets, limiting, who, words
+from nullius.web import assets, limiting, lines, who, words
 from nullius.web.problems import Problem
 from nullius.web.settings import Settings
 
@@ -129,6 +129,7 @@ class Site:
         self.templates.filters.update(words.FILTERS)
         self.templates.filters["path"] = lambda text: quote(str(text), safe="/")
         self.templates.globals |= {"asset": assets.address, "version": nullius.__version__, "settings": settings, "themes": THEMES}
+        self.templates.globals["plot"] = lines.plot
 
     def render(self, template: str, visit: Visit, data: Mapping[str, Any]) -> str:
         """Draw a template with a page's data."""

@@ -29,12 +29,11 @@ def addresses(*, troubled: bool = False, limit: int = 100, before: int | None = 
             row |= {"subscriptions": dict.fromkeys(SUBSCRIPTION_STATES, 0), "bounces": []}
         for owner, state, number in connection.execute(states.where(subscription.c.address.in_(found))):
             found[owner]["subscriptions"][state] = number
-        for row in connection.execute(
-            reports.where(bounce.c.address.in_(found)).order_by(bounce.c.at.desc(), bounce.c.id.desc())
-        ).mappings():
-            kept = found[row["address"]]["bounces"]
+        reports = reports.where(bounce.c.address.in_(found)).order_by(bounce.c.at.desc(), bounce.c.id.desc())
+        for report in connection.execute(reports).mappings():
+            kept = found[report["address"]]["bounces"]
             if len(kept) < REPORTS:
-                kept.append({"class": row["class_"], **{name: row[name] for name in ("status", "diagnostic", "at")}})
+                kept.append({"class": report["class_"], **{name: report[name] for name in ("status", "diagnostic", "at")}})
     return list(found.values())
 
 
