@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import threading
 
 import sqlalchemy as sa
 
@@ -68,3 +69,24 @@ def test_many_writers_at_once(database):
         assert connection.execute(sa.select(sa.func.sum(tables.paper.c.votes))).scalar() == votes
         assert count(request) == WRITERS * EACH // 4 + EACH // 4
         assert count(tables.saved) == len({i % 6 for i in range(EACH) if i % 4 == 1})
+
+
+def test_there_are_connections_enough_for_the_threads_of_a_server(database):
+    """A search reads the database while its index is brought up to date from it: each thread holds one connection and wants another."""
+    together, failed = threading.Barrier(24), []
+
+    def search():
+        try:
+            with feed_database.reading() as connection:
+                together.wait(60)
+                with feed_database.reading() as another:
+                    assert another.execute(sa.select(1)).scalar() == connection.execute(sa.select(1)).scalar()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from email.headerregistry import Address
+from email import policy
+from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import lru_cache
@@ -26,6 +27,20 @@ KINDS = {
     "paper": "new verdicts on {}",
     "subject": "new verdicts on {}",
 }
+
+
+class _Headers(HeaderRegistry):
+    """Headers, parsed once: most are the same in every mail of a round, and to parse them takes longer than to draw the mail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parsed = lru_cache(maxsize=256)(super().__call__)
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self._parsed(name, value)
+
+
+_POLICY = policy.default.clone(header_factory=_Headers())
 
 
 @lru_cache(maxsize=1)
@@ -70,9 +85,9 @@ def compose(settings: MailSettings, wanted: Any, contents: Contents, message_id:
         if len(text.encode()) + len(html.encode()) <= MOST_BYTES or len(papers) + len(verdicts) <= 1:
             break
         (papers or verdicts).pop()
-    message = EmailMessage()
-    message["From"] = Address("nullius", addr_spec=settings.sender)
-    message["To"] = Address(addr_spec=to)
+    message = EmailMessage(_POLICY)
+    message["From"] = str(Address("nullius", addr_spec=settings.sender))
+    message["To"] = str(Address(addr_spec=to))
     message["Subject"] = values["title"]
     message["Date"] = format_datetime(at)
     message["Message-ID"] = message_id
