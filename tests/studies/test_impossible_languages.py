@@ -23,7 +23,7 @@ quiet = lambda label, done, total: None  # noqa: E731
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(module, "QUICK", module.Plan(Lessons(300, 40, 6, 8, 1e-2, TINY), 8))
+    monkeypatch.setattr(module, "QUICK", module.Plan(Lessons(200, 30, 3, 8, 1e-2, TINY), 8))
     monkeypatch.delenv("NULLIUS_TEXT", raising=False)
 
 
@@ -32,7 +32,7 @@ def test_through_on_a_toy_and_again(toy, small):
     words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
     assert set(words) == {claim.id for claim in module.CLAIMS}
     assert words["released-models"] == "out of reach"
-    assert "holds" not in {words[name] for name in ("marker-surprise", "number-moves", "token-hop-weaker")}  # six steps teach nothing
+    assert "holds" not in {words[name] for name in ("marker-surprise", "number-moves", "token-hop-weaker")}  # three steps teach nothing
     drawn = {entry["name"] for entry in record.data["artefacts"]}
     assert {"figure.svg", "figure-interchange.svg"} <= drawn
     again = runner.run(get(SLUG), toy)
@@ -61,7 +61,7 @@ def source(name: str, n: int, seed: int) -> list[Sentence]:
 
 
 def taught(name: str) -> School:
-    lessons = Lessons(600, 60, 120, 24, 1e-2, Size(2, 32, 2, 20))
+    lessons = Lessons(600, 60, 120, 24, 1e-2, Size(1, 32, 2, 20))
     return School(lessons, [f"w{i}" for i in range(12)], source(name, 600, 0), source(name, 60, 1), 0, CPU, quiet)
 
 

@@ -229,7 +229,7 @@ def _points(title: str, values: Mapping[str, Floats], clusters: list[int], role:
 
 def _figures(lab: Lab, loss: dict[str, Losses], recalled: dict[str, dict[str, Floats]], clusters: list[int]) -> None:
     labelled = {order: {name(key): values for key, values in found.items()} for order, found in loss.items()}
-    orders: tuple[tuple[str, str, Role], ...] = (("text", "text", "effect"), ("shuffled", "words in random order", "control"))
+    orders: Any = (("text", "text", "effect"), ("shuffled", "words in random order", "control"))
     tasks = (_points("recall", recalled["recall"], clusters), _points("one back", recalled["one back"], clusters, "second"))
     drawn = [(title, (_points(title, labelled[order], clusters, role),)) for order, title, role in orders]
     panels = [Panel(title, "mixing", "nats per word", series, horizontal=True) for title, series in drawn]
