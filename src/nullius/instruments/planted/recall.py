@@ -7,6 +7,7 @@ the head is scaled by less than MEMORY / COPY.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,7 @@ class Conflict:
 
 def build(seed: int = 0) -> LanguageModel:
     """Build the model: three layers of four heads."""
-    countries, cities = tuple(CAPITALS), tuple(CAPITALS.values())
-    n = len(countries)
+    countries, cities, n = tuple(CAPITALS), tuple(CAPITALS.values()), len(CAPITALS)
     words = ["said", ".", "the", "capital", "of", "is", "nobody", *NAMES, *countries, *cities]
     slots = {"country": n, "city": n, "asked": n, "out": n, "land": 1, "town": 1, "asks": 1}
     w = Wiring(words, slots, layers=3, heads=4, d_head=16, length=12, neurons=n + 4, seed=seed)
@@ -51,6 +51,11 @@ def build(seed: int = 0) -> LanguageModel:
     w.head(FETCH.layer, FETCH.head, match=[("asks", "land")], copy=("country", "asked"))
     w.head(COPY_HEAD.layer, COPY_HEAD.head, match=[("asks", "town")], copy=("city", "out"), gain=COPY)
     return w.model("planted recall")
+
+
+def asked(numbers: Iterable[int]) -> list[int]:
+    """The dimensions of the residual stream, at the last token, that say that a country (by its number) is asked about."""
+    return [2 * len(CAPITALS) + number for number in numbers]  # behind the slots "country" and "city"
 
 
 def conflicts(rng: np.random.Generator, n: int) -> list[Conflict]:
