@@ -20,6 +20,7 @@ from nullius.web.problems import Problem
 
 log = logging.getLogger("nullius.web")
 LOOK_SECONDS = 0.5
+EACH_SECONDS = 0.01  # more for each who watches the same run: 200 see it every two seconds, and cost together what fifty do
 COMMENT_SECONDS = 15.0
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -75,7 +76,7 @@ class Live:
 
     async def _follow(self, watch: _Watch) -> None:
         while not watch.over:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(max(LOOK_SECONDS, EACH_SECONDS * watch.watchers))
             try:
                 await self._look(watch)
             except Exception:  # whoever watches must not be left before a picture that stands still
