@@ -193,9 +193,11 @@ def anew(folder: Path, seconds: float) -> None:
 
 async def _watch(base: str, process: psutil.Process, seconds: float) -> tuple[float, int, int]:
     """Let 200 watch one run that reports twice a second; return the server's share of a core, messages that arrived, and were to arrive."""
+    from ulid import ULID
+
     from nullius.lab import journal
 
-    run_id = "01JZZZZZZZZZZZZZZZZZZZZZZZ"
+    run_id = str(ULID())
     values = {"slug": PAPER, "asked_subject": "smollm2-135m", "full": False, "seed": 0, "options": {}, "rerun_of": None}
     journal.begin_run({"id": run_id, **values})
     arrived, over, beats = 0, asyncio.Event(), int(seconds * 2)
