@@ -94,6 +94,10 @@
   addEventListener('online', () => tell(''));
   for (const name of ['htmx:after:request', 'htmx:sse:after:connection']) document.addEventListener(name, () => tell(''));
 
+  // on a phone the menu scrolls: where one is should be in sight
+  const here = document.querySelector('.nav [aria-current]');
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 16;
+
   // a live run that has ended: the permanent page
   document.addEventListener('ended', () => location.reload());
   const zone = document.querySelector('[data-time-zone]');
