@@ -6,6 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullius.errors import NulliusError
-from nullius.kernels.gated import gated_linear_attention, step
+from nullius.kernels.gated import gated_linear_attention, operator, step
 
 
 def tensors(batch, length, heads, key, value, strength, seed=0):
@@ -158,7 +160,8 @@ def test_offsets_that_do_not_fit_are_refused(offsets):
 INTERPRETED = """
 import torch
 from tests.kernels.test_gated import close, tensors, values_and_gradients
-for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), ((1, 40, 1, 16, 16), 0.02), ((1, 300, 1, 16, 16), 16.0), ((1, 20, 1, 5, 16), 1.0)):
+strong, odd = ((1, 40, 1, 16, 16), 0.02), ((1, 20, 1, 5, 16), 1.0)
+for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), strong, ((1, 300, 1, 16, 16), 16.0), odd):
     x = tensors(*shape, strength)
     exact = values_and_gradients(x, "recurrence")
     ours = values_and_gradients([t.float() for t in x], "triton")
@@ -184,3 +187,17 @@ def test_triton_kernels_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_gpu_too_old_falls_back_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 0 else (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    old, new = (SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device("cuda", i)) for i in (0, 1))
+    operator._serves.cache_clear()
+    with pytest.warns(UserWarning, match=r"^Tesla T4 \(compute capability 7\.5\) is too old .* which need 8\.0: it runs in plain PyTorch"):
+        assert operator._choose("auto", old, old) == "chunks"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert operator._choose("auto", old, old) == "chunks"
+        assert operator._choose("auto", new, new) == "triton"
+    operator._serves.cache_clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -36,7 +38,7 @@ def gated_linear_attention(
     [H] one per head (RetNet), None for no decay (linear attention).
     initial_state: [B, H, K, V], zero when None. scale: K^−½ when None.
     cu_seqlens: [S + 1] offsets of S sequences packed along T (then B must be 1 and the states are [S, H, K, V]).
-    backend: "auto" takes Triton on CUDA (compute capability 8.0 or newer) and chunks elsewhere.
+    backend: "auto" takes Triton on CUDA (compute capability 8.0 or newer) and chunks elsewhere; on an older GPU it says so.
 
     Returns o [B, T, H, V], and with `return_state` the last state [B, H, K, V] as well (fp32 or fp64).
     Raises NulliusError naming the tensor whose shape, type or values do not fit.
@@ -142,6 +144,20 @@ def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tens
 def _choose(backend: Backend, q: Tensor, v: Tensor) -> Backend:
     if backend != "auto":
         return backend
-    if not q.is_cuda or q.dtype == torch.float64 or torch.cuda.get_device_capability(q.device) < (8, 0):
+    if not q.is_cuda or q.dtype == torch.float64 or not _serves(q.device):
         return "chunks"
     return "triton"
+
+
+@cache
+def _serves(device: torch.device) -> bool:
+    """Whether the kernels run on a GPU. Where it is too old for them, that is said once."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= (8, 0):
+        return True
+    warnings.warn(
+        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old for the kernels of gated linear attention, "
+        "which need 8.0: it runs in plain PyTorch instead, more slowly",
+        stacklevel=4,
+    )
+    return False
