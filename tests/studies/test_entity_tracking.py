@@ -10,8 +10,9 @@ from nullius.instruments.planted.tracker import LABELS, OBJECTS, wired
 from nullius.instruments.tracking import Models, Sizes
 from nullius.lab import runner
 from nullius.lab.studies import get
+from nullius.models.language_model import LanguageModel
 from nullius.studies.mechanisms import entity_tracking as module
-from nullius.training.trackers import Plan
+from nullius.training.trackers import Plan, fresh, tokenizer
 
 SLUG = "entity-tracking"
 FEW = Sizes(24, 64, 32, 160, 96, 3, 2)
@@ -92,3 +93,15 @@ def test_through_on_trained_trackers(toy, monkeypatch, tmp_path):
 def test_a_subject_without_the_words_is_one_line(toy):
     with pytest.raises(SubjectError, match=r"as one token: too few for 4 boxes"):
         runner.run(get(SLUG), toy, options={"pair": "subject"})
+
+
+def test_a_subject_and_its_finetuned_copy_that_cannot_track_are_out_of_reach(monkeypatch, tmp_path):
+    """A tracker that has learnt nothing, before and after fifty small steps."""
+    monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "SUBJECT", FEW)
+    words = tokenizer(Plan())
+    subject = LanguageModel.wrap(fresh(Plan(), len(words), 0), words, "fresh")
+    record = runner.run(get(SLUG), subject, options={"pair": "subject"})
+    assert {verdict.word for verdict in record.verdicts} == {"out of reach"}
+    assert any("50 steps on boxes" in note for note in record.data["notes"])
+    assert len(list((tmp_path / "finetuned").iterdir())) == 1

@@ -104,8 +104,9 @@ def _one_length(model: LanguageModel, items: Stimuli[Boxes]) -> Batch:
 
 
 def one_token(model: LanguageModel, words: Sequence[str]) -> tuple[str, ...]:
-    """Those of the words that are one token after a space."""
-    return tuple(word for word in words if len(model.tokens(f" {word}")) == 1)
+    """Those of the words that are one token after a space, and not the token for what is unknown."""
+    unknown = model.tokenizer.unk_token_id
+    return tuple(word for word in words if len(ids := model.tokens(f" {word}")) == 1 and (unknown is None or ids[0] != unknown))
 
 
 @torch.no_grad()

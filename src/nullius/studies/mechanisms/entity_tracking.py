@@ -36,6 +36,8 @@ FETCH, TRANSMIT, DETECT, READ = ROLES
 
 
 PATHS, CIRCUITS, MASKS, PASTING, CUTTING = "path patching", "circuits", "component masks", "cross-model patching", "attention knockout"
+# The heads that all claims but those on cut attention are about were found and pruned by these
+FOUND = dict.fromkeys((PATHS, CIRCUITS, MASKS, PASTING), (PATHS, CIRCUITS))
 RATE, CHANGE, SHARE, LOSS = "target − decoy, difference of groups", "change of accuracy", "share of the accuracy", "loss of accuracy"
 OVERLAP, LESS = "share in the circuit − share expected", "change of accuracy, less that from the tuned model"
 ITSELF = "the base's own outputs: exactly nothing may change"
@@ -83,7 +85,7 @@ LARGE = Claim(
 )  # fmt: skip
 CLAIMS = (
     *(
-        Claim(id, words, expect, null, published, unit, rests_on=(on,) if on else ())
+        Claim(id, words, expect, null, published, unit, rests_on=tuple(dict.fromkeys((*FOUND.get(on, ()), on))) if on else ())
         for id, words, expect, null, unit, on, published in TABLE
     ),
     LARGE,
@@ -173,7 +175,8 @@ def _report_circuit(
         room = right.mean() - nothing.mean()
         note = f"alone {own.mean():.2f}, whole {right.mean():.2f}, random {np.mean(null):.2f}, no head at all {nothing.mean():.2f}, "
         note += f"every head at the circuit's places {most.mean():.2f}"
-        lab.finding(claim, treated=(own - nothing) / room, control=(np.mean(null, 0) - nothing) / room, note=note)
+        if lab.require(right - nothing, above=0.0, what="track boxes better than without any head", claims=[claim]):
+            lab.finding(claim, treated=(own - nothing) / room, control=(np.mean(null, 0) - nothing) / room, note=note)
         alone[f"circuit alone, {'base' if claim == 'circuit-found' else 'tuned'}"] = own
     in_base, in_tuned = alone.values()
     lab.finding("circuit-beats-base", treated=in_tuned - whole[0], control=in_base - whole[0])
