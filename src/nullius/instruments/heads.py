@@ -96,8 +96,8 @@ def attribution(model: LanguageModel, contrast: Contrast, batch_size: int = 32) 
     """
     out = torch.zeros(len(contrast), model.anatomy.n_layers, model.anatomy.n_heads)
     for chosen in model.by_length(contrast.prompts, batch_size):
-        prompts, first, second = ([side[i] for i in chosen] for side in (contrast.prompts, contrast.first, contrast.second))
-        out[chosen] = decompose(model, prompts, first, second).heads
+        first, second = ([side[i] for i in chosen] for side in (contrast.first, contrast.second))
+        out[chosen] = decompose(model, [contrast.prompts[i] for i in chosen], first, second).heads
     return out
 
 
