@@ -194,11 +194,15 @@ FILTERED = [
 
 
 @pytest.mark.parametrize("way", ["words", "both"])
-def test_filters_act_inside_words_and_meaning(database, bag, way):
+@pytest.mark.parametrize("many", [False, True])
+def test_filters_act_inside_words_and_meaning(database, bag, monkeypatch, way, many):
     fill()
     words.open_index().update()
     if way == "both":
         embedding.embed()
+    if many:  # as if there were too many papers to score all that pass, or to score any without a look at their signs
+        monkeypatch.setattr(engine, "ALIKE", 0)
+        monkeypatch.setattr(vectors, "EXACT", 3)
     for query, found in FILTERED:
         result = engine.search(query, by=way)
         assert {int(hit.card.arxiv_id[-1]) for hit in result.hits if hit.card.arxiv_id.startswith("2401.0000")} == found, query

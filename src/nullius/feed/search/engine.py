@@ -186,11 +186,10 @@ class _Search:
             return _alike(*held.nearest(wanted, BEST, among))
         limit = 4 * BEST * max(1, len(held) // matching)
         while True:  # the nearest that pass the filter are among the nearest, if enough of those are looked at
-            numbers, cosines = held.nearest(wanted, limit)
-            passing = set(self.index.top(self.searcher, filters.both(self.index.ids(numbers), within), len(numbers))[0])
-            chosen = [(number, cosine) for number, cosine in zip(numbers, cosines, strict=True) if number in passing][:BEST]
-            if len(chosen) >= BEST or limit >= len(held):
-                return _alike([number for number, _ in chosen], [cosine for _, cosine in chosen])
+            likely = held.likely(wanted, limit)
+            passing = self.index.top(self.searcher, filters.both(self.index.ids(likely), within), len(likely))[0]
+            if len(passing) >= 2 * BEST or limit >= len(held):
+                return _alike(*held.nearest(wanted, BEST, np.array(passing, np.int64)))
             limit *= 8
 
     def _known_items(self, within: Condition | None) -> list[int]:

@@ -101,6 +101,13 @@ class Vectors:
         rows = np.sort(rows[self.live[rows]])  # in the order of the file
         return self._best(rows, self._score(rows, query), limit)
 
+    def likely(self, query: Floats, limit: int) -> list[int]:
+        """Return the numbers of so many papers that are among the nearest, in no order: of many by their signs alone."""
+        if len(self.numbers) <= EXACT:
+            return self.nearest(query, limit)[0]
+        rows = self._candidates(query, limit)
+        return self.numbers[rows[self.live[rows]]].tolist()
+
     def _rows(self, numbers: Ints) -> Ints:
         """The rows of papers, as far as they have one."""
         if not len(self.numbers):
