@@ -551,3 +551,49 @@ def test_mamba_runs_or_says_why_not(family, tokenizer, tmp_path):
     with pytest.raises(SubjectError, match=f"cannot map {family}: ") as caught:
         nullius.load(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mixer", ["gla", "softmax", "non-approximate"])
+def test_compiled_layers_compute_the_same_from_one_piece_of_code(mixer):
+    """Ten layers, more than torch would compile one by one before it gives up; the operator of a recurrent layer is gone round."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 10, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30}
+    model = architectures.create({**shape, "mixer": mixer}).train()
+    ids = torch.randint(0, 30, (2, 20))
+
+    def gradients():
+        model.zero_grad()
+        loss = model(input_ids=ids, use_cache=False).logits.square().mean()
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    plain = gradients()
+    compiled = []
+
+    def backend(graph, _inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    for layer in model.model.layers:
+        layer.compile(backend=backend)
+    traced = gradients()
+    assert traced[0] == pytest.approx(plain[0], rel=1e-6)
+    assert torch.allclose(traced[1], plain[1], atol=1e-7)
+    assert 0 < len(compiled) < 10  # the pieces of one layer, not of each
+    torch._dynamo.reset()
+
+
+def test_under_autocast_stream_and_norms_have_the_type_of_the_maps():
+    model = architectures.create({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30, "mixer": "gla"})
+    ids, seen = torch.randint(0, 30, (2, 9)), []
+    for part in (model.model.layers[1], model.model.layers[1].attn_norm, model.model.norm):
+        part.register_forward_hook(lambda _m, args, out: seen.extend((args[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = model(input_ids=ids, use_cache=False).logits
+    assert set(seen) == {torch.bfloat16}
+    seen.clear()
+    wide = model(input_ids=ids, use_cache=False).logits
+    assert set(seen) == {torch.float32}
+    assert torch.allclose(narrow.float(), wide, atol=0.02)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
