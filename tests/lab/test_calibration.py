@@ -104,6 +104,14 @@ def test_the_code_of_what_an_instrument_is_built_on_counts(monkeypatch, tmp_path
     assert calibration.code_digest(["middle"]) == middle
 
 
+def test_code_of_other_rooms_counts_where_a_case_names_it():
+    assert "training.parts" in calibration._imports("from nullius.training.parts import Parts\n")
+    assert set(calibration._imports("from nullius.training import lora as adapters, parts\n")) == {"training.lora", "training.parts"}
+    assert calibration.code_digest(["training.parts"]) != calibration.code_digest(["training.lora"])
+    with pytest.raises(StudyError, match=r"training\.none"):
+        calibration.case("x", planted="a", null="b", modules=["training.none"])(lambda seed: PERFECT)
+
+
 def test_ago():
     now = datetime(2026, 5, 4, 12, tzinfo=UTC)
     ages = [(timedelta(seconds=3), "just now"), (timedelta(minutes=1), "1 minute ago"), (timedelta(hours=5), "5 hours ago")]
@@ -128,7 +136,21 @@ def test_every_case_of_the_project_says_what_it_plants():
 
 
 @pytest.mark.parametrize(
-    "name", ["heads_of_induction", "copying_head_off", "copying_head_writes", "used_directions", "written_entries", "planted_classes"]
+    "name",
+    [
+        "heads_of_induction",
+        "copying_head_off",
+        "copying_head_writes",
+        "used_directions",
+        "written_entries",
+        "planted_classes",
+        "terms_of_a_mixture",
+        "broken_head_mended",
+        "capital_in_the_lens",
+        "neuron_that_scales",
+        "groups_of_words",
+        "agreement_of_signs",
+    ],
 )
 def test_one_seed_of_a_case_recovers_what_is_planted(name):
     """The whole is `nullius calibrate`; one seed shows that a case still runs and finds."""

@@ -196,7 +196,8 @@ class _Ready:
                     return z.index_put(index, weight * z[index] + (1 - weight) * self.values[layer][chosen])
 
                 stack.enter_context(taps.edit(model, "z", layer, mix))
-            base = replace(self.base, **{side: tuple(x[chosen] for x in getattr(self.base, side)) for side in ("keys", "values")})
+            keys, values = (tuple(part[chosen] for part in side) for side in (self.base.keys, self.base.values))
+            base = replace(self.base, keys=keys, values=values)
             return read_out(model, wavefront.run_suffix(model, base, ids, start)[:, -1])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -55,7 +57,7 @@ def _shifted(seed: int, shift: int) -> LanguageModel:
             vocab_size=WORDS, n_embd=64, n_layer=2, n_head=4, n_inner=64, n_positions=16, initializer_range=0.3, tie_word_embeddings=False,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        hf = GPT2LMHeadModel(config)
+        hf: Any = GPT2LMHeadModel(config)
         last = hf.transformer.h[-1]
         for part in (last.attn.c_proj, last.mlp.c_proj):
             part.weight.zero_()
