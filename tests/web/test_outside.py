@@ -174,6 +174,9 @@ def test_a_copy_for_a_static_host(tmp_path, own_data_folder):
     assert "<script src" not in html
     assert 'href="https://papers.example.org/papers/factual-recall"' in html
     assert not (folder / "account").exists()
+    (figure, *_) = folder.rglob("explore/figure-verdicts.html")
+    library = re.search(r'<script src="(/static/[^"]+)"', figure.read_text())[1]
+    assert b"plotly.js (basic" in (folder / library.lstrip("/")).read_bytes()[:200], "figures can be explored there too"
     broken = set()
     for page in folder.rglob("*.html"):
         for link in re.findall(r'(?:href|src)="(/[^"#?]*)["#]', page.read_text()):

@@ -452,7 +452,7 @@ def test_a_figure_to_explore_is_small_and_keeps_its_values(visitor):
     """The library is loaded once, from here, into a sandbox; the stored file, which needs nothing else, stays whole."""
     (found,) = [r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == "smollm2-135m"]
     small, whole = (
-        visitor.get(f"/runs/{found['id']}/explore/figure-verdicts"),
+        visitor.get(f"/runs/{found['id']}/explore/figure-verdicts.html"),
         visitor.get(f"/runs/{found['id']}/files/figure-verdicts.html"),
     )
     assert len(small.content) < 200_000 < 3_000_000 < len(whole.content)
@@ -462,6 +462,6 @@ def test_a_figure_to_explore_is_small_and_keeps_its_values(visitor):
     assert policy.startswith("sandbox allow-scripts; script-src 'unsafe-inline' http://127.0.0.1:8000/static/")
     assert assets.address("plotly-basic.min.js") in policy
     assert visitor.get(assets.address("plotly-basic.min.js")).headers["cross-origin-resource-policy"] == "cross-origin"
-    assert visitor.get(f"/runs/{found['id']}/explore/nothing").status_code == 404
+    assert visitor.get(f"/runs/{found['id']}/explore/nothing.html").status_code == 404
     html = visitor.get("/papers/factual-recall").text
     assert "plotly" not in html, "only on click"

@@ -127,8 +127,11 @@ def test_a_private_server_cannot_even_be_read(browse):
 def test_other_addresses_need_shared(host):
     with pytest.raises(UsageError, match="--shared"):
         settings(host)
+
+
+def test_the_command_refuses_other_addresses_too():
     answer = subprocess.run(
-        [sys.executable, "-m", "nullius.cli.main", "web", "--host", host or " ", "--no-browser"],
+        [sys.executable, "-m", "nullius.cli.main", "web", "--host", "0.0.0.0", "--no-browser"],
         capture_output=True,
         text=True,
         check=False,

@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from nullius.paths import data_dir
 from nullius.web import assets
@@ -23,9 +23,9 @@ _BEYOND = re.compile(r'"type":\s*"heatmap"')  # of the traces that the lab draws
 _UNSAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'self'"
 
 
-@get("/runs/{id}/explore/{name}")
+@get("/runs/{id}/explore/{name}.html")
 def explore(visit: Visit) -> Response:
-    """A figure to explore. One that the small library cannot draw (a heatmap) comes as its own file, with all of plotly in it."""
+    """A figure to explore. One that the small library cannot draw (a heatmap) comes with all of plotly in it, as it is stored."""
     found = runs.record(visit.params["id"])
     name = f"{visit.params['name']}.html"
     stored = next((entry for entry in found["artefacts"] if entry["name"] == name), None)
@@ -33,13 +33,11 @@ def explore(visit: Visit) -> Response:
     if stored is None or not path.is_file():
         raise Problem(404, f"This run has no figure '{visit.params['name'][:60]}' to explore.", "", (f"/runs/{found['id']}", "The run"))
     small = _small(str(path), stored["sha256"])
-    if small is None:
-        return RedirectResponse(f"/runs/{found['id']}/files/{name}", 303)
+    site = visit.request.app.state.site
+    response: Response = site.reply(visit.request, small or path.read_text("utf-8"), "text/html; charset=utf-8")
     scheme = "https" if visit.settings.secure else "http"
     library = f"{scheme}://{visit.request.headers['host']}{assets.address(LIBRARY)}"  # a host of the list: the guard has seen to it
     policy = f"sandbox allow-scripts; script-src 'unsafe-inline' {library}; {_UNSAFE}"
-    site = visit.request.app.state.site
-    response: Response = site.reply(visit.request, small.replace("LIBRARY", library, 1), "text/html; charset=utf-8")
     response.headers.update({"Content-Security-Policy": policy, "X-Frame-Options": "SAMEORIGIN"})
     return response
 
@@ -48,6 +46,6 @@ def explore(visit: Visit) -> Response:
 def _small(path: str, _sha256: str) -> str | None:
     """The file with a reference in place of the library; None where it draws what the small library cannot, or is not as we make them."""
     text = Path(path).read_text("utf-8")
-    rest, replaced = _INSIDE.subn('<script src="LIBRARY"></script>', text, count=1)
+    rest, replaced = _INSIDE.subn(f'<script src="{assets.address(LIBRARY)}"></script>', text, count=1)
     drawn, _, _ = rest.partition('"layout":{"template"') if '"layout":{"template"' in rest else rest.partition('{"template"')
     return rest if replaced and not _BEYOND.search(drawn) else None
