@@ -22,6 +22,7 @@ def test_a_layer_says_the_same(toys, family):
         with torch.no_grad(), onednn.maps(model.hf):
             changed = sum("forward" in vars(module) for module in model.hf.modules() if isinstance(module, nn.Linear))
             assert changed == sum(isinstance(module, nn.Linear) for module in model.hf.modules())
+            taps.read(model, batch, ["resid_post"])  # from the second time on the weights are rearranged
             quick = taps.read(model, batch, ["resid_post", "mlp_post"], positions="all")
         for site in plain:
             assert torch.allclose(plain[site], quick[site], rtol=1e-3, atol=1e-4 * float(plain[site].abs().max()))

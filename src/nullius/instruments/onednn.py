@@ -59,6 +59,7 @@ class _Linear:
     def __init__(self, module: Any) -> None:
         self.weight, self.bias = module.weight.detach(), module.bias
         self.packed: Tensor | None = None
+        self.uses = 0
 
     def __call__(self, x: Tensor, kind: str = "none", algorithm: str = "") -> Tensor:
         if not suits(x):
@@ -69,6 +70,9 @@ class _Linear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed(), self.bias, "mul")
 
     def _packed(self) -> Tensor:
+        self.uses += 1
+        if self.uses == 1:  # oneDNN rearranges them for this one time; the second time it has paid to keep that
+            return self.weight
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
         return self.packed
