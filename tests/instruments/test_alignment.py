@@ -36,6 +36,16 @@ def test_the_same_seed_gives_the_same_basis():
     assert torch.equal(one, two)
 
 
+def test_the_better_of_two_starts_is_returned():
+    model = modular.build()
+    pairs = _pairs(model, "a", 60, np.random.default_rng(0))
+    rng = np.random.default_rng(5)
+    alone = [alignment.learn(model, pairs, PLACE, 3, rng, steps=20, starts=1) for _ in range(2)]
+    both = alignment.learn(model, pairs, PLACE, 3, np.random.default_rng(5), steps=20, starts=2)
+    assert torch.equal(both.basis, min(alone, key=lambda one: one.end).basis)
+    assert alone[0].end != alone[1].end
+
+
 def test_dimensions_that_do_not_exist_are_refused():
     model = modular.build()
     pairs = _pairs(model, "a", 20, np.random.default_rng(0))

@@ -104,6 +104,9 @@ def test_the_last_token_alone_is_the_whole_run(toys, family):
             whole = interchange.transplant(model, pairs, At("resid_pre", layer)).detach()[0]
             assert moved.emitted[row, i] == int(whole.argmax())
             assert np.allclose(moved.candidates[row, i], whole[[[5, 6, 7], [8, 9, 10]][i]].numpy(), atol=1e-4)
+    few = interchange.last_token(model, base, source, [[5, 6, 7], [8, 9, 10]], [2, 0], vocabulary=False)
+    assert np.allclose(few.candidates, moved.candidates, atol=1e-4)
+    assert (few.emitted == -1).all()
 
 
 @pytest.fixture(scope="module")
