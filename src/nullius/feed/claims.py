@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from nullius.errors import NulliusError
 from nullius.feed.database import reading, writing
-from nullius.feed.tables import claim, embedding, paper, study
+from nullius.feed.tables import claim, paper, study
 from nullius.lab import studies
 from nullius.lab.journal import now
 
@@ -87,9 +87,7 @@ def write(connection: sa.Connection, slug: str, digest: str, entry: dict[str, An
     today = {about["digest"] for about in entry["claims"]}
     gone = claim.update().where(claim.c.slug == slug, claim.c.digest.not_in(today), claim.c.retired_at.is_(None))
     connection.execute(gone.values(retired_at=now()))
-    own = sa.select(paper.c.id).where(paper.c.slug == slug)  # search reads the wording of claims
-    connection.execute(paper.update().where(paper.c.slug == slug).values(changed=now()))
-    connection.execute(embedding.delete().where(embedding.c.paper.in_(own)))
+    connection.execute(paper.update().where(paper.c.slug == slug).values(changed=now()))  # the word index reads the wording of claims
     for position, about in enumerate(entry["claims"]):
         key = {"slug": slug, "claim_id": about["id"], "digest": about["digest"]}
         values = {"position": position, "description": about, "retired_at": None}

@@ -15,7 +15,7 @@ from nullius.feed.digest.signing import signed
 
 SECONDS = 60.0  # to wait for an answer
 PER_SECOND = 10.0
-UNFOLDED = policy.SMTP.clone(max_line_length=254)  # a folded Message-ID is legal, and trips programs up
+UNFOLDED = policy.SMTP.clone(max_line_length=990)  # RFC 5322 allows 998; a folded Message-ID is legal, and trips programs up
 
 
 class TemporaryFailure(Exception):
