@@ -12,6 +12,7 @@ the subject, and a copy of it finetuned on boxes. docs/studies/entity-tracking.m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -33,7 +34,6 @@ from nullius.training.kept import finetuned
 RANDOM = "random heads, as many in the same layers at the same places (several draws)"
 SHUFFLED = "the same masks learned and tested with the targets of other pairs"
 FETCH, TRANSMIT, DETECT, READ = ROLES
-
 
 PATHS, CIRCUITS, MASKS, PASTING, CUTTING = "path patching", "circuits", "component masks", "cross-model patching", "attention knockout"
 # The heads that all claims but those on cut attention are about were found and pruned by these
@@ -91,7 +91,6 @@ CLAIMS = (
     LARGE,
 )
 
-
 QUICK, FULL = Sizes(80, 300, 100, 200, 240, 10, 20), Sizes(300, 3500, 100, 500, 2000, 10, 20)
 SUBJECT = Sizes(32, 1000, 16, 120, 120, 5, 6)  # of a subject and its copy, whose every run costs more
 OPTIONS = (Option("pair", ("trackers", "subject"), "small trackers trained here, or the subject and a copy finetuned on boxes"),)
@@ -126,22 +125,18 @@ def _models(lab: Lab) -> Models:
     """The trackers, or the subject and its finetuned copy."""
     if lab.option("pair") == "trackers":
         plan = trackers.Plan(seed=lab.seed)
-        made = trackers.load(
-            plan, lab.subject.device, lambda name, done, total: lab.listener.step(f"training the {name} tracker", done, total)
-        )
+        made = trackers.load(plan, lab.subject.device, lambda name, *done: lab.listener.step(f"training the {name} tracker", *done))
         lab.note("trackers: " + ", ".join(f"{name} {made.accuracy[name]:.2f} after {made.steps[name]} steps" for name in made.accuracy))
         return Models(made.base, made.tuned, made.stranger, plan.boxes, *plan.words, trackers.STYLE)
     words, labels = (tracking.one_token(lab.subject, pool) for pool in (boxes.OBJECTS, boxes.LABELS))
     told = lab.scale(quick=4, full=7)
     if len(words) < 2 * told or len(labels) <= told:
-        raise SubjectError(
-            f"{lab.subject.name} has {len(words)} of the nouns and {len(labels)} of the labels as one token: too few for {told} boxes"
-        )
+        has = f"{len(words)} of the nouns and {len(labels)} of the labels as one token"
+        raise SubjectError(f"{lab.subject.name} has {has}: too few for {told} boxes")
     steps = lab.scale(quick=50, full=100)
     pairs = [(item.prompt, item.answer) for item in boxes.draw(lab.rng, 16 * steps, told, objects=words, labels=labels)]
-    tuned = finetuned(
-        lab.subject, pairs, steps, rate=2e-5, warmup=10, seed=lab.seed, on_step=lambda i, n: lab.listener.step("tuning", i, n)
-    )
+    watch = partial(lab.listener.step, "tuning")
+    tuned = finetuned(lab.subject, pairs, steps, rate=2e-5, warmup=10, seed=lab.seed, on_step=watch)
     lab.note(f"tuned: a copy of {lab.subject.name}, {steps} steps on boxes; the unrelated model has random weights")
     return Models(lab.subject, tuned, untrained(lab.subject, lab.seed), told, words, labels, "sentence")
 
