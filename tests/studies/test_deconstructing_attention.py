@@ -55,7 +55,7 @@ def test_every_variant_goes_through_at_full_scale_on_a_text_of_ones_own(toy, mon
     assert record.verdict("hybrid-stays-small").effect is not None
     assert {"figure.svg", "figure-maps.svg"} <= {entry["name"] for entry in record.data["artefacts"]}
     path.write_text("too short", "utf-8")
-    with pytest.raises(UsageError, match="text.txt holds 2 tokens"):
+    with pytest.raises(UsageError, match=r"text\.txt holds 2 tokens"):
         runner.run(get(SLUG), toy, full=True, options={"text": "file"})
 
 
