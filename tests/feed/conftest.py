@@ -53,6 +53,17 @@ def _order(address: sa.URL, command: str) -> None:
         connection.exec_driver_sql(command)
 
 
+def _leave(server: sa.URL, name: str) -> None:
+    """Until nobody is connected to a database: the server notices late that a client has hung up, and copies none that is in use."""
+    engine = sa.create_engine(server, poolclass=sa.NullPool)
+    left = sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :name")
+    for _ in range(200):
+        with engine.connect() as connection:
+            if not connection.execute(left, {"name": name}).scalar():
+                break
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def ready_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database with the feed's tables and the catalogue, to be copied."""
@@ -74,13 +85,7 @@ def ready_postgres(postgres: sa.URL) -> sa.URL:
         patch.setenv("NULLIUS_DATABASE", address.render_as_string(hide_password=False))
         feed_database.make_ready(schema.url())
         schema._engine(schema.url()).dispose()
-    engine = sa.create_engine(postgres, poolclass=sa.NullPool)
-    left = sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'ready'")
-    for _ in range(200):  # a server notices late that a client has hung up, and copies no database in use
-        with engine.connect() as connection:
-            if not connection.execute(left).scalar():
-                break
-        time.sleep(0.05)
+    _leave(postgres, "ready")
     return postgres
 
 
@@ -113,8 +118,11 @@ def empty_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def _postgres(server: sa.URL, how: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     name = f"test{next(_numbers)}"
     _order(server, f"CREATE DATABASE {name} {how}")
-    monkeypatch.setenv("NULLIUS_DATABASE", server.set(database=name).render_as_string(hide_password=False))
+    address = server.set(database=name).render_as_string(hide_password=False)
+    monkeypatch.setenv("NULLIUS_DATABASE", address)
     yield
+    monkeypatch.setenv("NULLIUS_DATABASE", address)  # whatever the test made of it
+    schema._engine(schema.url()).dispose()
     _order(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from filelock import FileLock
 from starlette.testclient import TestClient
-from tests.feed.conftest import _order, _postgres, postgres
+from tests.feed.conftest import _leave, _order, _postgres, postgres
 from tests.web import made
 
 from nullius.feed import database, tables
@@ -72,7 +72,7 @@ def library_postgres(postgres: sa.URL, library_folder: Path) -> sa.URL:
             copy(old, new)
         source.dispose()
         schema._engine(schema.url()).dispose()
-    _order(postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'library'")
+    _leave(postgres, "library")
     _order(postgres, "CREATE DATABASE looked_at TEMPLATE library")
     return postgres
 
