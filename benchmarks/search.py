@@ -44,6 +44,8 @@ CATEGORIES = ("cs.CL", "cs.LG", "cs.AI", "math.AG", "hep-th", "astro-ph")
 
 def abstracts() -> Iterator[tuple[str, str]]:
     """Give (title, abstract) of the corpus."""
+    if "NULLIUS_ABSTRACTS" not in os.environ:
+        raise SystemExit("NULLIUS_ABSTRACTS must name a file of abstracts (.txt.xz, see the head of this program)")
     with lzma.open(os.environ["NULLIUS_ABSTRACTS"], "rt", encoding="utf-8") as file:
         block: list[str] = []
         for line in file:
