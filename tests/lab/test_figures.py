@@ -140,6 +140,14 @@ def test_a_logarithmic_axis_has_the_numbers_of_its_points():
     assert drawing._log_ticks([1, 1.1, 1.2, 10, 100]) == [1, 10, 100]
 
 
+def test_layers_are_whole_numbers():
+    panel = Panel("by layer", "layer", "share", (Series("lexical", range(18), [0.1] * 18),))
+    root = ET.fromstring(drawing.svg(Figure("depth", "Depth", (panel,))).encode())
+    shown = {"".join(text.itertext()) for text in root.iter(f"{SVG}text")}
+    assert {"0", "2", "16"} <= shown
+    assert "2.5" not in shown
+
+
 def test_the_same_figure_gives_the_same_bytes_and_leaves_no_state():
     code = (
         "import sys, json; from nullius.lab import drawing; from nullius.lab.figures import from_dict\n"

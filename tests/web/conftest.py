@@ -15,10 +15,12 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from aiosmtpd.controller import Controller
 from filelock import FileLock
 from starlette.testclient import TestClient
 from tests.feed.conftest import _leave, _order, _postgres, postgres
 from tests.web import made
+from tests.web.letterbox import Box, free_port
 
 from nullius.feed import database, tables
 from nullius.lab import schema
@@ -213,3 +215,15 @@ def people(browse: Browse, lab: Settings) -> dict[str, TestClient]:
         "maintainer": who.open_session(who.account_for("mia@example.org", lab)),
     }
     return {"visitor": browse(lab), **{role: browse(lab, key) for role, key in keys.items()}}
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    port = free_port()
+    handler = Box()
+    controller = Controller(handler, hostname="127.0.0.1", port=port)
+    controller.start()
+    monkeypatch.setenv("NULLIUS_SMTP", f"smtp://127.0.0.1:{port}")
+    monkeypatch.setenv("NULLIUS_MAIL_FROM", "digest@papers.example.org")
+    yield handler
+    controller.stop()

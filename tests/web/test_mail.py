@@ -8,8 +8,6 @@ import subprocess
 import dkim
 import pytest
 import sqlalchemy as sa
-from aiosmtpd.controller import Controller
-from tests.web.test_subscribing import Box, free_port
 
 from nullius.feed import tables
 from nullius.feed.database import writing
@@ -18,18 +16,6 @@ from nullius.feed.digest.settings import from_environment
 from nullius.web import mailing, who
 
 WISH = {"email": "ada@example.org", "kind": "search", "target": "attention heads", "schedule": "weekly"}
-
-
-@pytest.fixture
-def box(monkeypatch):
-    port = free_port()
-    handler = Box()
-    controller = Controller(handler, hostname="127.0.0.1", port=port)
-    controller.start()
-    monkeypatch.setenv("NULLIUS_SMTP", f"smtp://127.0.0.1:{port}")
-    monkeypatch.setenv("NULLIUS_MAIL_FROM", "digest@papers.example.org")
-    yield handler
-    controller.stop()
 
 
 def confirmed(lab, email="ada@example.org", kind="daily", target=""):

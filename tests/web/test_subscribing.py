@@ -3,51 +3,11 @@
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Iterator
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Message
 
 from nullius.feed.digest import subscriptions
 from nullius.web import mailing
-
-
-class Box(Message):
-    """Keeps what arrives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mails: list = []
-        self.raw: list[bytes] = []  # as they came over the line
-
-    async def handle_DATA(self, server, session, envelope) -> str:
-        self.raw.append(envelope.original_content)
-        return await super().handle_DATA(server, session, envelope)
-
-    def handle_message(self, message) -> None:
-        self.mails.append(message)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-@pytest.fixture
-def box(monkeypatch) -> Iterator[Box]:
-    port = free_port()
-    handler = Box()
-    controller = Controller(handler, hostname="127.0.0.1", port=port)
-    controller.start()
-    monkeypatch.setenv("NULLIUS_SMTP", f"smtp://127.0.0.1:{port}")
-    monkeypatch.setenv("NULLIUS_MAIL_FROM", "digest@papers.example.org")
-    yield handler
-    controller.stop()
-
 
 WISH = {
     "kind": "subject",

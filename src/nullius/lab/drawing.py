@@ -278,6 +278,8 @@ def _open_ends(axes: Axes, series: Series, look: Look, categories: list[str], cl
 
 def _axes(axes: Axes, panel: Panel, categories: list[str], width: float, *, heading: bool) -> int:
     """Scales, names, grid and zero line. Returns how many lines of text the tick labels below take."""
+    from matplotlib.ticker import MaxNLocator
+
     sideways, lines = panel.sideways, 1
     if categories and sideways:
         axes.set_yticks(range(len(categories)), ["\n".join(textwrap.wrap(label, 34)) for label in categories])
@@ -294,6 +296,10 @@ def _axes(axes: Axes, panel: Panel, categories: list[str], width: float, *, head
         places = _log_ticks(sorted({float(x) for series in panel.series for x in series.x}))
         axes.set_xticks(places, [f"{x:,g}" for x in places])
         axes.set_xticks([], minor=True)
+    if sideways:
+        axes.xaxis.set_major_locator(MaxNLocator(max(3, round(width))))  # numbers of seven characters have room for themselves
+    elif not categories and not panel.log_x and all(float(x).is_integer() for series in panel.series for x in series.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
     axes.set_xlabel(panel.y_label if sideways else panel.x_label)
     if sideways and heading:  # the name of the categories heads their list
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 9, "fontstyle": "italic", "annotation_clip": False}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from nullius.errors import NulliusError
+from nullius.models import fetch
 from nullius.models.language_model import LanguageModel
 from nullius.paths import cache_dir
 from nullius.training.finetune import finetune
@@ -51,13 +50,8 @@ def finetuned(
 
 def _save(made: LanguageModel, folder: Path) -> None:
     """Whole or not at all."""
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        staging.mkdir(parents=True)
-        with torch.no_grad():
+        with fetch.staging(folder) as staging, torch.no_grad():
             made.hf.save_pretrained(staging)
-        os.replace(staging, folder)
     except OSError as error:
         raise NulliusError(f"cannot keep the finetuned copy in {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
