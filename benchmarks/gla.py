@@ -1,6 +1,6 @@
 """Gated linear attention on a GPU: checks, then times, then prints a table.
 
-    python benchmarks/gla.py [--check] [--tokens 32768] [--peer | --peer-untuned]
+    python benchmarks/gla.py [--check [float32 bfloat16 float16]] [--tokens 32768] [--peer | --peer-untuned]
 
 Peers, when installed: flash-linear-attention (chunk_gla) and PyTorch's softmax attention. Times are medians of CUDA events in ms: forward,
 forward + backward as called from Python, and forward + backward replayed from a CUDA graph, which leaves out the processor that launches.
@@ -20,6 +20,7 @@ from triton.testing import do_bench
 
 from nullius.kernels.gated import gated_linear_attention
 
+TYPES = ["float32", "bfloat16", "float16"]
 HEADS = {"4 x 256 x 512": (4, 256, 512), "4 x 128 x 256": (4, 128, 256)}
 
 
@@ -43,10 +44,10 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, tensors[4].to(out.dtype))]
 
 
-def check(peer: Callable[..., torch.Tensor] | None) -> None:
+def check(peer: Callable[..., torch.Tensor] | None, types: list[str]) -> None:
     """Compare with plain PyTorch in float64 (itself tested against the recurrence) over types, gate strengths, odd lengths; print errors."""
     print("relative errors against float64: o, dq, dk, dv, dgate")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (getattr(torch, name) for name in types):
         for batch, length, heads, key, value, normaliser in (
             (2, 200, 2, 64, 64, 16.0), (1, 333, 2, 128, 256, 1.0), (1, 130, 1, 256, 512, 16.0), (1, 2000, 2, 64, 128, 16.0),
             (1, 100, 2, 48, 80, 0.1), (1, 100, 2, 64, 64, 0.02), (1, 1, 2, 64, 64, 1.0), (1, 200, 1, 512, 512, 16.0), (1, 1500, 1, 40, 24, 4.0),
@@ -146,18 +147,24 @@ def softmax(tokens: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with the recurrence in float64 before timing")
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        choices=TYPES,
+        help="compare with float64 before timing, in these types (none named: in all; float32 compiles long)",
+    )
     parser.add_argument("--peer", action="store_true", help="also flash-linear-attention (its autotuning takes minutes)")
     parser.add_argument(
         "--peer-untuned", action="store_true", help="the same for its errors and memory, without tuning: its times mean nothing"
     )
-    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--tokens", type=int, default=32768, help="of a step that is timed; 0: none")
     arguments = parser.parse_args()
     print(
         f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  triton {triton.__version__}  {platform.python_version()}"
     )
     other = find_peer(arguments.peer) if arguments.peer or arguments.peer_untuned else None
-    if arguments.check:
-        check(other)
-    times(arguments.tokens, other)
-    softmax(arguments.tokens)
+    if arguments.check is not None:
+        check(other, arguments.check or TYPES)
+    if arguments.tokens:
+        times(arguments.tokens, other)
+        softmax(arguments.tokens)
