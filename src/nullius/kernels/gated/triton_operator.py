@@ -293,7 +293,10 @@ class _Launches:
             )
 
 
-_shared = lru_cache(maxsize=256)(_Launches)
+@lru_cache(maxsize=256)
+def _shared(_gate: torch.dtype, *shape: Any) -> _Launches:
+    """Launches are kept for each shape and type of gate: the layer's gate is float32 beside 16-bit queries."""
+    return _Launches(*shape)
 
 
 def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *others: Tensor | None) -> _Launches:
@@ -301,8 +304,47 @@ def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *othe
     are not kept."""
     strides = (gate.stride(1), gate.stride(2), gate.stride(3))
     shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, strides, q.device)
-    aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others)) and gate.dtype == q.dtype
-    return _shared(*shape) if aligned else _Launches(*shape)
+    aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others))
+    return _shared(gate.dtype, *shape) if aligned else _Launches(*shape)
+
+
+def forward(
+    call: _Launches, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Four launches (six where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
+    the inputs."""
+    bad = torch.zeros((), dtype=torch.int32, device=q.device)
+    grown, faded, fade = call.prepare(q, k, gate, scale, bad)
+    p = call.scores(grown, faded, q, k, gate, fade, scale)
+    end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
+    starts = call.starts(faded, v, fade, state, False)
+    o = call.walk(grown, faded, v, p, fade, starts, end, False)
+    torch._assert_async(bad == 0, "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
+    return o, end, grown, faded, fade, p, starts
+
+
+def backward(
+    d_o: Tensor | None, d_end: Tensor | None, saved: tuple[Tensor, ...], scale: float, bounds: tuple[int, ...], state: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Six launches. States are made anew: they are the largest tensors by far. saved: q, k, v, gate and what `forward` returned for this.
+    state: whether the first states' gradient is wanted."""
+    q, k, v, gate, grown, faded, fade, p, starts = saved
+    d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
+    d_end = None if d_end is None else d_end.contiguous()
+    call = _launches(q, v, gate, bounds, k, d_o, d_end)
+    d_state = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if state else None
+    d_starts = call.starts(grown, d_o, fade, d_end, True)
+    d_v = call.walk(faded, grown, d_o, p, fade, d_starts, d_state, True)
+    kept = v.new_empty((call.blocks, call.heads, call.K, call.V))
+    edges = fade.new_empty((call.turn_tiles, call.blocks, call.heads, call.K))
+    from_earlier = call.walk_gradients(faded, v, d_o, fade, starts, kept, edges, False)
+    from_later = call.walk_gradients(grown, d_o, v, fade, d_starts, kept, edges, True)
+    d_p = p.new_empty((2, *p.shape))
+    call.launch(kernels.score_gradient, (call.chunks, call.heads, 1), d_o, v, call.plan.chunks, d_p, scale, call.heads)
+    d_q, d_k = torch.empty_like(q), torch.empty_like(k)
+    d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    call.key_gradients(q, k, gate, fade, d_p, from_earlier, from_later, edges, d_q, d_k, d_gate, scale)
+    return d_q, d_k, d_v, d_gate, d_state
 
 
 class _Gated(torch.autograd.Function):
@@ -310,37 +352,12 @@ class _Gated(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, bounds: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Four launches (six where few sequences are cut into segments)."""
         ctx.set_materialize_grads(False)
-        call = _launches(q, v, gate, bounds, k, state)
-        bad = torch.zeros((), dtype=torch.int32, device=q.device)
-        grown, faded, fade = call.prepare(q, k, gate, scale, bad)
-        p = call.scores(grown, faded, q, k, gate, fade, scale)
-        end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
-        starts = call.starts(faded, v, fade, state, False)
-        o = call.walk(grown, faded, v, p, fade, starts, end, False)
-        torch._assert_async(bad == 0, "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
-        ctx.save_for_backward(q, k, v, gate, grown, faded, fade, p, starts)
+        o, end, *saved = forward(_launches(q, v, gate, bounds, k, state), q, k, v, gate, state, scale)
+        ctx.save_for_backward(q, k, v, gate, *saved)
         ctx.scale, ctx.bounds = scale, bounds
         return o, end
 
     @staticmethod
     def backward(ctx: Any, d_o: Tensor | None, d_end: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Six launches. States are made anew: they are the largest tensors by far."""
-        q, k, v, gate, grown, faded, fade, p, starts = ctx.saved_tensors
-        d_o = torch.zeros_like(v) if d_o is None else d_o.contiguous()
-        d_end = None if d_end is None else d_end.contiguous()
-        call, scale = _launches(q, v, gate, ctx.bounds, k, d_o, d_end), ctx.scale
-        d_state = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if ctx.needs_input_grad[4] else None
-        d_starts = call.starts(grown, d_o, fade, d_end, True)
-        d_v = call.walk(faded, grown, d_o, p, fade, d_starts, d_state, True)
-        kept = v.new_empty((call.blocks, call.heads, call.K, call.V))
-        edges = fade.new_empty((call.turn_tiles, call.blocks, call.heads, call.K))
-        from_earlier = call.walk_gradients(faded, v, d_o, fade, starts, kept, edges, False)
-        from_later = call.walk_gradients(grown, d_o, v, fade, d_starts, kept, edges, True)
-        d_p = p.new_empty((2, *p.shape))
-        call.launch(kernels.score_gradient, (call.chunks, call.heads, 1), d_o, v, call.plan.chunks, d_p, scale, call.heads)
-        d_q, d_k = torch.empty_like(q), torch.empty_like(k)
-        d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        call.key_gradients(q, k, gate, fade, d_p, from_earlier, from_later, edges, d_q, d_k, d_gate, scale)
-        return d_q, d_k, d_v, d_gate, d_state, None, None
+        return (*backward(d_o, d_end, ctx.saved_tensors, ctx.scale, ctx.bounds, ctx.needs_input_grad[4]), None, None)
