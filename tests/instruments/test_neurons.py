@@ -12,6 +12,7 @@ from nullius.instruments import neurons, taps
 from nullius.instruments.interventions import applied, set_to
 from nullius.instruments.neurons import Components
 from nullius.instruments.planted import direction
+from nullius.instruments.told import Told
 from nullius.instruments.where import Where
 
 TEXTS = ["The capital of Poland is", "A study is one module"]
@@ -94,6 +95,25 @@ def test_ablated_and_driven_sets_change_their_entries_only(toy):
         found = taps.read(toy, batch, ["z"], [1])["z"][0]
     torch.testing.assert_close(found[1, 3], plain["z"][0][1, -1, 3] + 2 * heads[1, 3])
     torch.testing.assert_close(found[0], plain["z"][0][0, -1])
+
+
+def test_situations_drive_each_set_in_its_own_rows_as_apart(toy):
+    """One intervention for each layer and kind does what one for each set does."""
+    told = Told(*torch.zeros(2, 3, 4, 2, 32), torch.randn(3, 4, 2, 4, 8), torch.randn(3, 4, 2, 64), [0, 2], [1, 3])
+    sets = [Components.of([(1, 5), (2, 0)], [(1, 3)]), Components.of([(1, 6)], [(0, 0), (1, 1), (1, 3)])]
+    batch = toy.encode([*TEXTS, *reversed(TEXTS)])
+    apart = [
+        one
+        for i, some in enumerate(sets)
+        for one in neurons.driven(some, told.contrast(told.cells)[:, i], told.contrast(told.z)[:, i], 1.5, rows=range(2 * i, 2 * i + 2))
+    ]
+    together = told.drive(sets, toy.device, 1.5, each=2)
+    assert (len(together), len(apart)) == (4, 6)
+    with applied(toy, together):
+        found = toy.logits(batch)
+    with applied(toy, apart):
+        torch.testing.assert_close(found, toy.logits(batch))
+    assert not torch.allclose(found, toy.logits(batch))
 
 
 def test_sets_compare_and_draw_their_likes(toy):

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nullius.instruments import directions, neurons, taps
+from nullius.instruments import directions, interventions, neurons, taps
+from nullius.instruments.interventions import Intervention
 from nullius.instruments.neurons import Components
+from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
 
 Watch = Callable[[Sequence[list[int]]], Iterable[list[int]]]
@@ -150,13 +152,22 @@ class Told:
             for i in range(self.mlp.shape[1])
         ]
 
-    def drive(self, sets: Sequence[Components], device: torch.device, factor: float, each: int) -> list[neurons.Intervention]:
-        """Drive each manner's set by the difference it makes to the components; rows i·each … of the batch are those of manner i."""
+    def drive(self, sets: Sequence[Components], device: torch.device, factor: float, each: int) -> list[Intervention]:
+        """Drive each manner's set by the difference it makes to the components; rows i·each … of the batch are those of manner i.
+
+        As `neurons.driven` for each set and its rows, in one intervention for each layer and kind: every token that is written passes through all.
+        """
         if self.cells is None or self.z is None:
             raise ValueError("these situations were read without components")
-        cells, z = self.contrast(self.cells).to(device), self.contrast(self.z).to(device)
-        return [
-            one
-            for i, some in enumerate(sets)
-            for one in neurons.driven(some, cells[:, i], z[:, i], factor, rows=range(i * each, (i + 1) * each))
-        ]
+        found = []
+        for site, whole, members in (
+            ("mlp_post", self.contrast(self.cells), [one.neurons for one in sets]),
+            ("z", self.contrast(self.z), [one.heads for one in sets]),
+        ):
+            for layer in sorted({layer for some in members for layer in some}):
+                added = torch.zeros_like(whole[layer])
+                for i, some in enumerate(members):
+                    chosen = list(some.get(layer, ()))
+                    added[i, chosen] = whole[layer, i, chosen]
+                found.append(interventions.add(Where(site, layer, positions="last"), added.repeat_interleave(each, 0).to(device), factor))
+        return found
