@@ -83,13 +83,18 @@ def _carry(first: Tensor, update: Tensor, decay: Tensor, *, backwards: bool = Fa
     return torch.stack(starts, 2), first
 
 
+def form_for(g: Tensor) -> tuple[bool, int]:
+    """Whether the fast form serves, and the chunk: decided once, from the strongest decay of any channel in any chunk."""
+    fast = bool(_split(g, FAST_CHUNK).sum(-2).amin() > STRONGEST_FAST_DECAY)
+    return fast, min(FAST_CHUNK if fast else STRONG_CHUNK, g.shape[1])
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Outputs and last state. The choice of form is made once, from the strongest decay of any channel in any chunk."""
+        """Outputs and last state."""
         length = q.shape[1]
-        fast = bool(_split(g, FAST_CHUNK).sum(-2).amin() > STRONGEST_FAST_DECAY)
-        chunk = min(FAST_CHUNK if fast else STRONG_CHUNK, length)
+        fast, chunk = form_for(g)
         ctx.save_for_backward(q, k, v, g, state)
         ctx.scale, ctx.fast, ctx.chunk = scale, fast, chunk
         q, k, v, b = (*(_split(x, chunk) for x in (q, k, v)), _split(g, chunk).cumsum(-2))

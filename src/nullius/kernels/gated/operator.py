@@ -13,6 +13,7 @@ from torch import Tensor
 from nullius.errors import NulliusError
 from nullius.kernels.gated.chunks import chunked
 from nullius.kernels.gated.recurrence import recurrence
+from nullius.kernels.gated.traced import traced
 
 Backend = Literal["auto", "triton", "chunks", "recurrence"]
 
@@ -50,11 +51,14 @@ def gated_linear_attention(
     state = _state(initial_state, q, v, batch if sequences is None else len(sequences))
     scale = width**-0.5 if scale is None else scale
     chosen = _choose(backend, q, v)
-    if chosen == "triton":  # which checks the gate as it reads it
+    offsets = None if sequences is None else [start for start, _ in sequences] + [length]
+    given = None if initial_state is None else state
+    if torch.compiler.is_compiling() and (chosen == "triton" or (chosen == "chunks" and offsets is None)):
+        o, end = traced(q, k, v, gate, given, scale, offsets, chosen == "triton")
+    elif chosen == "triton":  # which checks the gate as it reads it
         from nullius.kernels.gated.triton_operator import triton_gated
 
-        offsets = None if sequences is None else [start for start, _ in sequences] + [length]
-        o, end = triton_gated(q, k, v, gate, None if initial_state is None else state, scale, offsets)
+        o, end = triton_gated(q, k, v, gate, given, scale, offsets)
     else:
         _check_gate(gate)
         form = chunked if chosen == "chunks" else recurrence

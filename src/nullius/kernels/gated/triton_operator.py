@@ -6,6 +6,7 @@ For small layers the processor that launches kernels is what takes time. Hence e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -109,15 +110,22 @@ def triton_gated(
     """Same contract as `recurrence`, for tensors on CUDA (anywhere under Triton's interpreter).
 
     state: None for zeros. offsets: of packed sequences, if any."""
-    batch, length = q.shape[:2]
-    bounds = tuple(offsets or range(0, batch * length + 1, length))
-    if gate.stride(0) != length * gate.stride(1):
-        gate = gate.contiguous()
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        o, end = _Gated.apply(
-            q.contiguous(), k.contiguous(), v.contiguous(), gate, None if state is None else state.contiguous(), scale, bounds
-        )
+        o, end = _Gated.apply(*laid_out(q, k, v, gate, state), scale, bounds(q, offsets))
     return o, end
+
+
+def bounds(q: Tensor, offsets: Sequence[int] | None) -> tuple[int, ...]:
+    """Where sequences begin and end in one row of all tokens."""
+    batch, length = int(q.shape[0]), int(q.shape[1])
+    return tuple(offsets or range(0, batch * length + 1, length))
+
+
+def laid_out(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The inputs as the kernels read them: contiguous, but for a gate that is the same along an axis."""
+    if gate.stride(0) != gate.shape[1] * gate.stride(1):
+        gate = gate.contiguous()
+    return q.contiguous(), k.contiguous(), v.contiguous(), gate, None if state is None else state.contiguous()
 
 
 class _Launches:
