@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullius.lab import drawing, looks
+from nullius.lab import drawing, interactive, looks
 from nullius.lab.figures import Figure, Heatmap, Panel, Series, forest, from_dict, verdict_figure
 
 FINITE = st.floats(-1e9, 1e9)
@@ -170,7 +170,8 @@ def test_the_same_figure_gives_the_same_bytes_and_leaves_no_state():
 def test_html_needs_nothing_else():
     page = drawing.html(contest())
     assert "Plotly.newPlot" in page
-    assert len(page) > 1e6  # plotly itself is inside
+    assert 500_000 < len(page) < 600_000  # the library itself is inside, packed
+    assert 'showSendToCloud":false' in page  # plotly offers to send figures to its makers
     outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert "http" not in outside
     assert not re.search(r"<script[^>]+src=|<link", page)
@@ -251,6 +252,27 @@ def test_an_open_interval_is_drawn_to_the_edge():
         return drawing.svg(Figure("f", "t", (panel,))).count("<path")
 
     assert arrows(None) > arrows(2.5)
+
+
+def test_a_page_that_has_the_library_takes_it_out():
+    page = drawing.html(contest())
+    small = interactive.without_library(page, "/static/a&b.js")
+    assert small.count('<script src="/static/a&amp;b.js"></script>') == 1
+    assert len(page) - len(small) > len(interactive.library())
+    assert small.split("</script>", 1)[1].strip() == page.split("<!-- library -->", 1)[1].strip()
+    assert interactive.without_library("<p>no figure</p>", "/x.js") is None
+
+
+def test_every_cell_of_a_heatmap_has_its_value_and_the_colour_of_it():
+    """The small library knows no heatmap: cells are bars. One without a value is left out; the ends and the middle have the scale's own colours."""
+    heat = Heatmap("h", "x", "y", [[-2.0, None], [0.0, 2.0]], "v", x_ticks=("a<b", "c"))
+    page = drawing.html(Figure("f", "title", (heat,)))
+    drawn = json.loads(re.search(r'<script id="drawing" type="application/json">(.*?)</script>', page)[1])
+    assert {trace["type"] for trace in drawn["data"]} == {"bar", "scatter"}
+    bars = drawn["data"][0]
+    assert bars["customdata"] == [["a&lt;b", 0, -2.0, ""], ["a&lt;b", 1, 0.0, ""], ["c", 1, 2.0, ""]]
+    assert (bars["x"], bars["base"]) == ([0, 0, 1], [-0.5, 0.5, 0.5])
+    assert [colour.lower() for colour in bars["marker"]["color"]] == [looks.SIGNED_SCALE[0], "#ffffff", looks.SIGNED_SCALE[-1]]
 
 
 def test_a_marked_cell_is_outlined_on_the_page_too():

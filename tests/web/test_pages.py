@@ -455,8 +455,8 @@ def test_a_figure_to_explore_is_small_and_keeps_its_values(visitor):
         visitor.get(f"/runs/{found['id']}/explore/figure-verdicts.html"),
         visitor.get(f"/runs/{found['id']}/files/figure-verdicts.html"),
     )
-    assert len(small.content) < 200_000 < 3_000_000 < len(whole.content)
-    drawn = whole.text[whole.text.rindex("Plotly.newPlot") :]
+    assert len(small.content) < 60_000 < 500_000 < len(whole.content) < 700_000
+    drawn = whole.text[whole.text.index('<script id="drawing"') :]
     assert small.text.endswith(drawn)
     policy = small.headers["content-security-policy"]
     assert policy.startswith("sandbox allow-scripts; script-src 'unsafe-inline' http://127.0.0.1:8000/static/")

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from nullius.lab import interactive
 from nullius.web.problems import Problem
 
 TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
@@ -38,7 +39,7 @@ def assets() -> dict[str, Asset]:
     held = {entry.name: entry.read_bytes() for entry in files("nullius.web").joinpath("static").iterdir() if entry.is_file()}
     # One script: htmx looks at the page as soon as it has run, and would not know of an extension that arrives later
     held["htmx.js"] = held["htmx.min.js"] + b"\n" + held["hx-sse.min.js"]
-    packed = {name.removesuffix(".gz"): content for name, content in held.items() if name.endswith(".gz")}
+    packed = {interactive.LIBRARY.removesuffix(".gz"): interactive.library()}
     held |= {name: gzip.decompress(content) for name, content in packed.items()}
     found = {}
     for name, content in held.items():

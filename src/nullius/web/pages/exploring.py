@@ -1,16 +1,16 @@
-"""Figures to explore, on the page: the stored file without the 4.7 MB of plotly inside it, which the page loads once, and only on click.
+"""Figures to explore, on the page: the stored file without the library inside it, which the page loads once, and only on click.
 
 The file itself needs nothing else and stays as it is, to keep and to send on. Its script runs in a sandbox that sees nothing of this site.
 """
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 
 from starlette.responses import Response
 
+from nullius.lab.interactive import without_library
 from nullius.paths import data_dir
 from nullius.web import assets
 from nullius.web.pages import runs
@@ -18,14 +18,12 @@ from nullius.web.problems import Problem
 from nullius.web.site import Visit, get
 
 LIBRARY = "plotly-basic.min.js"
-_INSIDE = re.compile(r"<script[^>]*>/\*\*\s*\* plotly\.js v.*?</script>", re.DOTALL)
-_BEYOND = re.compile(r'"type":\s*"heatmap"')  # of the traces that the lab draws, the one that the small library does not know
 _UNSAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'self'"
 
 
 @get("/runs/{id}/explore/{name}.html")
 def explore(visit: Visit) -> Response:
-    """A figure to explore. One that the small library cannot draw (a heatmap) comes with all of plotly in it, as it is stored."""
+    """A figure to explore. A file that the lab did not make so is answered as it is stored."""
     found = runs.record(visit.params["id"])
     name = f"{visit.params['name']}.html"
     stored = next((entry for entry in found["artefacts"] if entry["name"] == name), None)
@@ -44,8 +42,5 @@ def explore(visit: Visit) -> Response:
 
 @lru_cache(maxsize=32)
 def _small(path: str, _sha256: str) -> str | None:
-    """The file with a reference in place of the library; None where it draws what the small library cannot, or is not as we make them."""
-    text = Path(path).read_text("utf-8")
-    rest, replaced = _INSIDE.subn(f'<script src="{assets.address(LIBRARY)}"></script>', text, count=1)
-    drawn, _, _ = rest.partition('"layout":{"template"') if '"layout":{"template"' in rest else rest.partition('{"template"')
-    return rest if replaced and not _BEYOND.search(drawn) else None
+    """The file with a reference in place of the library; None where there is none in it."""
+    return without_library(Path(path).read_text("utf-8"), assets.address(LIBRARY))
