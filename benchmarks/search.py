@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -162,7 +162,9 @@ def build() -> None:
     index = words.open_index()
     started = clocks()
     done = index.update(threads=2, heap=300_000_000, wait=True)
-    print(f"word index of {done:,} papers built in {clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)", flush=True)
+    size = sum(file.stat().st_size for file in index.where.iterdir())
+    spent = f"{clocks()[0] - started[0]:.1f} s (CPU {clocks()[1] - started[1]:.1f} s)"
+    print(f"word index of {done:,} papers built in {spent}; {size / 1e9:.2f} GB", flush=True)
 
 
 def quality(among: int, half: str, only_words: bool) -> None:
@@ -214,22 +216,28 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def speed(count: int, like: str) -> None:
-    """Print the time of whole requests, of building the index, and what a process that serves searches holds in memory."""
-    from nullius.feed.search import engine, weights
+    """Fill a database, index it and measure searching it, each in a process of its own: what one held is no part of what a search holds."""
+    from nullius.feed.search import weights
 
-    queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
     weights.fetch_weights()
-    for step in ("fill", "build", "vectors"):  # each in a process of its own: what it held is no part of what a search holds
+    for step in ("fill", "build", "vectors", "requests"):
         command = [sys.executable, __file__, step, "--papers", str(count), "--data", os.environ["NULLIUS_DATA"], "--like", like]
         subprocess.run(command, check=True)
+
+
+def requests(like: str) -> None:
+    """Print the time of whole requests, and what a process that serves searches holds in memory."""
+    from nullius.feed.search import engine
+
+    queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
     texts = [queries[slug][kind] for slug in sorted(queries) for kind in KINDS]
     filtered = [f"{text} after:2010 cat:cs.CL" for text in texts[::3]]
     for text in texts[:20]:
         engine.search(text)
-    for name, asked in (("plain", texts), ("filtered", filtered)):
-        spent = np.array([timed(text) for text in asked]) * 1000
+    for name, ask, asked in (("plain", whole, texts), ("filtered", whole, filtered), ("words only", words_only, texts)):
+        spent = np.array([timed(ask, text) for text in asked]) * 1000
         (wall_median, cpu_median), (wall_p95, cpu_p95) = np.percentile(spent, [50, 95], axis=0)
-        print(f"{name:<9} n={len(spent)}  median {wall_median:.0f} ms (CPU {cpu_median:.0f})  p95 {wall_p95:.0f} ms (CPU {cpu_p95:.0f})")
+        print(f"{name:<10} n={len(spent)}  median {wall_median:.0f} ms (CPU {cpu_median:.0f})  p95 {wall_p95:.0f} ms (CPU {cpu_p95:.0f})")
     memory = psutil.Process().memory_info()
     print(f"memory: {memory.rss / 1e6:.0f} MB resident, of it {memory.shared / 1e6:.0f} MB of mapped files", flush=True)
     if like:
@@ -264,20 +272,35 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def timed(text: str) -> tuple[float, float]:
-    """Return the seconds of one request, its page of JSON included: wall and CPU."""
+def timed(ask: Callable[[str], object], text: str) -> tuple[float, float]:
+    """Return the seconds of one request: wall and CPU."""
+    started = clocks()
+    ask(text)
+    return clocks()[0] - started[0], clocks()[1] - started[1]
+
+
+def whole(text: str) -> str:
+    """Search, and make the answer's page of JSON."""
     from nullius.feed.search import engine
     from nullius.lab.records import dumps
 
-    started = clocks()
-    dumps(engine.search(text).to_dict())
-    return clocks()[0] - started[0], clocks()[1] - started[1]
+    return dumps(engine.search(text).to_dict())
+
+
+def words_only(text: str) -> tuple[list[int], list[float]]:
+    """Give the best 200 papers that have any of the words, as the word index does: no titles first, no cards."""
+    from nullius.feed.search import engine, words
+
+    index = words.open_index()
+    searcher = index.searcher()
+    found, _ = index.any_of(text.split(), searcher)
+    return index.top(searcher, found, engine.BEST) if found is not None else ([], [])
 
 
 def main() -> None:
     """Run what was asked for in a data folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("quality", "speed", "fill", "build", "vectors"), help="the last three: steps of speed")
+    parser.add_argument("what", choices=("quality", "speed", "fill", "build", "vectors", "requests"), help="the last four: steps of speed")
     parser.add_argument("--among", type=int, default=2000)
     parser.add_argument("--half", choices=("tune", "report", "all"), default="report")
     parser.add_argument("--words", action="store_true", help="quality of search by words only")
@@ -309,8 +332,10 @@ def main() -> None:
             )
         elif arguments.what == "build":
             build()
-        else:
+        elif arguments.what == "vectors":
             vectors_like(arguments.like)
+        else:
+            requests(arguments.like)
 
 
 if __name__ == "__main__":

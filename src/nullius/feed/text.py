@@ -7,8 +7,8 @@ import unicodedata
 
 _END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[\"'(\[]?[A-Z0-9À-Þ])")
 _NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|al|etc|Fig|Eq|Sec|Dr|No|resp|approx|[A-Z])\.)$")
-_CONTROL = dict.fromkeys(i for i in range(32) if i not in (9, 10, 13))
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+_NO_LETTER = str.maketrans(dict.fromkeys(chr(code) for code in range(128) if not chr(code).isalnum()))
 
 
 def key(text: str) -> str:
@@ -17,12 +17,14 @@ def key(text: str) -> str:
     >>> key("Do LLMs “Feel”?  Émotion")
     'dollmsfeelemotion'
     """
-    return "".join(character for character in unicodedata.normalize("NFKD", text).casefold() if character.isalnum())
+    if text.isascii():  # of these there are many, and they need no normal form
+        return text.lower().translate(_NO_LETTER)
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
 
 
 def clean(text: str) -> str:
     """Drop NULs, other control characters and lone surrogates, which databases refuse."""
-    return _SURROGATES.sub("", text.translate(_CONTROL))
+    return text if text.isprintable() else _REFUSED.sub("", text)
 
 
 def one_line(text: str) -> str:

@@ -80,10 +80,12 @@ class _Writer:
         rows = [{**self._values(record), "added": self.moment, "changed": self.moment} for record in batch]
         for row in rows:
             row["heat"] = None if row["published"] is None else heat.hours(row["published"])
-        statement = paper.insert().returning(paper.c.id, sort_by_parameter_order=True)
-        numbers = self.connection.execute(statement, rows).scalars().all()
+        # in whatever order they come back: rows that must come back in order go to SQLite one by one
+        statement = paper.insert().returning(paper.c.title_key, paper.c.id)
+        numbers = {row.title_key: row.id for row in self.connection.execute(statement, rows)}
         authors, categories = [], []
-        for number, record, row in zip(numbers, batch, rows, strict=True):
+        for record, row in zip(batch, rows, strict=True):
+            number = numbers[row["title_key"]]  # no two of a batch have the same: `write` sees to it
             self.known.add({**row, "id": number, "merged_into": None, "slug": None})
             authors += _authors(number, record)
             categories += [{"paper": number, "category": name} for name in record.categories]

@@ -276,10 +276,12 @@ def _changed(mark: str) -> Iterator[tuple[list[dict[str, Any]], str]]:
     ]
     at, number = mark, -1  # those of the mark's own millisecond once more: others of it may have been written since
     while True:
-        after = sa.or_(paper.c.changed > at, sa.and_(paper.c.changed == at, paper.c.id > number))
+        rows: list[dict[str, Any]] = []
         with reading() as connection:
-            query = sa.select(*columns).where(after).order_by(paper.c.changed, paper.c.id).limit(BATCH)
-            rows = [dict(row) for row in connection.execute(query).mappings()]
+            # asked for together, as (changed, id) after (at, number), SQLite would read its index from the beginning for each batch
+            for after in (sa.and_(paper.c.changed == at, paper.c.id > number), paper.c.changed > at):
+                query = sa.select(*columns).where(after).order_by(paper.c.changed, paper.c.id).limit(BATCH - len(rows))
+                rows += [dict(row) for row in connection.execute(query).mappings()]
             if not rows:
                 return
             _complete(connection, rows)
