@@ -90,7 +90,7 @@ def copy(old: sa.Connection, new: sa.Connection) -> None:
             new.execute(table.insert(), rows)
         if "id" in table.c and isinstance(table.c.id.type, sa.Integer):
             sequence = sa.func.pg_get_serial_sequence(table.name, "id")
-            new.execute(sa.select(sa.func.setval(sequence, max([1, *(row["id"] for row in rows)]))))
+            new.execute(sa.select(sa.func.setval(sequence, max([1, *(row["id"] for row in rows)]), bool(rows))))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from nullius.feed.database import reading, writing
 from nullius.feed.tables import claim, paper, study
 from nullius.lab import studies
 from nullius.lab.journal import now
+from nullius.lab.schema import upsert
 
 SECONDS = 300
 
@@ -82,17 +83,15 @@ def read(slug: str) -> dict[str, Any]:
 
 def write(connection: sa.Connection, slug: str, digest: str, entry: dict[str, Any]) -> None:
     """Store what a study says; wordings that it no longer has are marked retired, one that came back no longer is."""
-    connection.execute(study.delete().where(study.c.slug == slug))
-    connection.execute(study.insert().values(slug=slug, module_sha256=digest, **entry["study"]))
+    # of two servers that read it at once the second waits here
+    upsert(connection, study, {"slug": slug, "module_sha256": digest, **entry["study"]})
     today = {about["digest"] for about in entry["claims"]}
     gone = claim.update().where(claim.c.slug == slug, claim.c.digest.not_in(today), claim.c.retired_at.is_(None))
     connection.execute(gone.values(retired_at=now()))
     connection.execute(paper.update().where(paper.c.slug == slug).values(changed=now()))  # the word index reads the wording of claims
     for position, about in enumerate(entry["claims"]):
         key = {"slug": slug, "claim_id": about["id"], "digest": about["digest"]}
-        values = {"position": position, "description": about, "retired_at": None}
-        if not connection.execute(claim.update().filter_by(**key).values(**values)).rowcount:
-            connection.execute(claim.insert().values(**key, **values))
+        upsert(connection, claim, {**key, "position": position, "description": about, "retired_at": None})
 
 
 def _main() -> None:

@@ -16,7 +16,7 @@ from nullius.feed import seeding
 from nullius.lab import schema
 
 HEAD = "0001"  # the newest revision in migrations/versions
-_LOCK = 0x6E756C6C  # PostgreSQL's advisory lock: one process migrates at a time (SQLite has one writer anyway)
+_LOCK = 0x6E756C6C  # one process migrates at a time
 
 
 @contextmanager
@@ -45,8 +45,7 @@ def make_ready(address: sa.URL) -> None:
         if _is_current(connection) and seeding.is_current(connection):
             return
     with schema.writing() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        schema.take_turns(connection, _LOCK)
         if not _is_current(connection):
             from nullius.feed import migrations  # alembic, which takes a moment, only where there is something to do
 

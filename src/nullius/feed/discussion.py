@@ -72,6 +72,7 @@ def remove(account: str, number: int, *, maintainer: bool = False) -> None:
         row = connection.execute(sa.select(note.c.id, note.c.paper).where(own)).first()
         if row is None:
             raise UsageError("this note is not yours, or no longer there")
+        connection.execute(sa.select(paper.c.id).where(paper.c.id == row.paper).with_for_update())  # who answers it, or counts, waits
         if connection.execute(sa.select(note.c.id).where(note.c.parent == number).limit(1)).first() is None:
             connection.execute(note.delete().where(note.c.id == number))
         else:

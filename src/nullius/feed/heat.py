@@ -53,6 +53,12 @@ def score(heat: float | None, at: float) -> float:
     return 0.0 if heat is None else 2 ** ((heat - at) / HALF_LIFE_HOURS)
 
 
+def hold(connection: sa.Connection, paper_ids: Iterable[int]) -> None:
+    """Lock papers until the transaction ends, in the order of their numbers: two that need several of the same never wait for each other."""
+    locked = sa.select(paper.c.id).where(paper.c.id.in_(list(paper_ids))).order_by(paper.c.id).with_for_update()
+    connection.execute(locked).all()
+
+
 def add(connection: sa.Connection, paper_id: int, kind: str, key: str, at: str, weight: float) -> bool:
     """Add an event (kind: vote, run, verdict) unless its key was counted before; return whether it was added."""
     same = sa.and_(heat_event.c.paper == paper_id, heat_event.c.kind == kind, heat_event.c.key == key)
@@ -74,6 +80,7 @@ def remove(connection: sa.Connection, paper_id: int, kind: str, key: str) -> Non
 def recompute(connection: sa.Connection, paper_ids: Iterable[int]) -> None:
     """Compute the heat of papers from their publication and their events."""
     ids = list(paper_ids)
+    hold(connection, ids)
     events: dict[int, list[tuple[float, float]]] = {number: [] for number in ids}
     query = sa.select(heat_event.c.paper, heat_event.c.at, heat_event.c.weight).where(heat_event.c.paper.in_(ids))
     for number, at, weight in connection.execute(query.order_by(heat_event.c.at, heat_event.c.kind, heat_event.c.key)):
@@ -137,6 +144,7 @@ def catch_up() -> int:
             digests.setdefault(run_id, []).append(digest)
     added = 0
     with writing() as connection:
+        hold(connection, papers.values())
         for row in rows:
             if (number := papers.get(row.slug)) is None:
                 continue

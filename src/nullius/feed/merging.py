@@ -25,7 +25,9 @@ from nullius.feed.tables import (
     vote,
 )
 from nullius.lab.journal import now
+from nullius.lab.schema import take_turns
 
+MERGING = 0x696D70  # a batch of an import, or a merge: one at a time says which papers there are
 _FILLED = [*("abstract", "summary", "their_summary", "their_summary_source", "published", "n_authors", "primary_category"), "version"]
 _FILLED += ["question", "code", "comment", "journal_ref"]
 _IDENTIFYING = ("slug", "arxiv_id", "doi")
@@ -34,13 +36,14 @@ _IDENTIFYING = ("slug", "arxiv_id", "doi")
 def merge(source_id: int, target_id: int) -> None:
     """Merge a paper into another, for maintainers. Raises UsageError where both have a slug or both have an arXiv id of their own."""
     with writing() as connection:
+        take_turns(connection, MERGING)
         merge_in(connection, source_id, target_id)
 
 
 def merge_in(connection: sa.Connection, source_id: int, target_id: int) -> None:
     """Do as `merge` does, within the caller's transaction."""
-    query = sa.select(paper).where(paper.c.id.in_([source_id, target_id]), paper.c.merged_into.is_(None)).with_for_update()
-    rows = {row["id"]: dict(row) for row in connection.execute(query).mappings()}
+    query = sa.select(paper).where(paper.c.id.in_([source_id, target_id]), paper.c.merged_into.is_(None)).order_by(paper.c.id)
+    rows = {row["id"]: dict(row) for row in connection.execute(query.with_for_update()).mappings()}
     if len(rows) != 2:
         raise UsageError("two papers are needed that are there and were not merged before")
     source, target = rows[source_id], rows[target_id]

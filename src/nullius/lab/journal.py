@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from nullius.errors import NulliusError, UsageError
 from nullius.lab import records
-from nullius.lab.schema import artefact, finding, reading, request, run, run_event, verdict, writing
+from nullius.lab.schema import artefact, finding, insert_new, reading, request, run, run_event, verdict, writing
 from nullius.lab.schema import subject as _subject
 from nullius.paths import data_dir
 
@@ -50,8 +50,7 @@ def take_over(run_id: str) -> None:
 def identify(run_id: str, about: Mapping[str, Any]) -> None:
     """Say which subject a run turned out to have, once it is loaded. about: the columns of `subject`."""
     with writing() as connection:
-        if connection.execute(sa.select(_subject.c.sha256).where(_subject.c.sha256 == about["sha256"])).first() is None:
-            connection.execute(_subject.insert().values(**about))
+        insert_new(connection, _subject, [about])  # another run may be naming the same subject at this moment
         connection.execute(run.update().where(run.c.id == run_id).values(subject_sha256=about["sha256"]))
 
 
@@ -116,7 +115,8 @@ def recover() -> list[str]:
             return []
     gone = []
     with writing() as connection:  # looked at again with the lock in hand: a run may have finished, and its process ended, in between
-        for row in connection.execute(sa.select(run).where(run.c.state == "running")).mappings().all():
+        running = sa.select(run).where(run.c.state == "running").order_by(run.c.id).with_for_update()
+        for row in connection.execute(running).mappings().all():
             if _alive(dict(row)):
                 continue
             gone.append(row["id"])

@@ -15,10 +15,10 @@ from ulid import ULID
 
 from nullius.errors import UsageError
 from nullius.lab import environment, journal
-from nullius.lab.schema import reading, request, run, writing
+from nullius.lab.schema import reading, request, run, take_turns, writing
 
 OPEN = ("queued", "running")
-_LOCK = 0x72756E  # PostgreSQL's advisory locks: those of asking for runs
+_LOCK = 0x72756E  # an account asks for one run at a time
 
 
 def enqueue(
@@ -45,8 +45,7 @@ def enqueue(
     values: dict[str, Any] = {"slug": slug, "asked_subject": subject, "full": full, "seed": seed, "options": dict(options or {})}
     values["rerun_of"] = rerun_of
     with writing() as connection:
-        if connection.dialect.name == "postgresql":  # an account's wishes take turns: two must not both be the first, or the last allowed
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK, sa.func.hashtext(account))))
+        take_turns(connection, _LOCK, sa.func.hashtext(account))  # two wishes of an account must not both be the first, or the last allowed
         if key is not None and (found := _by_key(connection, account, key)) is not None:
             if any(found[name] != value for name, value in values.items()):
                 raise UsageError(f"the key '{key[:40]}' was used to ask for another run ({found['id']}); choose a new one")

@@ -1,7 +1,8 @@
 """The journal's tables and its database: SQLite in WAL mode under the user's data folder, or the one that NULLIUS_DATABASE names.
 
-Reading never waits for a writer. Writers take turns: a transaction that writes begins with the write lock in hand (BEGIN IMMEDIATE), so
-that two runs at once wait for each other instead of failing halfway.
+Reading never waits for a writer. On SQLite writers take turns: a transaction that writes begins with the write lock in hand (BEGIN
+IMMEDIATE), so that two runs at once wait for each other instead of failing halfway. On PostgreSQL they write side by side: what two may
+write at once is written by `insert_new` or `upsert`, or with the rows that it depends on locked, in the order of their keys.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from nullius.errors import NulliusError
@@ -24,6 +26,7 @@ from nullius.paths import data_dir
 SCHEMA_VERSION = 1
 STATES = ("queued", "running", "done", "failed", "cancelled", "aborted")
 PATIENCE_SECONDS = 30
+_LOCK = 0x6D616B65  # one process makes the tables
 MOST_CONNECTIONS = 80  # of one process: a server answers on 40 threads, and a search reads the database while it is read for the index
 
 metadata = sa.MetaData()
@@ -162,8 +165,38 @@ def writing() -> Iterator[sa.Connection]:
 @contextmanager
 def reading() -> Iterator[sa.Connection]:
     """Open the journal at one consistent moment; waits for nobody. Raises NulliusError as `writing` does."""
-    with _one_line(), _engine(url()).execution_options(reading=True).begin() as connection:
-        yield connection
+    with _one_line():
+        engine = _engine(url())
+        on_a_server = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        how = {"reading": True} if engine.dialect.name == "sqlite" else on_a_server
+        with engine.execution_options(**how).begin() as connection:
+            yield connection
+
+
+def take_turns(connection: sa.Connection, *number: Any) -> None:
+    """Wait until no other transaction holds this number (or pair of numbers), and hold it to the end. SQLite's writers take turns anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(*number)))
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert rows, but none whose key is there already or is being written at this moment; return how many were new."""
+    if not rows:
+        return 0
+    new = _insert(connection, table).values([dict(row) for row in rows]).on_conflict_do_nothing()
+    return len(connection.execute(new.returning(*table.primary_key)).all())
+
+
+def upsert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
+    """Insert a row, or give the one with its primary key these values, whoever wrote it and be it at this moment."""
+    keys = list(table.primary_key)
+    new = _insert(connection, table).values(dict(row))
+    change = {name: new.excluded[name] for name in row if table.c[name] not in keys}
+    connection.execute(new.on_conflict_do_update(index_elements=keys, set_=change))
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    return (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(table)
 
 
 @contextmanager
@@ -193,7 +226,11 @@ def _engine(address: sa.URL) -> sa.Engine:
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise NulliusError(f"the database {_shown(address)} cannot be used here: {str(error).splitlines()[0]}") from None
     if not local:
-        metadata.create_all(engine)
+        sa.event.listen(engine, "connect", _drop_nul)
+        with engine.begin() as connection:
+            if not metadata.tables.keys() <= set(sa.inspect(connection).get_table_names()):
+                take_turns(connection, _LOCK)  # of two that find it empty, one makes the tables
+                metadata.create_all(connection)
         return engine
     sa.event.listen(engine, "connect", _prepare)
     sa.event.listen(engine, "begin", _begin)
@@ -220,6 +257,17 @@ def _prepare(connection: Any, _record: Any) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _drop_nul(connection: Any, _record: Any) -> None:
+    """PostgreSQL's text has no NUL: what is asked for or written with one is taken without it, as importers take it."""
+    from psycopg.types.string import StrDumperUnknown
+
+    class Dumper(StrDumperUnknown):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", ""))
+
+    connection.adapters.register_dumper(str, Dumper)
 
 
 def _begin(connection: sa.Connection) -> None:

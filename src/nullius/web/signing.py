@@ -21,6 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from nullius.feed import tables
 from nullius.feed.database import writing
 from nullius.lab.journal import now
+from nullius.lab.schema import insert_new
 from nullius.web import who
 from nullius.web.problems import Problem
 from nullius.web.settings import Settings
@@ -169,7 +170,6 @@ def _account(provider_name: str, external: str, name: str, email: str, visit: Vi
             )
         account = who.account_for(email, visit.settings, name)
     with writing() as connection:
-        connection.execute(
-            identity.insert().values(provider=provider_name, external_id=external, account=account, name=name[:200], created=now())
-        )
-    return account
+        row = {"provider": provider_name, "external_id": external, "account": account, "name": name[:200], "created": now()}
+        insert_new(connection, identity, [row])  # the same sign-in in another tab may have been faster
+        return str(connection.execute(sa.select(identity.c.account).where(own)).scalar_one())

@@ -20,6 +20,7 @@ from ulid import ULID
 from nullius.feed import tables
 from nullius.feed.database import reading, writing
 from nullius.lab.journal import now
+from nullius.lab.schema import insert_new
 from nullius.web.problems import Problem
 from nullius.web.settings import Settings
 
@@ -163,11 +164,10 @@ def account_for(email: str, settings: Settings, name: str = "") -> str:
     account = tables.account
     role = "maintainer" if email in settings.maintainers else "member"
     with writing() as connection:
-        found = connection.execute(sa.select(account).where(sa.func.lower(account.c.email) == email)).mappings().first()
-        if found is None:
-            made = str(ULID())
-            connection.execute(account.insert().values(id=made, email=email, name=name, role=role, created=now()))
-            return made
+        mine = sa.select(account).where(sa.func.lower(account.c.email) == email)
+        if connection.execute(mine).first() is None:  # another sign-in may be making it at this moment
+            insert_new(connection, account, [{"id": str(ULID()), "email": email, "name": name, "role": role, "created": now()}])
+        found = connection.execute(mine).mappings().one()
         if role == "maintainer" and found["role"] != role:
             connection.execute(account.update().where(account.c.id == found["id"]).values(role=role))
         return str(found["id"])

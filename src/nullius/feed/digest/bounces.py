@@ -22,6 +22,7 @@ from nullius.feed.database import writing
 from nullius.feed.digest.clock import moment
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.tables import address, bounce, delivery, subscription
+from nullius.lab.schema import insert_new
 
 logging.getLogger("flufl.bounce").setLevel(logging.CRITICAL)  # it logs tracebacks of detectors that a report is not for
 HARD, SOFT = 1, 3  # reports within `WITHIN` that suspend an address
@@ -65,10 +66,9 @@ def take(settings: MailSettings, report: bytes, now: datetime | None = None) -> 
         if owner is None:
             return "ignored"
         sha = hashlib.sha256(report).hexdigest()
-        if connection.execute(sa.select(bounce.c.id).where(bounce.c.report_sha256 == sha)).first():
-            return "known"
         own = {"class_": kind, "status": status, "diagnostic": told[:500], "report_sha256": sha, "at": moment(now)}
-        connection.execute(bounce.insert().values(address=owner, delivery=number, **own))
+        if not insert_new(connection, bounce, [{"address": owner, "delivery": number, **own}]):
+            return "known"
         theirs = subscription.update().where(subscription.c.address == owner)
         if kind == "complaint":
             connection.execute(theirs.values(state="left"))

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from nullius.feed.database import reading, writing
 from nullius.feed.digest import contents
@@ -23,6 +22,7 @@ from nullius.feed.digest.message import compose
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.digest.transport import PermanentFailure, TemporaryFailure, Transport, UnknownOutcome
 from nullius.feed.tables import address, bounce, delivered_paper, delivery, subscription
+from nullius.lab.schema import insert_new
 
 RETRY_AFTER = (timedelta(minutes=5), timedelta(minutes=30), timedelta(hours=2), timedelta(hours=8))
 UNKNOWN_AFTER = timedelta(minutes=10)
@@ -61,14 +61,8 @@ def plan(settings: MailSettings, now: datetime | None = None) -> int:
     new = 0
     for start in range(0, len(rows), BATCH):
         with writing() as connection:
-            new += _insert_new(connection, rows[start : start + BATCH])
+            new += insert_new(connection, delivery, rows[start : start + BATCH])
     return new
-
-
-def _insert_new(connection: sa.Connection, rows: list[dict[str, Any]]) -> int:
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    made = insert(delivery).values(rows).on_conflict_do_nothing().returning(delivery.c.id)
-    return len(connection.execute(made).all())
 
 
 def send(

@@ -22,6 +22,7 @@ from nullius.feed.digest.clock import Schedule, moment
 from nullius.feed.digest.message import KINDS, what
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.tables import address, subscription, ticket
+from nullius.lab.schema import insert_new
 
 CONFIRM_HOURS = 48
 CONFIRMATIONS_A_DAY = 3
@@ -67,13 +68,13 @@ def request(
     now = now or datetime.now(UTC)
     token = secrets.token_urlsafe(32)
     with writing() as connection:
-        found = connection.execute(sa.select(address).where(sa.func.lower(address.c.email) == email.lower())).mappings().first()
+        insert_new(connection, address, [{"email": email, "created": moment(now)}])
+        own_row = sa.select(address).where(sa.func.lower(address.c.email) == email.lower())
+        found = connection.execute(own_row.with_for_update()).mappings().one()  # two that ask at once take turns: no fourth mail
         recent = sa.select(sa.func.count()).where(ticket.c.purpose == PURPOSE, ticket.c.email == email.lower())
         asked = connection.execute(recent.where(ticket.c.created > moment(now - timedelta(days=1)))).scalar_one()
-        if asked >= CONFIRMATIONS_A_DAY or (found and found["suppressed_at"]):
+        if asked >= CONFIRMATIONS_A_DAY or found["suppressed_at"]:
             return
-        if found is None:
-            connection.execute(address.insert().values(email=email, created=moment(now)))
         payload = {**wish.values(), "account": account}
         expires = moment(now + timedelta(hours=CONFIRM_HOURS))
         own = {"sha256": _sha(token), "purpose": PURPOSE, "email": email.lower(), "payload": payload}
@@ -83,7 +84,7 @@ def request(
         f"Yes, send it:\n{settings.base_url}/subscribe/confirm/{token}\n\n"
         f"The link works once, for {CONFIRM_HOURS} hours. If you did not ask, do nothing: no other mail will come.\n"
     )
-    send(found["email"] if found else email, "Confirm your subscription", text)
+    send(found["email"], "Confirm your subscription", text)
 
 
 def waiting(token: str, now: datetime | None = None) -> str | None:
@@ -103,7 +104,8 @@ def confirm(token: str, now: datetime | None = None) -> str | None:
         used = ticket.update().where(ticket.c.sha256 == found["sha256"], ticket.c.used_at.is_(None)).values(used_at=moment(now))
         if connection.execute(used).rowcount != 1:
             return None
-        owner = connection.execute(sa.select(address).where(sa.func.lower(address.c.email) == found["email"])).mappings().one()
+        own_row = sa.select(address).where(sa.func.lower(address.c.email) == found["email"]).with_for_update()
+        owner = connection.execute(own_row).mappings().one()  # two links for one wish take turns
         if owner["suppressed_at"]:
             return None
         connection.execute(

@@ -24,12 +24,13 @@ from nullius.feed.importers.decode import MOST_FROM_FILE, Document
 from nullius.feed.importers.fetch import Fetcher
 from nullius.feed.importers.records import Record, Reject
 from nullius.feed.importers.sources import Cursor, Found, from_web, parse
+from nullius.feed.merging import MERGING
 from nullius.feed.tables import import_reject, import_run
 from nullius.lab.journal import now
+from nullius.lab.schema import take_turns
 
 BATCH = 500
 MOST_REJECTS = 10_000  # kept of one import; the rest is counted
-_LOCK = 0x696D70  # PostgreSQL's advisory lock: one batch is written at a time
 
 
 @dataclass
@@ -172,8 +173,7 @@ def _run(
 def _write(report: Report, batch: list[Record], rejects: list[Reject], today: datetime.date | None, state: str = "running") -> None:
     """Write what was read since the last time, and the cursor behind it, in one transaction."""
     with writing() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        take_turns(connection, MERGING)
         tally = store.write(connection, batch, today)
         report.seen, report.new, report.changed = report.seen + tally.seen, report.new + tally.new, report.changed + tally.changed
         rows = [{"import_run": report.id, "position": one.position, "reason": one.reason, "head": one.head[:200]} for one in rejects]

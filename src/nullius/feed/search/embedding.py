@@ -16,6 +16,7 @@ from nullius.feed.database import reading, writing
 from nullius.feed.readable import readable
 from nullius.feed.search import minilm, vectors, weights, words
 from nullius.feed.tables import embedding, paper
+from nullius.lab.schema import insert_new
 
 MODEL = weights.NAME
 BATCH = 64
@@ -110,8 +111,7 @@ def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -
             for i, (number, text) in enumerate(batch)
             if number in present
         ]
-        if rows:
-            connection.execute(embedding.insert(), rows)
+        insert_new(connection, embedding, rows)  # another worker may be embedding the same papers
     return len(batch)
 
 
