@@ -177,8 +177,9 @@ def _keys(connection: sa.Connection, order: Order) -> list[sa.ColumnElement[Any]
         return [published, paper.c.id]
     if order == "voted":
         return [paper.c.votes, published, paper.c.id]
-    if order == "contested":
-        return [_by_slug(verdicts.contested(connection), 0.0), published, paper.c.id]
+    if order == "contested":  # papers without a study, which nobody can contest, come last
+        scores = dict.fromkeys(studies.modules(), 0.0) | verdicts.contested(connection)
+        return [_by_slug(scores, -1.0), published, paper.c.id]
     if order == "untested":  # papers without a study come last
         fewest = {slug: -number for slug, number in verdicts.subjects_tested(connection).items()}
         return [_by_slug({slug: float(fewest.get(slug, 0)) for slug in studies.modules()}, -1e9), published, paper.c.id]

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from nullius.feed import heat
 from nullius.feed.importers.records import Record
 from nullius.feed.readable import readable
 from nullius.feed.tables import paper, paper_source
@@ -56,6 +57,7 @@ class Known:
             for row in connection.execute(sa.select(*columns).where(paper.c.id.in_(merged))).mappings():
                 self.add(dict(row))
         if self.rows:
+            heat.hold(connection, self.rows)
             query = sa.select(paper_source.c.paper, paper_source.c.source, paper_source.c.version).where(
                 paper_source.c.paper.in_(self.rows)
             )
