@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -113,8 +114,7 @@ def measure(model: LanguageModel, base: Batch, source: Batch, site: str, rounds:
     layers, draw = model.anatomy.n_layers, random.Random(first)
     plain(model, base, kept, site, [(0, 0)])  # warm
     if model.device.type == "cuda":
-        sweep(model, base, source, answers)
-        screen(model, base, source, answers)
+        screen(model, base, source, answers)  # runs all that the sweep does, of fewer cells
     took: dict[str, list[float]] = {"plain": [], "sweep": [], "screen": []}
     gap, same, said = 0.0, 0, ""
     for _ in range(rounds):
@@ -138,7 +138,8 @@ def measure(model: LanguageModel, base: Batch, source: Batch, site: str, rounds:
     ratios = [p / s for p, s in zip(took["plain"], took["sweep"], strict=True)]
     loop, whole, part = (statistics.median(took[name]) for name in ("plain", "sweep", "screen"))
     print(
-        f"{site:9} first difference at {first:2}: {layers * columns} cells, plain loop {loop:7.2f} s, sweep with its checks {whole:6.2f} s, "
+        f"{site:9} first difference at {first:2} of {base.input_ids.shape[1]}: {layers * columns} cells, "
+        f"plain loop {loop:7.2f} s, sweep with its checks {whole:6.2f} s, "
         f"ratio {statistics.median(ratios):5.1f} ({min(ratios):.1f} to {max(ratios):.1f}), largest difference {gap:.1e}"
     )
     print(
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--length", nargs="+", type=int, default=[LENGTH])
     parser.add_argument("--sites", nargs="+", default=["resid_pre", "z"], choices=["resid_pre", "z"])
     parser.add_argument(
         "--first", nargs="+", type=float, default=[0.2, 0.65], help="where the texts first differ, as a share of their length"
@@ -166,11 +167,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.model, arguments.device, arguments.random, arguments.dtype)
-    print(f"{header(model)}, {arguments.pairs} pairs of {arguments.length} tokens")
-    for share in arguments.first:
-        for site in arguments.sites:
-            base, source = pairs(model, round(share * arguments.length), arguments.pairs, arguments.length)
-            measure(model, base, source, site, arguments.rounds, arguments.cells)
+    print(f"{header(model)}, {arguments.pairs} pairs of {', '.join(map(str, arguments.length))} tokens")
+    for length, share, site in product(arguments.length, arguments.first, arguments.sites):
+        base, source = pairs(model, round(share * length), arguments.pairs, length)
+        measure(model, base, source, site, arguments.rounds, arguments.cells)
     memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"peak memory {memory / 2**20:.0f} MB")
 

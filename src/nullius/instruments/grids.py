@@ -29,8 +29,11 @@ class Grid(Protocol):
         """Return the first position that a column's cells change."""
         ...
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice) -> tuple[int, Tensor]:
-        """Return where the rows of a layer's cells enter, and those rows [cells · pairs, T − start, d_model], cell by cell."""
+    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+        """Return where the rows of a layer's cells enter, and those rows [cells · pairs, T − start, d_model], cell by cell.
+
+        start: the position from which they are run, at or before that of each of the cells.
+        """
         ...
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
@@ -66,10 +69,10 @@ class Positions:
     def start(self, column: int) -> int:
         return column
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice) -> tuple[int, Tensor]:
-        (column,) = columns
-        rows = self.base.below(layer + self.above)[pairs, column:].clone()
-        rows[:, 0] = self.patched[layer][pairs, column]
+    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+        rows = self.base.below(layer + self.above)[pairs, start:].repeat(len(columns), 1, 1)
+        for of_cell, column in zip(rows.chunk(len(columns)), columns, strict=True):
+            of_cell[:, column - start] = self.patched[layer][pairs, column]
         return layer + self.above, rows
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
@@ -93,7 +96,7 @@ class Heads:
     def start(self, column: int) -> int:
         return self.first
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice) -> tuple[int, Tensor]:
+    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
         anatomy, here = self.anatomy, self.base.sites["z"][layer][pairs]
         seen = slice(self.first if layer < anatomy.n_layers - 1 else -1, None)  # the last layer's other positions are read by nobody
         change = (self.there[layer][pairs] - here)[:, seen, columns]
@@ -127,7 +130,7 @@ class NeuronBlocks:
     def start(self, column: int) -> int:
         return self.first
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice) -> tuple[int, Tensor]:
+    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
         anatomy, here = self.anatomy, self.base.sites["mlp_post"][layer][pairs]
         seen = slice(self.first if layer < anatomy.n_layers - 1 else -1, None)
         change = (self.there[layer][pairs] - here)[:, seen]

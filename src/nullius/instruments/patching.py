@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
-from nullius.instruments import grids, taps, wavefront
+from nullius.instruments import grids, suffixes, taps, wavefront
 from nullius.models.language_model import Batch, LanguageModel
 
 Metric = Callable[[Tensor], Tensor]
@@ -169,7 +169,8 @@ class Cells:
         pair, n = self.pair, self.pair.n
         values = pair.metric_base[:, None, None].repeat(1, pair.model.anatomy.n_layers, self.grid.columns)
         limit = max_tokens or tokens_per_pass(pair.model)
-        ordered = sorted((self.grid.start(column), layer, column) for layer, column in cells)
+        whence = suffixes.shared(pair.model, pair.length, n, ((self.grid.start(column), layer) for layer, column in cells))
+        ordered = sorted((whence[self.grid.start(column)], layer, column) for layer, column in cells)
         few = min(n, max(1, limit // (pair.length - ordered[0][0]))) if ordered else n
         for some in self._flights(ordered, few):
             last = torch.cat([self._last(some, slice(j, j + few), limit) for j in range(0, n, few)], 1)
@@ -204,7 +205,7 @@ class Cells:
             for start, columns in by_layer.get(layer, {}).items():
                 size = max(1, tokens // (len(few.ids) * (pair.length - start)))
                 for i in range(0, len(columns), size):
-                    yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs))
+                    yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs, start))
 
         starts = sorted({start for start, _, _ in cells})
         last = wavefront.climb(pair.model, few, starts, min(by_layer), joining, tokens)
