@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nullius.errors import SubjectError
+from nullius.instruments import tracking
 from nullius.instruments.planted.tracker import LABELS, OBJECTS, wired
 from nullius.instruments.tracking import Models, Sizes
-from nullius.lab import runner
+from nullius.lab import Lab, runner
+from nullius.lab.lab import Silent
 from nullius.lab.studies import get
 from nullius.models.language_model import LanguageModel
+from nullius.stimuli import boxes
 from nullius.studies.mechanisms import entity_tracking as module
+from nullius.training.finetune import finetune
 from nullius.training.trackers import Plan, fresh, tokenizer
 
 SLUG = "entity-tracking"
@@ -95,13 +100,42 @@ def test_a_subject_without_the_words_is_one_line(toy):
         runner.run(get(SLUG), toy, options={"pair": "subject"})
 
 
-def test_a_subject_and_its_finetuned_copy_that_cannot_track_are_out_of_reach(monkeypatch, tmp_path):
-    """A tracker that has learnt nothing, before and after fifty small steps."""
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.labels: set[str] = set()
+
+    def step(self, label: str, done: int, total: int | None) -> None:
+        self.labels.add(label)
+
+
+@pytest.fixture
+def untaught(monkeypatch, tmp_path):
+    """A tracker that has learnt nothing, as the subject of a pair."""
     monkeypatch.setenv("NULLIUS_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "SUBJECT", FEW)
+    monkeypatch.setattr(module, "PAIR_QUICK", Sizes(4, 16, 4, 24, 16, 2, 2))
     words = tokenizer(Plan())
-    subject = LanguageModel.wrap(fresh(Plan(), len(words), 0), words, "fresh")
-    record = runner.run(get(SLUG), subject, options={"pair": "subject"})
+    return LanguageModel.wrap(fresh(Plan(), len(words), 0), words, "fresh")
+
+
+def test_a_subject_that_cannot_track_is_out_of_reach_before_it_is_finetuned(untaught, tmp_path):
+    record = runner.run(get(SLUG), untaught, options={"pair": "subject"})
     assert {verdict.word for verdict in record.verdicts} == {"out of reach"}
-    assert any("50 steps on boxes" in note for note in record.data["notes"])
+    assert not (tmp_path / "finetuned").exists()
+
+
+def test_a_subject_and_its_finetuned_copy_go_through(untaught, monkeypatch, tmp_path):
+    """One that names objects at random, let past the gates of the whole study: claims are measured; the copy is kept, and not trained again."""
+    require = Lab.require
+    monkeypatch.setattr(Lab, "require", lambda lab, right, **how: not how.get("claims") or require(lab, right, **how))
+    words, labels = (tracking.one_token(untaught, pool) for pool in (boxes.OBJECTS, boxes.LABELS))
+    some = boxes.draw(np.random.default_rng(0), 160, 4, objects=words, labels=labels)
+    guessing = finetune(untaught, [(item.prompt, item.answer) for item in some], 40, rate=3e-3, name="fresh").model
+    record = runner.run(get(SLUG), guessing, options={"pair": "subject"})
+    measured = {verdict.claim.id for verdict in record.verdicts if verdict.effect}
+    assert measured >= {"tuning-helps", "circuits-overlap", "position-tuned", "no-label", "better-fetching", "cut-object", "in-bands"}
+    assert any("10 steps on boxes" in note for note in record.data["notes"])
     assert len(list((tmp_path / "finetuned").iterdir())) == 1
+    heard = Heard()
+    assert runner.run(get(SLUG), guessing, options={"pair": "subject"}, listener=heard).data["samples"] == record.data["samples"]
+    assert "tuning" not in heard.labels
+    assert {f"path patching in {name}" for name in ("fresh", "fresh (tuned)")} <= heard.labels

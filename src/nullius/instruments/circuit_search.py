@@ -6,7 +6,7 @@ before it read, through their queries, keys or values. The heads whose patch tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,16 +53,17 @@ def chain(
     metric: Metric,
     scores: Literal["logits", "log_probs"] = "log_probs",
     checks: int = 2,
+    progress: Callable[[Sequence[Link]], Iterable[Link]] = iter,
 ) -> Found:
     """Follow the links backwards. A group holds the heads with the most negative mean effect, the strongest first, none with a positive one.
 
-    Errors as in `paths.patch`; a link whose predecessor found no head finds none either.
+    progress: wraps the links. Errors as in `paths.patch`; a link whose predecessor found no head finds none either.
     """
     groups: list[Group] = []
     effects: list[Tensor] = []
     senders = paths.all_senders(model, mlps=False)
     shape = (model.anatomy.n_layers, model.anatomy.n_heads)
-    for link in links:
+    for link in progress(links):
         receivers = () if link.into == "logits" else paths.receivers_of(model, link.into, groups[-1].heads, link.at)
         if link.into != "logits" and not receivers:
             groups.append(Group(link.name, (), link.at))

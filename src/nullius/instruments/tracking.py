@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -127,9 +127,15 @@ def guessed(model: LanguageModel, others: Stimuli[Boxes], places: Sequence[int])
 
 
 def find(
-    model: LanguageModel, prompts: Prompts, others: Stimuli[Boxes], places: Sequence[int], sizes: Mapping[str, int]
+    model: LanguageModel,
+    prompts: Prompts,
+    others: Stimuli[Boxes],
+    places: Sequence[int],
+    sizes: Mapping[str, int],
+    progress: Callable[[Sequence[Link]], Iterable[Link]] = iter,
 ) -> tuple[Circuit, Found]:
-    """Find the circuit by path patching. others, places: see `boxes.strangers`. sizes: heads of each role, before `prune`."""
+    """Find the circuit by path patching. others, places: see `boxes.strangers`. sizes: heads of each role, before `prune`. progress: wraps the
+    roles while they are looked for."""
     elsewhere = Stimuli.of(other.about(place) for other, place in zip(others, places, strict=True))
     strange = find_place(model, elsewhere, "previous label")
     links = [
@@ -137,7 +143,7 @@ def find(
         for role, (place, into) in ROLES.items()
     ]
     answers = [[answer] for answer in prompts.answers]
-    found = chain(model, prompts.batch, _one_length(model, others), answers, links, metric=lambda scores: scores[:, 0])
+    found = chain(model, prompts.batch, _one_length(model, others), answers, links, metric=lambda scores: scores[:, 0], progress=progress)
     return {group.name: group.heads for group in found.groups}, found
 
 

@@ -75,9 +75,9 @@ CLAIMS = (
 class Text:
     """The text of --full: bytes read by one network, of a sequence, of a batch, and width and layers."""
 
-    tokens: int = 10_000_000
+    tokens: int = 2_000_000
     length: int = 512
-    batch: int = 64
+    batch: int = 32
     width: int = 512
     layers: int = 12
 

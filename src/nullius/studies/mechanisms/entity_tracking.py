@@ -12,6 +12,7 @@ the subject, and a copy of it finetuned on boxes. docs/studies/entity-tracking.m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -92,7 +93,8 @@ CLAIMS = (
 )
 
 QUICK, FULL = Sizes(80, 300, 100, 200, 240, 10, 20), Sizes(300, 3500, 100, 500, 2000, 10, 20)
-SUBJECT = Sizes(32, 1000, 16, 120, 120, 5, 6)  # of a subject and its copy, whose every run costs more
+# of a subject and its copy, whose every run costs more
+PAIR_QUICK, PAIR_FULL = Sizes(4, 100, 4, 48, 48, 2, 2), Sizes(16, 500, 12, 120, 120, 4, 6)
 OPTIONS = (Option("pair", ("trackers", "subject"), "small trackers trained here, or the subject and a copy finetuned on boxes"),)
 
 
@@ -118,7 +120,7 @@ def entity_tracking(lab: Lab) -> None:
 
 
 def _sizes(lab: Lab) -> Sizes:
-    return SUBJECT if lab.option("pair") == "subject" else lab.scale(quick=QUICK, full=FULL)
+    return lab.scale(quick=PAIR_QUICK, full=PAIR_FULL) if lab.option("pair") == "subject" else lab.scale(quick=QUICK, full=FULL)
 
 
 def _models(lab: Lab) -> Models:
@@ -133,12 +135,15 @@ def _models(lab: Lab) -> Models:
     if len(words) < 2 * told or len(labels) <= told:
         has = f"{len(words)} of the nouns and {len(labels)} of the labels as one token"
         raise SubjectError(f"{lab.subject.name} has {has}: too few for {told} boxes")
-    steps = lab.scale(quick=50, full=100)
+    same = Models(lab.subject, lab.subject, lab.subject, told, words, labels, "sentence")
+    right = tracking.right(lab.subject, same.draw(lab.rng, lab.scale(quick=100, full=300)))
+    lab.require(right, above=1 / told, what=f"track {told} boxes before any finetuning")  # tuning is long: a subject that cannot ends here
+    steps = lab.scale(quick=10, full=60)
     pairs = [(item.prompt, item.answer) for item in boxes.draw(lab.rng, 16 * steps, told, objects=words, labels=labels)]
     watch = partial(lab.listener.step, "tuning")
     tuned = finetuned(lab.subject, pairs, steps, rate=2e-5, warmup=10, seed=lab.seed, on_step=watch)
     lab.note(f"tuned: a copy of {lab.subject.name}, {steps} steps on boxes; the unrelated model has random weights")
-    return Models(lab.subject, tuned, untrained(lab.subject, lab.seed), told, words, labels, "sentence")
+    return replace(same, tuned=tuned, stranger=untrained(lab.subject, lab.seed))
 
 
 def _circuit(lab: Lab, models: Models, model: LanguageModel) -> tuple[Circuit, Means]:
@@ -149,8 +154,8 @@ def _circuit(lab: Lab, models: Models, model: LanguageModel) -> tuple[Circuit, M
         role: max(least, round(share * n_heads))
         for role, share, least in zip(ROLES, (0.057, 0.01, 0.025, 0.005), (4, 3, 3, 3), strict=True)
     }
-    lab.listener.step(f"path patching in {model.name}", 0, None)
-    circuit, found = tracking.find(model, prompts, *models.strangers(lab.rng, prompts), sizes)
+    watch = partial(lab.progress, label=f"path patching in {model.name}")
+    circuit, found = tracking.find(model, prompts, *models.strangers(lab.rng, prompts), sizes, watch)
     means = circuits.position_means(model, models.draw(lab.rng, _sizes(lab).means).batch)
     lab.listener.step(f"pruning the circuit of {model.name}", 0, None)
     left = tracking.prune(model, models.draw(lab.rng, _sizes(lab).prune), circuit, means)
