@@ -94,7 +94,7 @@ CLAIMS = (
 
 QUICK, FULL = Sizes(80, 300, 100, 200, 240, 10, 20), Sizes(300, 3500, 100, 500, 2000, 10, 20)
 # of a subject and its copy, whose every run costs more
-PAIR_QUICK, PAIR_FULL = Sizes(4, 100, 4, 48, 48, 2, 2), Sizes(16, 500, 12, 120, 120, 4, 6)
+PAIR_QUICK, PAIR_FULL = Sizes(4, 100, 4, 48, 48, 2, 2), Sizes(16, 400, 8, 120, 120, 3, 4)
 OPTIONS = (Option("pair", ("trackers", "subject"), "small trackers trained here, or the subject and a copy finetuned on boxes"),)
 
 
@@ -138,7 +138,7 @@ def _models(lab: Lab) -> Models:
     same = Models(lab.subject, lab.subject, lab.subject, told, words, labels, "sentence")
     right = tracking.right(lab.subject, same.draw(lab.rng, lab.scale(quick=100, full=300)))
     lab.require(right, above=1 / told, what=f"track {told} boxes before any finetuning")  # tuning is long: a subject that cannot ends here
-    steps = lab.scale(quick=10, full=60)
+    steps = lab.scale(quick=10, full=50)
     pairs = [(item.prompt, item.answer) for item in boxes.draw(lab.rng, 16 * steps, told, objects=words, labels=labels)]
     watch = partial(lab.listener.step, "tuning")
     tuned = finetuned(lab.subject, pairs, steps, rate=2e-5, warmup=10, seed=lab.seed, on_step=watch)

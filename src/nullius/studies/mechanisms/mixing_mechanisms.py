@@ -251,7 +251,7 @@ def _report_order(lab: Lab, main: Asked, other: Asked, seen: Seen, strange: Seen
     """Whether the answer's place in its group decides which sharp pointer leads: both ways of asking are needed."""
     if not _gate(lab, other, "answer the other way of asking", ["answer-first-reflexive", "answer-last-lexical"]):
         return
-    turned = _see(lab, other, lab.scale(quick=60, full=800), layer)
+    turned = _see(lab, other, lab.scale(quick=60, full=500), layer)
     first, last = (seen, turned) if main.answer == 0 else (turned, seen)
     leads = [(part.chosen == part.at("reflexive")).astype(float) - (part.chosen == part.at("lexical")) for part in (first, last)]
     null = strange.random_lead(lab.rng)
