@@ -1,14 +1,16 @@
 """Training speed of 340M models on a GPU: gated linear attention here against the LLaMA baseline and flash-linear-attention's model.
 
-    python benchmarks/training.py [--compile] [--lengths 2048 8192] [--models gla llama fla] [--steps 10] [--profile] [--tiny]
+    python benchmarks/training.py [--compile [--plain]] [--lengths 2048 8192] [--models gla llama fla] [--steps 10] [--profile] [--tiny]
 
 Every model takes the same steps: 32 768 tokens in sequences of one length, float32 weights, bfloat16 autocast, fused AdamW, gradients clipped, no
-activation checkpointing. Ours and the baseline take the step of `nullius train`. The baseline is timed with each softmax kernel that works
+activation checkpointing. Ours and the baseline take the step of `nullius train`; with --compile, as it is with compile: true: layers, embedding
+and loss compiled, passes recorded as a CUDA graph (not so with --plain). The baseline is timed with each softmax kernel that works
 here; fla's model (when installed) computes its loss as it does by itself, with its own fused kernel. The first steps (compiling, autotuning) are
 not timed. Times are medians over steps, from CUDA events that nothing waits for between steps; operations per token are counted from the
 architecture, the same for ours and fla's model. A row is printed when it is measured; one that fails says why, and the others go on.
 
---profile: after each row the kernels of one step by the time they take. --tiny: two layers on whatever device there is, to see that it runs.
+--profile: after each row the kernels of one step by the time they take, and their sum. --tiny: two layers on whatever device there is,
+to see that it runs.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ from nullius.models import architectures
 from nullius.training import evaluation, measurement, processes
 from nullius.training.config import Optimiser
 from nullius.training.optimisers import Optimisers, outside_layers
+from nullius.training.passes import BEFORE, Passes, recordable
 
-VOCABULARY, WARM_UP = 32_000, 3
+VOCABULARY = 32_000
 GPU_KERNELS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 CPU_KERNELS = {"math": SDPBackend.MATH}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,12 +95,14 @@ def fla_loss(model: Any, rows: Tensor, _head: evaluation.Head) -> Tensor:
     return model(input_ids=rows[:, :-1], labels=rows[:, :-1]).loss
 
 
-def cases(wanted: list[str], scale: Scale) -> Iterator[Case]:
-    """What can be timed here."""
+def cases(wanted: list[str], kernels: list[str], scale: Scale) -> Iterator[Case]:
+    """What can be timed here. kernels: names of those of softmax attention."""
     if "gla" in wanted:
         yield Case("GLA 340M, nullius", scale.ours("gla-340m"), evaluation.loss_of, scale.flops("gla-340m"))
     if "llama" in wanted:
         for name, kernel in (GPU_KERNELS if DEVICE.type == "cuda" else CPU_KERNELS).items():
+            if name in GPU_KERNELS and name not in kernels:
+                continue
             yield Case(f"LLaMA 340M, {name}", scale.ours("llama-340m"), evaluation.loss_of, scale.flops("llama-340m"), kernel)
     if "fla" in wanted and importlib.util.find_spec("fla"):
         yield Case("GLA 340M, fla", scale.fla, fla_loss, scale.flops("gla-340m"))
@@ -106,25 +111,40 @@ def cases(wanted: list[str], scale: Scale) -> Iterator[Case]:
 class Trainer:
     """A model of a case with its optimiser, and one step of it."""
 
-    def __init__(self, case: Case, length: int, tokens: int, compiled: bool) -> None:
+    def __init__(self, case: Case, length: int, tokens: int, compiled: bool, record: bool) -> None:
         torch.manual_seed(0)
         with torch.device(DEVICE):
-            self.model = case.make(length)
+            self.model: Any = case.make(length)
             self.rows = torch.randint(0, VOCABULARY, (tokens // length, length + 1))
         self.model.float().train()
         self.case, self.head = case, evaluation.cross_entropy
         if compiled:
-            for layer in processes.layers(self.model):
-                layer.compile()
+            for part in (*processes.layers(self.model), self.model.get_input_embeddings()):
+                part.compile()
             self.head = torch.compile(self.head)
         self.named = dict(self.model.named_parameters())
         self.optimisers = Optimisers(self.named, Optimiser(rate=1e-4), outside_layers(self.model), fused=DEVICE.type == "cuda")
+        ours = case.loss is evaluation.loss_of
+        self.passes = (
+            Passes(
+                self.model, self.head, self.optimisers.named.values(), DEVICE, self.autocast, compiled and record and recordable(self.model)
+            )
+            if ours
+            else None
+        )
+
+    def autocast(self) -> torch.autocast:
+        """As in training."""
+        return torch.autocast(DEVICE.type, torch.bfloat16)
 
     def step(self) -> Tensor:
         """As `nullius train` makes it."""
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss = self.case.loss(self.model, self.rows, self.head)
-        loss.backward()
+        if self.passes is not None:
+            loss = self.passes([self.rows])
+        else:
+            with self.autocast():
+                loss = self.case.loss(self.model, self.rows, self.head)
+            loss.backward()
         nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
         self.optimisers.step(1.0)
         return loss.detach()
@@ -156,10 +176,10 @@ class Clock:
 def measure(case: Case, length: int, asked: argparse.Namespace, scale: Scale) -> str:
     """Train for some steps and return the row of the table."""
     began = time.perf_counter()
-    trainer = Trainer(case, length, scale.tokens, asked.compile)
+    trainer = Trainer(case, length, scale.tokens, asked.compile, not asked.plain)
     choice = sdpa_kernel(case.kernel) if case.kernel is not None else contextlib.nullcontext()
     with choice:
-        for _ in range(WARM_UP):
+        for _ in range(BEFORE + 1):
             loss = trainer.step()
         loss.item()
         before = time.perf_counter() - began
@@ -183,15 +203,18 @@ def measure(case: Case, length: int, asked: argparse.Namespace, scale: Scale) ->
 
 
 def profile(trainer: Trainer) -> None:
-    """Print the kernels of one step by the time they take, and how much of it the device was at work."""
+    """Print the kernels of one step by the time they take, and the sum of all: how long the device was at work."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if DEVICE.type == "cuda" else []
     with torch.profiler.profile(activities=kinds) as seen:
         trainer.step().item()
     order = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
     rows = [event for event in seen.key_averages() if DEVICE.type != "cuda" or event.device_type == torch.autograd.DeviceType.CUDA]
-    rows = sorted(rows, key=lambda event: -getattr(event, order))[:20]
-    for event in rows:
+    rows = [
+        event for event in rows if "#" not in event.key
+    ]  # ranges that the profiler marks (an optimiser's step) hold kernels, and are none
+    print(f"  {sum(getattr(event, order) for event in rows) / 1000:8.2f} ms  all of them", flush=True)
+    for event in sorted(rows, key=lambda event: -getattr(event, order))[:30]:
         print(f"  {getattr(event, order) / 1000:8.2f} ms  {event.count:5}  {event.key[:110]}", flush=True)
 
 
@@ -199,8 +222,12 @@ def main() -> None:
     """Time everything and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--compile", action="store_true", help="torch.compile the layers and the loss, of every model")
+    options.add_argument("--plain", action="store_true", help="with --compile: passes are not recorded")
     options.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
     options.add_argument("--models", nargs="+", default=["gla", "llama", "fla"], choices=["gla", "llama", "fla"])
+    options.add_argument(
+        "--softmax", nargs="+", default=list(GPU_KERNELS), choices=list(GPU_KERNELS), help="kernels of the baseline, on a GPU"
+    )
     options.add_argument("--steps", type=int, default=10)
     options.add_argument("--profile", action="store_true", help="print the kernels of one step after each row")
     options.add_argument("--tiny", action="store_true", help="two layers of 64 channels and few tokens, on any device: does it run?")
@@ -217,11 +244,12 @@ def main() -> None:
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     fla = ", ".join(packages) or "no fla here"
     print(f"{date.today()}, {name}, torch {torch.__version__}, Python {platform.python_version()}, {fla}", flush=True)
-    print(f"{scale.tokens} tokens a step, {'compiled layers and loss' if asked.compile else 'eager'}, median of {asked.steps} steps")
+    how = f"compiled, passes {'made one by one' if asked.plain else 'recorded'}" if asked.compile else "eager"
+    print(f"{scale.tokens} tokens a step, {how}, median of {asked.steps} steps")
     print("| T | model | M parameters | ms | ktok/s | share of peak | peak GiB | loss | seconds before the first timed step |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for length in asked.lengths:
-        for case in cases(asked.models, scale):
+        for case in cases(asked.models, asked.softmax, scale):
             try:
                 row = measure(case, length, asked, scale)
             except Exception as error:  # one model that fails must not hide the others' numbers

@@ -30,6 +30,7 @@ from nullius.training.mixing import Mixture
 from nullius.training.optimisers import Optimisers, outside_layers
 from nullius.training.packed import Packed, pack
 from nullius.training.parts import Held, only
+from nullius.training.passes import Passes, recordable
 from nullius.training.processes import Processes
 from nullius.training.schedules import factor
 
@@ -95,6 +96,8 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
         if config.compile:
             for layer in processes.layers(trainee.hf):  # one piece of code serves all layers, so this takes seconds and not minutes
                 layer.compile()
+            if here.world == 1:  # whose gradient is made without waiting for the GPU then
+                trainee.hf.get_input_embeddings().compile()
         if here.world > 1:
             here.shard(trainee.body)
         with only(trainee.body, trainee.masks) as held:
@@ -167,7 +170,10 @@ class _Run:
             raise UsageError(
                 f"a batch of {config.batch} cannot be cut into parts of {self.micro} sequences in each of {here.world} processes"
             )
-        self.head = torch.compile(evaluation.cross_entropy) if config.compile else evaluation.cross_entropy
+        head = torch.compile(evaluation.cross_entropy) if config.compile else evaluation.cross_entropy
+        record = config.compile and here.world == 1 and recordable(self.trainee.body)
+        passes = self.trainee.body, head, self.held.parameters, here.device, self._autocast
+        self.passes = Passes(*passes, record=record, note=self.listener.note)
         self.metrics = measurement.Metrics(self.out / "metrics.jsonl", done) if here.first else None
         self.watch = measurement.Stopwatch(here.device)
         self.waiting: list[tuple[int, Tensor, Tensor, float]] = []
@@ -187,7 +193,7 @@ class _Run:
             if look or keep:
                 self._report(done)
             if look and rows is not None:
-                with self._autocast():
+                with self._looking():
                     held_out_loss = evaluation.held_out_loss(self.trainee.body, rows, self.micro, here)
                 self._write({"step": done, "held_out": held_out_loss}, f"step {done}: held-out loss {held_out_loss:.4f}")
             if look:
@@ -213,13 +219,8 @@ class _Run:
         chosen = self.mixture.next(config.batch)[here.rank :: here.world]
         parts = self.mixture.rows(chosen).split(self.micro)
         torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + here.rank)  # dropout, where there is any
-        loss = torch.zeros((), device=here.device)
         try:
-            for rows in parts:
-                with self._autocast():
-                    part = evaluation.loss_of(self.trainee.body, rows.to(here.device, non_blocking=True), self.head) / len(parts)
-                part.backward()
-                loss += part.detach()
+            loss = self.passes(parts)
         except TorchDynamoException as error:
             why = " ".join(str(error).split())[:200]
             raise NulliusError(f"torch.compile does not manage this model here ({why}); set compile: false") from None
@@ -233,6 +234,12 @@ class _Run:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.here.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Passes that are not trained on come in many shapes: nothing is compiled for them."""
+        with self._autocast(), torch.compiler.set_stance("force_eager"):
+            yield
 
     def _report(self, done: int) -> None:
         """Write what the steps since the last report gave. Raises NulliusError when a loss is no number."""
@@ -259,7 +266,7 @@ class _Run:
         how = self.config.evaluate
         for beginning in how.samples:
             separator = vocabularies.separator(self.tokenizer)
-            with self._autocast():
+            with self._looking():
                 text = evaluation.continuation(self.trainee.body, self.tokenizer, beginning, separator, how.sample_tokens, self.here.device)
             self._write({"step": done, "beginning": beginning, "continuation": text}, f"step {done}: {beginning}|{text}")
 

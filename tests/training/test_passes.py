@@ -1,0 +1,80 @@
+"""Gradients of a batch: its parts add up to the whole; on a GPU, recorded passes give what plain ones give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nullius.models import architectures
+from nullius.training import evaluation
+from nullius.training.passes import BEFORE, Passes, recordable
+
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def model(**changes):
+    torch.manual_seed(0)
+    return architectures.create({"model_type": "nullius", **SMALL, **changes}).train()
+
+
+def passes(body, device="cpu", **how):
+    device = torch.device(device)
+    return Passes(
+        body.to(device),
+        evaluation.cross_entropy,
+        list(body.parameters()),
+        device,
+        lambda: torch.autocast(device.type, enabled=False),
+        **how,
+    )
+
+
+def test_parts_add_up_to_the_batch():
+    rows = torch.randint(0, 50, (6, 17))
+    found = []
+    for parts in ([rows], rows.split(2)):
+        body = model(mixer="gla")
+        body.lm_head.weight.grad = torch.ones_like(body.lm_head.weight)  # what is left over from elsewhere goes
+        found.append([passes(body)(parts), *(parameter.grad for parameter in body.parameters())])
+    for whole, added in zip(*found, strict=True):
+        assert torch.allclose(whole, added, atol=1e-6)
+
+
+def test_what_can_be_recorded():
+    assert recordable(model(mixer="gla"))
+    assert recordable(model(mixer="mlp"))
+    assert not recordable(model(mixer="random"))  # its noise is brought from the processor
+    assert not recordable(torch.nn.Linear(2, 2))
+    recomputed = model(mixer="gla")
+    recomputed.model.gradient_checkpointing = True
+    assert not recordable(recomputed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("mixer", ["gla", "softmax"])
+def test_recorded_passes_are_the_plain_ones(mixer, parts):
+    rows = torch.randint(0, 50, (BEFORE + 3, 2 * parts, 17))
+    found = []
+    for record in (False, True):
+        body = model(mixer=mixer)
+        made, seen = passes(body, "cuda", record=record), []
+        optimiser = torch.optim.SGD(body.parameters(), lr=0.1)
+        for each in rows:
+            seen.append(made(each.split(2)).item())
+            optimiser.step()
+            optimiser.zero_grad()
+        assert (made.graph is not None) == record
+        found.append(torch.tensor(seen))
+    assert torch.allclose(*found, rtol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
+def test_what_cannot_be_recorded_goes_on_plainly():
+    body, told = model(mixer="gla"), []
+    body.model.norm.register_forward_hook(lambda module, given, made: made * made.mean().item())  # waits for the GPU
+    made = passes(body, "cuda", record=True, note=told.append)
+    for _ in range(BEFORE + 2):
+        assert torch.isfinite(made([torch.randint(0, 50, (2, 17))]))
+    assert made.graph is None
+    assert len(told) == 1
