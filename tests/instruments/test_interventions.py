@@ -92,7 +92,7 @@ def test_whole_vectors_by_hand(model, site):
     v = torch.randn(width, generator=torch.Generator().manual_seed(1))
 
     def sets(x):
-        x[:, [2, -1]] = v
+        x[:, [-3, -1]] = v
 
     def adds(x):
         x[:, -1] += 3 * v
@@ -106,7 +106,7 @@ def test_whole_vectors_by_hand(model, site):
 
     plain = model.logits(batch, "all")
     for fn, one in (
-        (sets, iv.set_to(Where(site, 1, positions=[2, -1]), v)),
+        (sets, iv.set_to(Where(site, 1, positions=[-3, -1]), v)),
         (adds, iv.add(Where(site, 1, positions="last"), v, 3.0)),
         (scales, iv.scale(Where(site, 1), 0.5, around=v)),
         (projects, iv.project_out(Where(site, 1), v)),
@@ -137,7 +137,7 @@ def test_each_row_its_own(model):
     """Values by row, by row and position; positions by row; rows left alone are as they were."""
     batch = model.encode(TEXTS)
     v = torch.randn(2, 2, model.anatomy.d_model, generator=torch.Generator().manual_seed(1))
-    places = torch.tensor([[1, 4], [3, -1]])
+    places = torch.tensor([[1, 4], [-4, -1]])
 
     def each(x):
         for row, value, columns in zip((2, 0), v, places.tolist(), strict=True):
@@ -173,9 +173,9 @@ def test_interchange_of_a_subspace_by_hand(model):
     onto = basis.T @ basis
 
     def fn(x):
-        x[:, 2] += (there[:, -1] - x[:, 2]) @ onto
+        x[:, -2] += (there[:, -1] - x[:, -2]) @ onto
 
-    where = Where("resid_post", 1, basis=basis, positions=[2])
+    where = Where("resid_post", 1, basis=basis, positions=[-2])
     assert close(ours(model, batch, iv.interchange(where, there, from_positions=[-1])), by_hand(model, batch, "resid_post", fn))
 
 
@@ -287,7 +287,7 @@ def test_gradients_flow_through(toys):
         ones = [
             iv.scale(Where("z", 0, heads=[1]), alpha),
             iv.set_to(Where("q", 1, positions="last"), value),
-            iv.interchange(Where("resid_post", 0, basis=iv.orthonormal(directions), positions=[3, -1]), there),
+            iv.interchange(Where("resid_post", 0, basis=iv.orthonormal(directions), positions=[-2, -1]), there),
         ]
         with applied(model, ones):
             return model.logits(batch)[:, 5].sum()
@@ -336,6 +336,7 @@ BAD = [
     (lambda: iv.scale(Where("mlp_post", 1, units=[]), 0.0), "at least one"),
     (lambda: iv.scale(Where("mlp_post", 1, units=[3, 3]), 0.0), "once each"),
     (lambda: iv.scale(Where("mlp_post", 1, positions="ends"), 0.0), "no positions 'ends'"),
+    (lambda: iv.scale(Where("mlp_post", 1, positions=[2]), 0.0), "column 2 at mlp_post of layer 1 is padding in row 0, which has 9 of 14 tokens"),
     (lambda: iv.scale(Where("mlp_post", 1, positions=[50]), 0.0), "position 50 does not exist: the batch has columns 0 to"),
     (lambda: iv.scale(Where("resid_pre", 1, positions=torch.tensor([[0], [1]])), 0.0), "for 2 rows, not for the 3"),
     (lambda: iv.set_to(Where("resid_pre", 1), torch.zeros(31)), r"must be \[32\], \[rows, 32\] or \[rows, positions, 32\]; got \[31\]"),
@@ -344,8 +345,8 @@ BAD = [
     (lambda: iv.set_to(Where("z", 1, heads=[1]), torch.zeros(4, 8)), r"value at z of layer 1 must be \[1, 8\]"),
     (lambda: iv.interchange(Where("z", 1), torch.zeros(3, 20, 32)), r"must be the whole site \[rows, columns, 4, 8\]"),
     (lambda: iv.interchange(Where("z", 1), torch.zeros(3, 2, 4, 8)), "source at z of layer 1 has 2 columns, the batch"),
-    (lambda: iv.interchange(Where("z", 1, positions=[1]), torch.zeros(2, 9, 4, 8), [0]), "has 2 rows; this batch asks for 3"),
-    (lambda: iv.interchange(Where("z", 1, positions=[1]), torch.zeros(3, 9, 4, 8), [9]), "columns 0 to 8; column 9 was asked for"),
+    (lambda: iv.interchange(Where("z", 1, positions=[-1]), torch.zeros(2, 9, 4, 8), [0]), "has 2 rows; this batch asks for 3"),
+    (lambda: iv.interchange(Where("z", 1, positions=[-1]), torch.zeros(3, 9, 4, 8), [9]), "columns 0 to 8; column 9 was asked for"),
     (lambda: iv.interchange(Where("z", 1, positions=[1]), torch.zeros(3, 9, 4, 8), [0, 1]), "2 columns for 1 positions"),
     (lambda: iv.interchange(Where("z", 1), torch.zeros(3, 9, 4, 8), [0]), "give `where` a list of positions"),
     (lambda: iv.mean_ablate(Where("z", 1, heads=[0]), torch.zeros(8)), r"must be the whole site \[4, 8\]"),

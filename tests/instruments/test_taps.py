@@ -276,3 +276,35 @@ def test_a_reader_changes_nothing_whatever_it_returns(toy, site):
         assert torch.equal(toy.logits(batch), before)
     finally:
         handle.remove()
+
+
+def test_chosen_columns_and_logits(model):
+    """What is read at some columns is what stands there when all are read; `logits` is a site too."""
+    batch = model.encode(TEXTS)
+    every = taps.read(model, batch, ["z", "resid_post", "pattern", "logits"], [2, 0], positions="all")
+    some = taps.read(model, batch, ["z", "resid_post", "pattern", "logits"], [2, 0], positions=[-1, -3])
+    own = taps.read(model, batch, ["z", "pattern", "logits"], [2, 0], positions=[[9, -1], [-1, -2], [0, 3]])
+    width, rows = batch.input_ids.shape[1], torch.arange(3)[:, None]
+    columns = torch.tensor([[9, width - 1], [width - 1, width - 2], [0, 3]])
+    for site in ("z", "resid_post"):
+        assert torch.equal(some[site], every[site][:, :, [-1, -3]])
+    assert torch.equal(some["pattern"], every["pattern"][:, :, :, [-1, -3]])
+    assert torch.equal(own["z"], every["z"][:, rows, columns])
+    assert torch.equal(own["pattern"], every["pattern"].transpose(2, 3)[:, rows, columns].transpose(2, 3))
+    assert torch.equal(every["logits"], model.logits(batch, "all"))
+    assert torch.equal(some["logits"], every["logits"][:, [-1, -3]])
+    assert torch.equal(own["logits"], every["logits"][rows, columns])
+    assert torch.equal(taps.read(model, batch, ["logits"])["logits"], model.logits(batch))
+
+
+def test_columns_that_are_not_there_are_named(toy):
+    batch = toy.encode(TEXTS)
+    for positions, message in (
+        ([14], "position 14 does not exist: the batch has columns 0 to 13"),
+        ([2], r"column 2 is padding in text 0, which has 9 of 14 tokens: count from the end, or give a list of columns for each text"),
+        ([[1], [2]], r"positions must be columns \[P\], or \[3, P\], a list for each text; got \[2, 1\]"),
+        ([], r"got \[0\]"),
+        ("first", "no positions 'first': give columns, or last or all"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            taps.read(toy, batch, ["z"], positions=positions)

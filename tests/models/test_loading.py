@@ -182,13 +182,13 @@ def test_a_wrong_map_is_refused(toys):
     """The self-test can fail: sites of another layer, or a norm that is not the last, do not pass."""
     for wrong, message in (({"attn_out": "mlp"}, "misses resid_post"), ({"mlp_out": "self_attn"}, "misses resid_post")):
         model = toys["llama"]
-        flow = model.anatomy._flow
-        model.anatomy._flow = type(flow)(**{**flow.__dict__, **wrong})
+        flows = model.anatomy._flows
+        model.anatomy._flows = [type(flow)(**{**flow.__dict__, **wrong}) for flow in flows]
         try:
             with pytest.raises(SubjectError, match=message):
                 _self_test(model)
         finally:
-            model.anatomy._flow = flow
+            model.anatomy._flows = flows
     model = toys["gpt2"]
     last, model.anatomy.final_norm = model.anatomy.final_norm, torch.nn.Identity()
     try:

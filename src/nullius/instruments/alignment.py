@@ -115,7 +115,4 @@ def random_basis(k: int, width: int, rng: np.random.Generator) -> Tensor:
 
 def _width(model: LanguageModel, at: At) -> int:
     """Of the state at a place: of one head at sites that have heads."""
-    anatomy = model.anatomy
-    if anatomy.site(at.site, at.layer).heads:
-        return anatomy.d_head
-    return anatomy.d_mlp if at.site == "mlp_post" else anatomy.d_model
+    return model.anatomy.site(at.site, at.layer).width

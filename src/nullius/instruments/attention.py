@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
     """While open, hand the pattern of some layers [B, heads, query, key] to a function each time it is made. May be nested.
 
     watches: by layer; what returns a tensor of the same shape edits the pattern. last: only the last query's row is made (for reading).
+    Attentions that do without transformers' interface (GPT-J, BLOOM, MPT) make their pattern themselves: it is read, and cannot be edited.
     Raises UsageError for a layer that does not exist, SubjectError for a kernel or an architecture that gives no pattern.
     """
     before = model.hf.config._attn_implementation
@@ -41,9 +42,10 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
     modules = {layer: model.anatomy.site("pattern", layer).module for layer in watches}
     if kernel not in _KERNELS:
         raise SubjectError(f"{model.name} runs {before}, which gives no attention pattern: load it with sdpa or eager attention")
-    for module in modules.values():
-        if not hasattr(sys.modules[type(module).__module__], "eager_attention_forward"):
-            raise SubjectError(f"the attention of {model.anatomy.family} gives no pattern")
+    if not all(hasattr(sys.modules[type(module).__module__], "eager_attention_forward") for module in modules.values()):
+        with _returned(model.anatomy.family, modules, watches, last):
+            yield
+        return
     for layer, module in modules.items():
         _watches.setdefault(id(module), []).append((watches[layer], last))
     if before == kernel:
@@ -57,6 +59,23 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
             _watches[id(module)].remove((watches[layer], last))
             if not _watches[id(module)]:
                 del _watches[id(module)]
+
+
+@contextmanager
+def _returned(family: str, modules: Mapping[int, nn.Module], watches: Mapping[int, Watch], last: bool) -> Iterator[None]:
+    """While open, hand over the patterns that attentions return beside their output."""
+
+    def hook(watch: Watch, _module: nn.Module, _args: Any, output: Any) -> None:
+        pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if not isinstance(pattern, Tensor) or pattern.ndim != 4:
+            raise SubjectError(f"the attention of {family} gives no pattern")
+        if watch(pattern[:, :, -1:] if last else pattern) is not None:
+            raise SubjectError(f"the attention pattern of {family} can be read, not edited: edit z or v instead")
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.callback(module.register_forward_hook(partial(hook, watches[layer])).remove)
+        yield
 
 
 @torch.no_grad()

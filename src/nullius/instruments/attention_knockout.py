@@ -63,8 +63,7 @@ def up_to_each_layer(model: LanguageModel, texts: Sequence[str] | Batch, cuts: S
         mixed = replace(base, stream=cut["resid_pre"])
         rows += list(wavefront.wave(model, mixed, start, list(everywhere[1:]), 1, "resid_pre", lambda _layer, _x: None)[:, 0])
     rows.append(last)
-    logits = anatomy.unembed(torch.stack(rows)).float()
-    return anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap) if anatomy.logit_softcap else logits
+    return anatomy.logits(torch.stack(rows))
 
 
 def _closed(model: LanguageModel, n: int, length: int, cuts: Sequence[Cut], heads: Sequence[int] | None) -> Tensor:

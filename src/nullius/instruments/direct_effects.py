@@ -101,18 +101,21 @@ class _Caught:
         anatomy = model.anatomy
         self.inputs: dict[tuple[str, int], Tensor] = {}
         self.norms: dict[tuple[str, int], nn.Module] = {("final", -1): anatomy.final_norm}
+        self.factors: dict[tuple[str, int], float] = {}
         for layer in range(anatomy.n_layers):
-            for name, block in (("attn", anatomy.attn(layer)), ("mlp", anatomy.mlp(layer))):
-                writer = anatomy.site(f"{name}_out", layer).module
-                if writer is not block:
-                    self.norms[name, layer] = writer
+            for name in ("attn", "mlp"):
+                norm = anatomy.post_norm(layer, name)
+                self.factors[name, layer] = anatomy.site(f"{name}_out", layer).factor
+                if norm is not None:
+                    self.norms[name, layer] = norm
 
     @property
     def final(self) -> Tensor:
         return self.inputs["final", -1]
 
     def before_norm(self, name: str, layer: int, direction: Tensor) -> Tensor:
-        """The direction pulled back through the block's post-norm, where there is one [n, d_model]."""
+        """The direction pulled back through the block's factor and post-norm, where there are such [n, d_model]."""
+        direction = direction * self.factors[name, layer]
         if (name, layer) not in self.norms:
             return direction
         return pulled_back(self.norms[name, layer], self.inputs[name, layer], direction)
@@ -141,12 +144,12 @@ def _ends(model: LanguageModel, final: Tensor, first: Sequence[int], second: Seq
     weight, bias = anatomy.unembedding().float(), getattr(anatomy.unembed, "bias", None)
     if second is not None and len(second) != len(first):
         raise UsageError(f"{len(first)} tokens stand against {len(second)}")
-    u = weight[list(first)] - (weight[list(second)] if second is not None else 0)
+    u = anatomy.logit_scale * (weight[list(first)] - (weight[list(second)] if second is not None else 0))
     normed = anatomy.final_norm(final).float()
     shift = anatomy.final_norm(torch.zeros_like(final)).float()  # a LayerNorm's bias
     constant = (u * shift).sum(-1)
     if bias is not None:
         extra = bias.float()[list(first)] - (bias.float()[list(second)] if second is not None else 0)
-        constant = constant + extra
+        constant = constant + anatomy.logit_scale * extra
     logit = (u * (normed - shift)).sum(-1) + constant
     return pulled_back(anatomy.final_norm, final, u), constant, logit

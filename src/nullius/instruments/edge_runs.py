@@ -131,15 +131,14 @@ def _writes(anatomy: Anatomy, layer: int, writer: int, write: Write) -> Iterator
     """Tell what the heads of a layer (writers from number `writer` on) and its feed-forward block write."""
     kept: dict[str, Tensor] = {}
     heads = anatomy.n_heads
-    behind = anatomy.site("attn_out", layer).module
-    norm = None if behind is anatomy.attn(layer) else behind
+    norm, factor = anatomy.post_norm(layer, "attn"), anatomy.site("attn_out", layer).factor
 
     def attention(_module: Any, _args: Any, output: Any) -> None:
         share = torch.einsum("rthd,hdm->hrtm", kept.pop("z"), anatomy.o_weight(layer))
         if norm is not None:  # an RMS norm is a diagonal map: pulling back through it is pushing forward
             total = first_output(output).expand_as(share).flatten(0, -2)
             share = pulled_back(norm, total, share.flatten(0, -2)).to(share.dtype).view(share.shape)
-        write(slice(writer, writer + heads), share)
+        write(slice(writer, writer + heads), share * factor)
 
     with ExitStack() as stack:
         stack.callback(hooks.on_read(anatomy, anatomy.site("z", layer), partial(kept.__setitem__, "z")).remove)

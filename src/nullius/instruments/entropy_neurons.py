@@ -123,9 +123,7 @@ def _silent(x: Tensor, neuron: int, mean: Tensor) -> Tensor:
 
 
 def _log_probs(model: LanguageModel, normed: Tensor) -> Tensor:
-    logits = model.anatomy.unembed(normed).float()
-    cap = model.anatomy.logit_softcap
-    return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)
+    return model.anatomy.logits(normed).log_softmax(-1)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -158,12 +158,8 @@ def sweep(
 
 def _read_answers(model: LanguageModel, hidden: Tensor, contrast: Contrast, items: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Greedy token and logit(first) − logit(second) [rows] from the decoder's last output [rows, d_model]."""
-    logits = model.anatomy.unembed(hidden).float()
-    cap = model.anatomy.logit_softcap
-    rivals = torch.tensor([(contrast.first[i], contrast.second[i]) for i in items], device=logits.device)
-    two = logits.gather(1, rivals)
-    if cap:
-        two = cap * torch.tanh(two / cap)
+    logits = model.anatomy.logits(hidden)
+    two = logits.gather(1, torch.tensor([(contrast.first[i], contrast.second[i]) for i in items], device=logits.device))
     return logits.argmax(-1).cpu().numpy(), (two[:, 0] - two[:, 1]).cpu().numpy()
 
 

@@ -300,14 +300,7 @@ def last_token(
 
 def read_out(model: LanguageModel, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Logits from the final norm's output [n, d_model]: of the whole vocabulary [n, V], or of tokens [n, k] alone."""
-    anatomy = model.anatomy
-    if tokens is None:
-        found = anatomy.unembed(hidden).float()
-    else:
-        found = torch.einsum("nd,nkd->nk", hidden, anatomy.unembedding()[tokens]).float()
-        bias = getattr(anatomy.unembed, "bias", None)
-        found = found if bias is None else found + bias[tokens].float()
-    return anatomy.logit_softcap * torch.tanh(found / anatomy.logit_softcap) if anatomy.logit_softcap else found
+    return model.anatomy.logits(hidden, tokens)
 
 
 def check_read_out(model: LanguageModel, run: wavefront.Base) -> None:

@@ -38,10 +38,8 @@ class Lens:
 
 
 def to_logits(model: LanguageModel, states: Tensor) -> Tensor:
-    """Logits [.., V] in float32 of states of the residual stream [.., d_model]: final norm, vocabulary, soft-cap where the model has one."""
-    logits = model.anatomy.unembed(model.anatomy.final_norm(states.to(model.dtype))).float()
-    cap = model.anatomy.logit_softcap
-    return cap * torch.tanh(logits / cap) if cap else logits
+    """Logits [.., V] in float32 of states of the residual stream [.., d_model]: final norm, vocabulary, scale and soft-cap if there are such."""
+    return model.anatomy.logits(model.anatomy.final_norm(states.to(model.dtype)))
 
 
 def rows_at_once(model: LanguageModel) -> int:

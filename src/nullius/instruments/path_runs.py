@@ -98,16 +98,7 @@ class Readout:
     def __call__(self, last: Tensor) -> Tensor:
         """Metric [copies, n] from the final norm's output [copies, n, d_model]; for logits only the answers' vocabulary rows are used."""
         anatomy = self.model.anatomy
-        if self.scores == "logits":
-            logits = torch.einsum("cnd,nkd->cnk", last, anatomy.unembedding()[self.answers]).float()
-            bias = getattr(anatomy.unembed, "bias", None)
-            logits = logits if bias is None else logits + bias[self.answers].float()
-        else:
-            logits = anatomy.unembed(last).float()
-        if anatomy.logit_softcap:
-            logits = anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap)
-        if self.scores == "log_probs":
-            logits = self._chosen(logits)
+        logits = anatomy.logits(last, self.answers) if self.scores == "logits" else self._chosen(anatomy.logits(last))
         return torch.stack([self.metric(copy) for copy in logits])
 
     def plain(self, batch: Batch) -> Tensor:

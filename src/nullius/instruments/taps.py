@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nullius.errors import UsageError
+from nullius.errors import SubjectError, UsageError
 from nullius.instruments import attention
 from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
+
+Positions = Literal["last", "all"] | Sequence[int] | Tensor
 
 
 @torch.no_grad()
@@ -22,40 +24,94 @@ def read(
     batch: Batch,
     sites: Sequence[str],
     layers: Sequence[int] | None = None,
-    positions: Literal["last", "all"] = "last",
+    positions: Positions = "last",
     heads: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Run the decoder once and return each site stacked over layers (all of them by default); no logits are made.
+    """Run the decoder once and return each site stacked over layers (all of them by default). Logits are made where `logits` is asked for only.
 
-    "last": [layers, B, ...] at the last position (texts are left-padded). "all": [layers, B, T, ...], padding included. `pattern` is
-    [layers, B, heads, T] at the last query, or [layers, B, heads, T, T], also where the model runs a fused kernel (see `attention`); what the
-    model computes is the same with and without it. heads: keep these only, of sites that have heads.
-    Raises UsageError for an unknown site, layer or head, SubjectError for a site that this architecture lacks.
+    positions: "last": [layers, B, ...] at the last position (texts are left-padded). "all": [layers, B, T, ...], padding included. Columns of the
+    batch [P] (−1: the last), or a list of them for each text [B, P]: [layers, B, P, ...]. heads: keep these only, of sites that have heads.
+    `pattern` is [layers, B, heads, T] at the last query, else [layers, B, heads, T or P, T], also where the model runs a fused kernel (see
+    `attention`); what the model computes is the same with and without it. `logits` have no layers: [B, V], or [B, T or P, V].
+    Raises UsageError for an unknown site, layer or head, and for a column that does not exist or is padding in some text; SubjectError for a site
+    that this architecture lacks.
     """
     layers = range(model.anatomy.n_layers) if layers is None else layers
+    sites = [sites] if isinstance(sites, str) else list(sites)
     if not layers:
         raise UsageError("no layer to read: give at least one, or leave `layers` out for all")
+    columns = _columns(batch, positions)
+    last = isinstance(columns, str) and columns == "last"
     kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
     watches: dict[int, attention.Watch] = {}
     with ExitStack() as stack:
         for name in sites:
+            if name == "logits":
+                continue
             chosen = _chosen(model, name, heads)
             for layer in layers:
                 site = model.anatomy.site(name, layer)
-                keep = partial(_keep, kept[name], layer, name == "pattern", positions == "last", chosen)
+                keep = partial(_keep, kept[name], layer, name == "pattern", columns, chosen)
                 if name == "pattern":
                     watches[layer] = keep
                 else:
                     stack.callback(hooks.on_read(model.anatomy, site, keep).remove)
         if watches:
-            stack.enter_context(attention.watched(model, watches, last=positions == "last"))
-        model.hidden(batch)
-    return {name: torch.stack([kept[name][layer] for layer in layers]) for name in sites}
+            stack.enter_context(attention.watched(model, watches, last=last))
+        if "logits" in sites:
+            logits = model.logits(batch, "last" if last else "all")
+            kept["logits"][0] = logits if isinstance(columns, str) else _pick(logits, columns)
+        else:
+            model.hidden(batch)
+    return {name: kept[name][0] if name == "logits" else _stacked(model, name, layers, kept[name]) for name in sites}
 
 
-def _keep(into: dict[int, Tensor], layer: int, pattern: bool, last: bool, heads: Tensor | None, value: Tensor) -> None:
-    if last:
+def _stacked(model: LanguageModel, site: str, layers: Sequence[int], kept: dict[int, Tensor]) -> Tensor:
+    widths = {kept[layer].shape for layer in layers}
+    if len(widths) > 1:
+        named = " and ".join(", ".join(map(str, layers)).rsplit(", ", 1))
+        sizes = ", ".join(map(str, sorted({shape[-1] for shape in widths})))
+        raise SubjectError(f"{site} of layers {named} differs in width ({sizes}): read them apart")
+    return torch.stack([kept[layer] for layer in layers])
+
+
+def _columns(batch: Batch, positions: Positions) -> Literal["last", "all"] | Tensor:
+    """Columns [B, P], counted from 0, or the word for them."""
+    if isinstance(positions, str):
+        if positions not in ("last", "all"):
+            raise UsageError(f"no positions '{positions}': give columns, or last or all")
+        return positions
+    rows, width = batch.input_ids.shape
+    given = torch.as_tensor(positions, dtype=torch.long, device=batch.input_ids.device)
+    if given.ndim not in (1, 2) or not given.numel() or (given.ndim == 2 and len(given) != rows):
+        raise UsageError(f"positions must be columns [P], or [{rows}, P], a list for each text; got {list(given.shape)}")
+    given = given.expand(rows, -1)
+    wrong = given[(given < -width) | (given >= width)]
+    if len(wrong):
+        raise UsageError(f"position {int(wrong[0])} does not exist: the batch has columns 0 to {width - 1}")
+    given = given % width
+    blank = (_pick(batch.attention_mask, given) == 0).nonzero()
+    if len(blank):
+        row, place = blank[0].tolist()
+        raise UsageError(
+            f"column {int(given[row, place])} is padding in text {row}, which has {int(batch.attention_mask[row].sum())} of {width} tokens: "
+            "count from the end, or give a list of columns for each text"
+        )
+    return given
+
+
+def _pick(x: Tensor, columns: Tensor) -> Tensor:
+    """Take x [B, T, ...] at columns [B, P]: [B, P, ...]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], columns.to(x.device)]
+
+
+def _keep(
+    into: dict[int, Tensor], layer: int, pattern: bool, columns: Literal["last", "all"] | Tensor, heads: Tensor | None, value: Tensor
+) -> None:
+    if isinstance(columns, str) and columns == "last":
         value = value[..., -1, :] if pattern else value[:, -1]
+    elif isinstance(columns, Tensor):
+        value = _pick(value.transpose(1, 2), columns).transpose(1, 2) if pattern else _pick(value, columns)
     if heads is not None:
         value = value.index_select(1 if pattern else -2, heads.to(value.device))
     into[layer] = value.detach().clone()

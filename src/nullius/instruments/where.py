@@ -47,6 +47,7 @@ class Clock:
         self.past = 0  # columns that lie in the cache
         self.width = 0  # columns of this pass
         self.prompt = 0  # columns at the end of the first pass, or of the last one without a past
+        self.mask: Tensor | None = None  # of the prompt [B, T]: 1 where a token is real
 
     def __call__(self, _module: Any, args: Any, kwargs: Any) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
@@ -56,6 +57,8 @@ class Clock:
         self.width = 0 if ids is None else ids.shape[1]
         if self.past == 0 or self.prompt == 0:
             self.prompt = self.past + self.width
+            mask = kwargs.get("attention_mask")
+            self.mask = mask.cpu() if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == self.prompt else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,7 @@ class Plan:
         else:
             site = anatomy.site(where.site, where.layer)
             self.layer, n_heads = site.layer, anatomy.n_heads if where.site == "pattern" else site.heads
-            width = anatomy.d_head if n_heads else anatomy.d_mlp if where.site == "mlp_post" else anatomy.d_model
+            width = site.width
         if where.heads is not None and not n_heads:
             raise UsageError(f"{where.site} has no heads: leave out `heads`, or choose among q, k, v, z, pattern")
         self.heads = self._indices("head", where.heads, n_heads)
@@ -209,6 +212,7 @@ class Plan:
             if len(wrong):
                 raise UsageError(f"position {int(wrong[0])} does not exist: the batch has columns 0 to {self.clock.prompt - 1}")
             columns = torch.where(columns < 0, columns + self.clock.prompt, columns)
+            self._not_padding(own, columns)
         else:
             word = self.where.positions
             if (word == "new" and self.clock.past == 0) or (word == "prompt" and self.clock.past > 0):
@@ -223,6 +227,18 @@ class Plan:
             return None
         at = (row.to(device), place.to(device), (columns[row, place] - start).to(device))
         return Cells(self, *at, own[row].to(device), start, (len(own), columns.shape[1]))
+
+    def _not_padding(self, rows: Tensor, columns: Tensor) -> None:
+        mask = self.clock.mask
+        if mask is None or int(rows.max()) >= len(mask):
+            return
+        blank = (mask[rows[:, None], columns] == 0).nonzero()
+        if len(blank):
+            row, column = int(rows[blank[0, 0]]), int(columns[blank[0, 0], blank[0, 1]])
+            raise UsageError(
+                f"column {column} at {self} is padding in row {row}, which has {int(mask[row].sum())} of {mask.shape[1]} tokens: "
+                "count from the end, or give a list of positions for each row"
+            )
 
     def apply(self, x: Tensor, change: Change) -> Tensor:
         """Return a site's tensor [B, T, .., width] with the part changed: change(part [N, ..], cells) → [N, ..]."""

@@ -5,7 +5,7 @@ What is found is checked on the model itself when it is loaded (`self_test`).
 
 Sites (names of TransformerLens). Residual: resid_pre, resid_mid, resid_post, and what is added to it: attn_out, mlp_out (after Gemma's or
 OLMo 2's post-norms, where there are any) [batch, token, d_model]. Heads: q, k, v (output of the projections, before rotary embedding and
-query/key norms), z (one head's output before the output projection) [batch, token, heads, d_head]; pattern [batch, heads, query, key].
+norms of queries, keys, values), z (one head's output before the output projection) [batch, token, heads, d_head]; pattern [batch, heads, query, key].
 Neurons: mlp_post [batch, token, d_mlp].
 """
 
@@ -28,25 +28,41 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "q", "k", "v", "pat
 class Site:
     """A place to read and write: the input or the output of a module.
 
-    heads: their number, 0 where there are none. columns: which of the module's outputs belong to each head [heads, d_head], where q, k and v
-    come out of one fused projection.
+    width: of its last dimension. heads: their number, 0 where there are none. columns: which of the module's outputs belong to each head [heads,
+    d_head], where q, k and v come out of one fused projection. factor: by what the module's tensor is multiplied before it is added to the stream;
+    the site's own tensor is the product. changed: the layer's code goes on to change the module's tensor in place. shape: where the module sees
+    [B · T, ..], what says B and T.
     """
 
     name: str
     layer: int
     module: nn.Module
     side: Literal["input", "output"]
+    width: int
     heads: int = 0
     columns: Tensor | None = None
+    factor: float = 1.0
+    changed: bool = False
+    shape: Shape | None = None
+
+
+class Shape:
+    """A hook before a layer, that notes of how many texts and tokens the stream is that arrives."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[int, ...] = ()
+
+    def __call__(self, _module: Any, args: Any, kwargs: Any) -> None:
+        self.rows = tuple(dataflow.first_input(args, kwargs).shape[:-1])
 
 
 class Anatomy:
     """The anatomy of a causal language model of transformers.
 
-    n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp: sizes. layers: the modules. decoder: the module that
-    holds them, embed, final_norm, unembed: modules. parallel: attention
-    and feed-forward block read the same stream (no resid_mid). logit_softcap: c where logits are c·tanh(x/c) (Gemma 2).
-    Making one runs two tokens through the model. Raises SubjectError naming what could not be found.
+    n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp: sizes (d_mlp: of the first layer that has neurons). layers: the modules. decoder: the
+    module that holds them, embed, final_norm, unembed: modules. parallel: attention and feed-forward block read the same stream (no resid_mid).
+    logit_scale: by what the vocabulary projection is multiplied (Cohere, Granite); logit_softcap: c where logits are c·tanh(x/c) (Gemma 2).
+    Making one runs two tokens through the model for each kind of layer. Raises SubjectError naming what could not be found.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -62,8 +78,6 @@ class Anatomy:
             self.d_model: int = config.hidden_size
         except AttributeError as error:
             raise SubjectError(f"cannot map {self.family}: {error}") from None
-        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
-        self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.logit_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         body = hf.get_decoder() or hf  # of an image-and-text model, the part that reads text
         lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1]
@@ -78,24 +92,76 @@ class Anatomy:
         if not norms:
             raise SubjectError(f"cannot map {self.family}: no final norm beside the layers")
         self.final_norm: nn.Module = norms[-1]
+        self._shape = Shape()
+        self._flows = self._traced(hf, config)
+        self.parallel: bool = self._flows[0].resid_mid is None
+        with_neurons = [layer for layer, flow in enumerate(self._flows) if flow.down_proj is not None]
+        self.d_mlp: int = dataflow.width(self.down_proj(with_neurons[0]))[0] if with_neurons else config.intermediate_size
+        self._stated_kv_heads = _stated(config, "num_key_value_heads") or self.n_heads
+        self.logit_scale: float = _logit_scale(hf, self, _numbers(config))
+
+    def _traced(self, hf: Any, config: Any) -> list[dataflow.Flow]:
+        """Find the parts of every layer; layers that are made alike are traced once."""
         tokens = torch.tensor([[0, 1]], device=hf.device)
-        try:
-            self._flow = dataflow.trace(
-                lambda: self.decoder(input_ids=tokens, use_cache=False), self.layers[0], self.n_heads, self.n_kv_heads, self.d_head
-            )
-        except (SubjectError, RuntimeError, ValueError, TypeError) as error:  # the model's own code may not bear this input
-            raise SubjectError(f"cannot map {self.family}: {str(error).splitlines()[0]}") from None
+        kinds: dict[Any, dataflow.Flow] = {}
+        flows = []
         for i, block in enumerate(self.layers):
-            lacks = {self._flow.attn, self._flow.mlp, self._flow.attn_out, self._flow.mlp_out} - {
-                name for name, _ in block.named_children()
-            }
-            if lacks:
-                raise SubjectError(f"cannot map {self.family}: layer {i} has no {' and no '.join(sorted(lacks))}, as layer 0 has")
-        self.parallel: bool = self._flow.resid_mid is None
-        self.d_mlp: int = config.intermediate_size if self._flow.down_proj is None else dataflow.width(self.down_proj(0))[0]
+            kind = tuple(
+                (name, type(part), *(dataflow.width(part) if dataflow.is_linear(part) else ())) for name, part in block.named_modules()
+            )
+            if kind not in kinds:
+                try:
+                    kinds[kind] = dataflow.trace(
+                        lambda: self.decoder(input_ids=tokens, use_cache=False),
+                        block,
+                        self.n_heads,
+                        _stated(config, "num_key_value_heads"),
+                        _numbers(config),
+                    )
+                except (
+                    SubjectError,
+                    RuntimeError,
+                    ValueError,
+                    TypeError,
+                    AttributeError,
+                    IndexError,
+                    KeyError,
+                ) as error:  # code of any model
+                    where = f" (layer {i})" if kinds else ""
+                    raise SubjectError(f"cannot map {self.family}: {str(error).splitlines()[0]}{where}") from None
+            flow = kinds[kind]
+            if flow.flat:
+                block.register_forward_pre_hook(self._shape, with_kwargs=True)
+            flows.append(flow)
+        if len({flow.resid_mid is None for flow in flows}) > 1:
+            raise SubjectError(f"cannot map {self.family}: some of its layers run attention and feed-forward in parallel and some do not")
+        return flows
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head. Raises SubjectError where it differs from layer to layer: `site(...).width` is that of a layer."""
+        widths = [self.site("z", layer).width for layer in range(self.n_layers) if self.has("z", layer)]
+        return self._alike("heads of different widths", widths or [self.d_model // self.n_heads])
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key-value heads. Raises SubjectError where it differs from layer to layer: `site("k", layer).heads` is that of a layer."""
+        return self._alike(
+            "different numbers of key-value heads", [len(f.columns["k"][1]) if f.columns else self._stated_kv_heads for f in self._flows]
+        )
+
+    def _alike(self, what: str, values: list[int]) -> int:
+        if len(set(values)) > 1:
+            raise SubjectError(
+                f"the layers of {self.family} have {what} ({', '.join(map(str, sorted(set(values))))}): this cannot be done on it"
+            )
+        return values[0]
 
     def _part(self, layer: int, name: str | None) -> Any:
-        return None if name is None else getattr(self.layers[self._layer(layer)], name)
+        return None if name is None else self.layers[self._layer(layer)].get_submodule(name)
+
+    def _flow(self, layer: int) -> dataflow.Flow:
+        return self._flows[self._layer(layer)]
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:
@@ -104,35 +170,75 @@ class Anatomy:
 
     def attn(self, layer: int) -> nn.Module:
         """Return the attention module of a layer."""
-        return self._part(layer, self._flow.attn)
+        return self._part(layer, self._flow(layer).attn)
 
     def mlp(self, layer: int) -> nn.Module:
         """Return the feed-forward module of a layer."""
-        return self._part(layer, self._flow.mlp)
+        return self._part(layer, self._flow(layer).mlp)
 
     def attn_norm(self, layer: int) -> nn.Module | None:
         """Return the norm before the attention (None in OLMo 2, which norms after it)."""
-        return self._part(layer, self._flow.attn_norm)
+        return self._part(layer, self._flow(layer).attn_norm)
 
     def mlp_norm(self, layer: int) -> nn.Module | None:
         """Return the norm before the feed-forward block (None in OLMo 2; the attention's own in some parallel models)."""
-        return self._part(layer, self._flow.mlp_norm)
+        return self._part(layer, self._flow(layer).mlp_norm)
+
+    def post_norm(self, layer: int, block: Literal["attn", "mlp"]) -> nn.Module | None:
+        """Return the norm between a block and the stream that it is added to (Gemma 2 and 3, OLMo 2), or None."""
+        flow = self._flow(layer)
+        name, own = (flow.attn_out, flow.attn) if block == "attn" else (flow.mlp_out, flow.mlp)
+        return None if name.partition(".")[0] == own else self._part(layer, name)
+
+    def added(self, layer: int, block: Literal["attn", "mlp"], projected: Tensor) -> Tensor:
+        """What a block adds to the stream, from the output of the linear map that it ends in [.., d_model]: through its norm, times its factor."""
+        norm, flow = self.post_norm(layer, block), self._flow(layer)
+        factor = flow.attn_factor if block == "attn" else flow.mlp_factor
+        value = projected if norm is None else norm(projected)
+        return value if factor == 1 else value * factor
+
+    def feed_forward(self, layer: int, stream: Tensor) -> Tensor:
+        """What the feed-forward block adds to a stream [.., d_model] that it reads.
+
+        Raises SubjectError where the block is no module of its own (OPT).
+        """
+        flow, norm, block = self._flow(layer), self.mlp_norm(layer), self.mlp(layer)
+        if flow.down_proj == "":
+            raise SubjectError(f"the feed-forward block of {self.family} is no module of its own: it cannot be run alone")
+        x = stream if norm is None else norm(stream)
+        out = dataflow.first_output(block(x, torch.zeros_like(x)) if flow.adds_stream else block(x))
+        return self.added(layer, "mlp", out.reshape(stream.shape))
+
+    def logits(self, normed: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits in float32 from the final norm's output: of the whole vocabulary, [.., d_model] → [.., V]; or of tokens [n, k] alone,
+        [.., n, d_model] → [.., n, k]."""
+        if tokens is None:
+            out = self.unembed(normed).float()
+        else:
+            out = torch.einsum("...nd,nkd->...nk", normed, self.unembedding()[tokens]).float()
+            bias = getattr(self.unembed, "bias", None)
+            out = out if bias is None else out + bias[tokens].float()
+        out = out if self.logit_scale == 1 else out * self.logit_scale
+        return self.logit_softcap * torch.tanh(out / self.logit_softcap) if self.logit_softcap else out
 
     def o_proj(self, layer: int) -> nn.Module:
         """Return the output projection of the attention, from heads · d_head to d_model."""
-        return self.attn(layer).get_submodule(self._flow.o_proj)
+        return self.attn(layer).get_submodule(self._flow(layer).o_proj)
 
     def down_proj(self, layer: int) -> nn.Module:
         """Return the last linear map of the feed-forward block, whose inputs are the neurons. Raises SubjectError where experts are mixed."""
-        if self._flow.down_proj is None:
-            raise SubjectError(f"the feed-forward block of {self.family} does not end in one linear map (experts?): it has no mlp_post")
-        return self.mlp(layer).get_submodule(self._flow.down_proj)
+        name = self._flow(layer).down_proj
+        if name is None:
+            raise SubjectError(
+                f"the feed-forward block of layer {self._layer(layer)} of {self.family} does not end in one linear map (experts?): it has no mlp_post"
+            )
+        return self.mlp(layer).get_submodule(name)
 
     def o_weight(self, layer: int) -> Tensor:
         """Return W_O by head: [n_heads, d_head, d_model]."""
         module = self.o_proj(layer)
         weight: Tensor = module.weight  # type: ignore[assignment]
-        return (weight if isinstance(module, Conv1D) else weight.T).view(self.n_heads, self.d_head, self.d_model)
+        return (weight if isinstance(module, Conv1D) else weight.T).view(self.n_heads, -1, self.d_model)
 
     def down_weight(self, layer: int) -> Tensor:
         """Return the feed-forward block's last map by neuron: [d_mlp, d_model]."""
@@ -155,33 +261,37 @@ class Anatomy:
         )  # the project's own mixers, which may differ from layer to layer
         if own is not None and name in ("q", "k", "v", "z", "pattern") and name not in own:
             raise SubjectError(f"layer {layer} mixes tokens by {self.attn(layer).name}: it has no {name}")
+        flow = self._flow(layer)
+        shape = self._shape if name in flow.flat else None
         match name:
             case "resid_pre":
-                return Site(name, layer, self.layers[layer], "input")
+                return Site(name, layer, self.layers[layer], "input", self.d_model)
             case "resid_post":
-                return Site(name, layer, self.layers[layer], "output")
+                return Site(name, layer, self.layers[layer], "output", self.d_model)
             case "resid_mid":
                 if self.parallel:
                     raise SubjectError(f"{self.family} runs attention and feed-forward in parallel: it has no resid_mid")
-                return Site(name, layer, self._part(layer, self._flow.resid_mid), "input")
-            case "attn_out":
-                return Site(name, layer, self._part(layer, self._flow.attn_out), "output")
-            case "mlp_out":
-                return Site(name, layer, self._part(layer, self._flow.mlp_out), "output")
+                return Site(name, layer, self._part(layer, flow.resid_mid), "input", self.d_model, shape=shape)
+            case "attn_out" | "mlp_out":
+                where, factor = (flow.attn_out, flow.attn_factor) if name == "attn_out" else (flow.mlp_out, flow.mlp_factor)
+                return Site(name, layer, self._part(layer, where), "output", self.d_model, 0, None, factor, name in flow.changed, shape)
             case "mlp_post":
-                return Site(name, layer, self.down_proj(layer), "input")
+                module = self.down_proj(layer)
+                return Site(name, layer, module, "input", dataflow.width(module)[0], shape=shape)
             case "pattern":
-                return Site(name, layer, self.attn(layer), "output")
+                return Site(name, layer, self.attn(layer), "output", 0)
             case "z":
-                return Site(name, layer, self.o_proj(layer), "input", self.n_heads if own is None else own["z"])
+                module, heads = self.o_proj(layer), self.n_heads if own is None else own["z"]
+                return Site(name, layer, module, "input", dataflow.width(module)[0] // heads, heads)
         if own is not None:
-            return Site(name, layer, self.attn(layer).get_submodule(f"{name}_proj"), "output", own[name])
-        if name not in self._flow.columns:
+            module = self.attn(layer).get_submodule(f"{name}_proj")
+            return Site(name, layer, module, "output", dataflow.width(module)[1] // own[name], own[name])
+        if name not in flow.columns:
             raise SubjectError(f"the attention of {self.family} has no map from which {name} could be read by head")
-        projection, columns = self._flow.columns[name]
+        projection, columns = flow.columns[name]
         module = self.attn(layer).get_submodule(projection)
         fused = dataflow.width(module)[1] != columns.numel()
-        return Site(name, layer, module, "output", len(columns), columns if fused else None)
+        return Site(name, layer, module, "output", columns.shape[1], len(columns), columns if fused else None)
 
     def has(self, name: str, layer: int) -> bool:
         """Whether this architecture has a site in this layer."""
@@ -231,6 +341,39 @@ def self_test(anatomy: Anatomy, read: Any, edit: Any, run: Any) -> None:
         with edit(site, layers[-1], torch.zeros_like):
             if torch.equal(run(), plain):
                 raise SubjectError(f"cannot map {anatomy.family}: zeroing {site} changes nothing")
+
+
+def _stated(config: Any, name: str) -> int | None:
+    """A number of heads that a configuration states, where it states one for all layers."""
+    try:
+        return int(getattr(config, name, None) or 0) or None
+    except (AttributeError, TypeError, ValueError):  # transformers raises one of these where a number differs from layer to layer
+        return None
+
+
+def _numbers(config: Any) -> tuple[float, ...]:
+    """The numbers of a configuration, and one over each."""
+    plain = [
+        float(value) for value in config.to_dict().values() if isinstance(value, (int, float)) and not isinstance(value, bool) and value
+    ]
+    return tuple(plain + [1 / value for value in plain])
+
+
+@torch.no_grad()
+def _logit_scale(hf: Any, anatomy: Anatomy, factors: tuple[float, ...]) -> float:
+    """The factor between the vocabulary projection and the logits, seen on two tokens; 1 where it is none, or cannot be seen."""
+    if anatomy.logit_softcap:
+        return 1.0
+    raw: list[Tensor] = []
+    handle = anatomy.unembed.register_forward_hook(lambda _module, _args, output: raw.append(output.double()))
+    try:
+        given = hf(input_ids=torch.tensor([[0, 1]], device=hf.device), use_cache=False).logits.double()
+    finally:
+        handle.remove()
+    if not raw or raw[-1].shape != given.shape or float(raw[-1].norm()) == 0:
+        return 1.0
+    scale = float((raw[-1] * given).sum() / raw[-1].square().sum())
+    return dataflow.near(scale, (1.0, *factors))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

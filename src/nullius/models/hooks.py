@@ -28,11 +28,13 @@ def on_read(anatomy: Anatomy, site: Site, take: Callable[[Tensor], None]) -> Rem
 
         return site.module.register_forward_hook(pattern)
 
-    def after(_module: Any, _args: Any, output: Any) -> None:  # a hook that returned something would put it in the tensor's place
-        take(anatomy.split_heads(site, first_output(output)))
+    def after(_module: Any, _args: Any, output: Any) -> Any:  # a hook that returns something puts it in the tensor's place
+        value = first_output(output)
+        take(_own(anatomy, site, value))
+        return _with_output(output, value.clone()) if site.changed else None
 
     def before(_module: Any, args: Any, kwargs: Any) -> None:
-        take(anatomy.split_heads(site, first_input(args, kwargs)))
+        take(_own(anatomy, site, first_input(args, kwargs)))
 
     if site.side == "output":
         return site.module.register_forward_hook(after)
@@ -47,13 +49,15 @@ def on_write(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:
         return _write_resid_mid(anatomy, site, edit)
 
     def changed(whole: Tensor) -> Tensor:
-        return anatomy.merge_heads(site, whole, edit(anatomy.split_heads(site, whole)))
+        new = edit(_own(anatomy, site, whole))
+        new = new if site.factor == 1 else new / site.factor
+        new = new.reshape(whole.shape) if site.shape is not None else anatomy.merge_heads(site, whole, new)
+        return new.clone() if site.changed else new
 
     if site.side == "output":
 
         def output_hook(_module: Any, _args: Any, output: Any) -> Any:
-            value = changed(first_output(output))
-            return (value, *output[1:]) if isinstance(output, tuple) else value
+            return _with_output(output, changed(first_output(output)))
 
         return [site.module.register_forward_hook(output_hook)]
 
@@ -61,6 +65,17 @@ def on_write(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:
         return with_input(args, kwargs, changed(first_input(args, kwargs)))
 
     return [site.module.register_forward_pre_hook(input_hook, with_kwargs=True)]
+
+
+def _own(anatomy: Anatomy, site: Site, value: Tensor) -> Tensor:
+    """A site's own tensor from its module's: by head, by text, as it is added to the stream."""
+    value = value if site.shape is None else value.reshape(*site.shape.rows, -1)
+    value = anatomy.split_heads(site, value)
+    return value if site.factor == 1 else value * site.factor
+
+
+def _with_output(output: Any, value: Tensor) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 def _write_resid_mid(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:

@@ -17,12 +17,17 @@ from nullius.models.architectures.mixers import Mixer, RMSNorm
 
 def operate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, **how: Any) -> tuple[Tensor, Tensor]:
     """`gated_linear_attention` outside autocast, since it chooses its own precision: outputs and last state."""
+    # offsets of packed sequences are other numbers in every batch: no compiled graph can hold them
+    return (_operate if how.get("cu_seqlens") is None else _operate_apart)(q, k, v, gate, **how)
+
+
+def _operate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, **how: Any) -> tuple[Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
         o, state = gated_linear_attention(q, k, v, gate, return_state=True, **how)
     return o, state
 
 
-operate_apart = torch.compiler.disable(operate)  # offsets of packed sequences are other numbers in every batch: no graph can hold them
+_operate_apart = torch.compiler.disable(_operate)
 
 
 class GatedLinearAttention(Mixer):
@@ -81,8 +86,7 @@ class GatedLinearAttention(Mixer):
             parts = {name: F.silu(conv(parts[name], context.positions, name, memory)) for name, conv in convs.items()}
         q, k, v = (parts[name].unflatten(-1, (self.heads, -1)) for name in "qkv")
         state = memory.get("state") if isinstance(memory, State) else None
-        mix = operate if context.offsets is None else operate_apart
-        o, state = mix(q, k, v, gate, initial_state=state, cu_seqlens=context.offsets)
+        o, state = operate(q, k, v, gate, initial_state=state, cu_seqlens=context.offsets)
         if isinstance(memory, State):
             memory.put(state=state)
             memory.count(x.shape[1])
