@@ -69,8 +69,24 @@ def test_what_each_order_puts_first(database):
     untested = first["untested"]
     assert untested.runnable
     assert untested.subjects == 0
-    last = listings.day(order="untested").listing.cards
-    assert [card.runnable for card in last] == sorted((card.runnable for card in last), reverse=True)
+    for order in ("contested", "untested"):
+        cards = listings.day(order=order).listing.cards
+        assert [card.runnable for card in cards] == sorted((card.runnable for card in cards), reverse=True), order
+
+
+def test_contested_is_the_sum_over_claims_of_the_smaller_side(database):
+    """min(h, f) / (h + f + 1), by claim: two subjects against two on one claim, one against one on each of two, one against none, no study."""
+    for subject, word in (("a", "holds"), ("b", "holds"), ("c", "fails"), ("d", "fails")):
+        add_run("embers", subject, {"x": word})  # 2 / 5
+    for subject, word in (("a", "holds"), ("b", "fails"), ("c", "inconclusive")):
+        add_run("factual-recall", subject, {"x": word, "y": word})  # 1 / 3 + 1 / 3
+    add_run("gla", "a", {"x": "holds", "y": "fails"})  # 0: each subject says one thing of each claim
+    add_papers(paper(1, days=(catalogue.day(),), published=catalogue.day()))  # newer than all, without a study
+    cards = listings.day(order="contested").listing.cards
+    assert [card.slug for card in cards[:2]] == ["factual-recall", "embers"]
+    middle = [card.published for card in cards[2:] if card.runnable]
+    assert middle == sorted(middle, reverse=True), "where nothing is contested, the newest first"
+    assert [card.slug for card in cards[2 + len(middle) :] if card.slug is None], "and after them what has no study"
 
 
 def test_cards_carry_verdicts_on_my_subject(database):
@@ -114,6 +130,19 @@ def test_all_papers_by_study_and_verdict(database):
     assert listings.papers(runnable=False).total == len(catalogue.papers()) - len(studies.modules())
     assert {card.slug for card in listings.papers(verdict="fails").cards} == {"embers", "gla"}
     assert {card.slug for card in listings.papers(verdict="fails", on="a").cards} == {"embers"}
+
+
+def test_all_papers_newest_first_the_undated_last_and_merged_ones_not_at_all(database):
+    numbers = add_papers(*(paper(i, published=DAY if i % 3 else None) for i in range(1, 9)))
+    with feed_database.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE paper SET merged_into = {numbers[0]} WHERE id = {numbers[1]}")
+    found, last = all_pages(lambda cursor, limit: listings.papers(cursor=cursor, limit=limit), 2)
+    assert found == [card.id for card in listings.papers(limit=200).cards]
+    assert len(set(found)) == len(found) == last.total == len(catalogue.papers()) + 7
+    assert last.runnable == len(studies.modules())
+    assert found[-2:] == [numbers[5], numbers[2]]  # of 3 and 6 nobody knows the day
+    dated = [card.published for card in listings.papers(limit=200).cards][:-2]
+    assert dated == sorted(dated, reverse=True)
 
 
 @given(st.text(max_size=60))

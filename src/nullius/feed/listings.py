@@ -16,10 +16,11 @@ from nullius.errors import UsageError
 from nullius.feed import cards, heat, verdicts
 from nullius.feed.database import reading
 from nullius.feed.shapes import ORDERS, Heat, Listing, Order, Period, Trending
-from nullius.feed.tables import paper, paper_day
+from nullius.feed.tables import paper, paper_day, standing
 from nullius.lab import studies
 
 MOST = 200  # papers on one page of a list
+UNDATED = datetime.date(1, 1, 1)  # where a paper without a date stands in the order of dates
 
 
 def day(
@@ -84,12 +85,14 @@ def trending(
 ) -> Trending:
     """Return papers by heat, each with the parts of its score. within: only those published in the last so many days."""
     at = heat.current() if at is None else at
-    condition: sa.ColumnElement[bool] = paper.c.heat.is_not(None)
+    counted: sa.ColumnElement[bool] = paper.c.heat.is_not(None)
+    condition = counted
     if within is not None:
         since = datetime.datetime.fromtimestamp(at * 3600, datetime.UTC).date() - datetime.timedelta(days=within)
-        condition = sa.and_(condition, paper.c.published >= since)
+        counted = paper.c.published >= since
+        condition = sa.and_(counted, paper.c.heat >= heat.hours(since))  # publication alone makes it so hot, and of heat there is an index
     with reading() as connection:
-        listing = _listing(connection, condition, [paper.c.heat, paper.c.id], subject, account, limit, cursor)
+        listing = _listing(connection, condition, [paper.c.heat, paper.c.id], subject, account, limit, cursor, counted)
         parts = heat.parts(connection, [card.id for card in listing.cards], at)
     nothing = Heat(0, 0, 0, 0, 0, 0)
     return Trending(listing, tuple(parts.get(card.id, nothing) for card in listing.cards))
@@ -118,6 +121,8 @@ def papers(
         if verdict:
             hashes = verdicts.hashes_of(connection, on) if on else None
             conditions.append(paper.c.slug.in_({cell.slug for cell in verdicts.cells(connection, hashes=hashes) if cell.word == verdict}))
+        if order == "newest":
+            return _newest(connection, conditions, subject, account, limit, cursor)
         return _listing(connection, sa.and_(sa.true(), *conditions), _keys(connection, order), subject, account, limit, cursor)
 
 
@@ -172,7 +177,7 @@ def _period(
 
 def _keys(connection: sa.Connection, order: Order) -> list[sa.ColumnElement[Any]]:
     """Return what a list is sorted by, each from large to small. Raises UsageError for an order that does not exist."""
-    published = sa.func.coalesce(paper.c.published, datetime.date(1, 1, 1), type_=sa.Date())
+    published = sa.func.coalesce(paper.c.published, UNDATED, type_=sa.Date())
     if order == "newest":
         return [published, paper.c.id]
     if order == "voted":
@@ -200,13 +205,13 @@ def _listing(
     account: str | None,
     limit: int,
     cursor: str,
+    counted: sa.ColumnElement[bool] | None = None,
 ) -> Listing:
-    condition = sa.and_(condition, paper.c.merged_into.is_(None))
-    has_study = sa.func.count().filter(paper.c.slug.in_(list(studies.modules())))
-    total, runnable = connection.execute(sa.select(sa.func.count(), has_study).select_from(paper).where(condition)).one()
+    """The papers that meet a condition. counted: the same papers, said so that an index counts them without a look at each."""
+    total, runnable = _counts(connection, condition if counted is None else counted)
     limit = min(max(limit, 1), MOST)
     labelled = [key.label(f"k{i}") for i, key in enumerate(keys)]
-    query = sa.select(paper, *labelled).where(condition).order_by(*(key.desc() for key in keys)).limit(limit + 1)
+    query = sa.select(paper, *labelled).where(condition, standing).order_by(*(key.desc() for key in keys)).limit(limit + 1)
     if cursor:
         query = query.where(_after(keys, _decode(cursor, keys)))
     rows = [dict(row) for row in connection.execute(query).mappings()]
@@ -216,12 +221,47 @@ def _listing(
     return Listing(found, total, runnable, _encode([rows[-1][f"k{i}"] for i in range(len(keys))]) if more else "")
 
 
+def _newest(
+    connection: sa.Connection, conditions: Sequence[sa.ColumnElement[bool]], subject: str, account: str | None, limit: int, cursor: str
+) -> Listing:
+    """The newest of all papers: the dated ones in the order of their index, which no single sort together with the undated could use."""
+    total, runnable = _counts(connection, sa.and_(*conditions) if conditions else None)
+    limit = min(max(limit, 1), MOST)
+    keys = [paper.c.published, paper.c.id]
+    day, number = _decode(cursor, keys) if cursor else (datetime.date.max, 0)
+    dated = sa.select(paper).where(*conditions, standing, paper.c.published.is_not(None)).order_by(*(key.desc() for key in keys))
+    undated = sa.select(paper).where(*conditions, standing, paper.c.published.is_(None)).order_by(paper.c.id.desc())
+    if cursor and day == UNDATED:
+        parts = [undated.where(paper.c.id < number)]
+    else:
+        parts = [dated.where(_after(keys, [day, number])) if cursor else dated, undated]
+    rows: list[dict[str, Any]] = []
+    for query in parts:
+        rows += [dict(row) for row in connection.execute(query.limit(limit + 1 - len(rows))).mappings()]
+    more = len(rows) > limit
+    rows = rows[:limit]
+    found = cards.from_rows(connection, rows, subject=subject, account=account)
+    return Listing(found, total, runnable, _encode([rows[-1]["published"] or UNDATED, rows[-1]["id"]]) if more else "")
+
+
+def _counts(connection: sa.Connection, condition: sa.ColumnElement[bool] | None) -> tuple[int, int]:
+    """How many papers meet a condition (None: all), and how many of them have a study; without reading rows where an index will do."""
+
+    def count(*conditions: sa.ColumnElement[bool]) -> int:
+        return connection.execute(sa.select(sa.func.count()).select_from(paper).where(*conditions)).scalar_one()
+
+    has_study = paper.c.slug.in_(list(studies.modules()))
+    if condition is None:
+        return count(paper.c.merged_into.is_(None)), count(has_study, standing)
+    return count(condition) - count(condition, paper.c.merged_into > 0), count(condition, has_study, standing)
+
+
 def _after(keys: Sequence[sa.ColumnElement[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """What comes after a row in an order from large to small."""
+    """What comes after a row in an order from large to small. The first step is for an index to begin at."""
     steps = []
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         steps.append(sa.and_(*(earlier == values[j] for j, earlier in enumerate(keys[:i])), key < value))
-    return sa.or_(*steps)
+    return sa.and_(keys[0] <= values[0], sa.or_(*steps))
 
 
 def _encode(values: Sequence[Any]) -> str:

@@ -90,6 +90,8 @@ paper = sa.Table(
     sa.Index("ix_paper_published", "published"),
     sa.Index("ix_paper_merged_into", "merged_into"),
 )
+# That a paper was not merged into another. Not `merged_into IS NULL`: that is true of nearly all, and SQLite would go by the index of that column
+standing = sa.func.coalesce(paper.c.merged_into, 0) == 0
 paper_name = sa.Table(  # names that a paper had before: they redirect
     "paper_name",
     metadata,
