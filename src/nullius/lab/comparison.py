@@ -31,7 +31,8 @@ def compare(slug: str, subjects: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"comparing needs verdicts on two subjects; run first: nullius run {slug} -m {wanted[0]}")
     claims = []
     for claim in dict.fromkeys(v["claim"] for v in verdicts):
-        rows = [v for v in verdicts if v["claim"] == claim]
+        newest = max((v for v in verdicts if v["claim"] == claim), key=lambda v: v["finished"])
+        rows = [v for v in verdicts if v["digest"] == newest["digest"]]  # another wording is another claim
         entries = [{**{key: v[key] for key in ("word", "effect", "control", "full", "run")}, "subject": v["subject"]["name"]} for v in rows]
         pairs = [pair for a, b in combinations(rows, 2) if a["digest"] == b["digest"] and (pair := _paired(a, b))]
         about = {key: rows[-1][key] for key in ("claim", "wording", "statistic", "kind", "margin", "unit", "published")}

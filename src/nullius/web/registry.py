@@ -59,6 +59,11 @@ def known(slug: str | None) -> dict[str, Any] | None:
     return described().get(slug) if slug else None
 
 
+def instruments(slug: str | None) -> list[str]:
+    """Return the names of the instruments that a paper's claims rest on."""
+    return list(dict.fromkeys(name for claim in claims(slug) for name in claim["rests_on"]))
+
+
 def claims(slug: str | None) -> list[dict[str, Any]]:
     """Return the claims registered today for a paper."""
     found = known(slug)

@@ -85,9 +85,17 @@ def day(value: str | date | None, *, weekday: bool = False) -> str:
     return f"{when.day} {MONTHS[when.month - 1][:3]} {when.year}"
 
 
+def days(first: str | date, last: str | date) -> str:
+    """3–9 Nov 2025; 29 Sep – 5 Oct 2025; 29 Dec 2025 – 4 Jan 2026."""
+    a, b = (date.fromisoformat(value[:10]) if isinstance(value, str) else value for value in (first, last))
+    if a.year != b.year:
+        return f"{day(a)} – {day(b)}"
+    return f"{a.day}–{day(b)}" if a.month == b.month else f"{a.day} {MONTHS[a.month - 1][:3]} – {day(b)}"
+
+
 def month(value: str | date) -> str:
     """November 2025."""
-    when = date.fromisoformat(value[:10]) if isinstance(value, str) else value
+    when = date.fromisoformat(f"{value}-01"[:10]) if isinstance(value, str) else value
     return f"{MONTHS[when.month - 1]} {when.year}"
 
 
@@ -157,6 +165,7 @@ FILTERS = {
     "together": together,
     "probability": probability,
     "day": day,
+    "days": days,
     "month": month,
     "age": age,
     "clock": clock,

@@ -13,6 +13,7 @@ from nullius.feed.similar import By
 from nullius.feed.tables import LOCAL
 from nullius.lab import journal
 from nullius.web import calibrations, citing, registry, shelf, verdicts
+from nullius.web.pages.runs import figures
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page, post, see
 
@@ -42,7 +43,6 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
         raise Problem(422, f"Similar papers are found by {', '.join(SIMILAR)}, not by '{visit.query('similar')[:40]}'.")
     runs = journal.list_runs(found["slug"], limit=1000) if found["slug"] else []
     (card,) = shelf.cards([found["id"]], visit.person, visit.subject)
-    instruments = list(dict.fromkeys(name for claim in (study or {"claims": []})["claims"] for name in claim["rests_on"]))
     names = shelf.authors(found["id"])
     return {
         "scholars": [{"@type": "Person", "name": name} for name in names],
@@ -50,7 +50,7 @@ def details(visit: Visit, found: dict[str, Any]) -> dict[str, Any]:
         "card": card,
         "study": {name: study[name] for name in ("question", "minutes", "subject", "options", "trains_its_own")} if study else None,
         "matrix": verdicts.matrix(found["slug"], visit.subject) if study else None,
-        "calibration": [calibrations.of(name) for name in instruments],
+        "calibration": [calibrations.of(name) for name in registry.instruments(slug)],
         "figure": _figure(runs, visit.subject),
         "subject": visit.subject,
         "expected": verdicts.expected_seconds(slug, visit.subject) if slug else None,
@@ -73,12 +73,8 @@ def _figure(runs: list[dict[str, Any]], subject: str) -> dict[str, Any] | None:
     """The newest figure that is there, on the reader's subject if possible."""
     drawn = [r for r in runs if any(entry["name"] == "figure.svg" for entry in r["artefacts"])]
     for r in sorted(drawn, key=lambda r: r["subject"]["name"] != subject)[:1]:
-        return {
-            "run": r["id"],
-            "subject": r["subject"]["name"],
-            "full": r["full"],
-            "html": any(e["name"] == "figure.html" for e in r["artefacts"]),
-        }
+        for figure in figures(r)[:1]:
+            return {**figure, "subject": r["subject"]["name"], "full": r["full"]}
     return None
 
 

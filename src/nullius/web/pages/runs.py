@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from nullius.web.problems import Problem, from_error
 from nullius.web.site import Visit, get, page, post, see
 
 PAGE = 50
+HEAD = 20_000  # characters of a drawing in which it says how large it is and what it shows
 SANDBOXED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTERACTIVE = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -116,7 +119,7 @@ def run(visit: Visit) -> dict[str, Any]:
         "progress": progress(found, events) if found["state"] == "running" else None,
         "waiting": waiting(found) if found["state"] == "queued" else None,
         "cancellable": live and asking.may_cancel(visit.person, asked),
-        "figures": _figures(found),
+        "figures": figures(found),
         "calibration": [calibrations.of(name) for name in dict.fromkeys(name for v in found["verdicts"] for name in v.get("rests_on", ()))],
         "scales": [verdicts.scale([v], v["published"]) for v in found["verdicts"]],
         "against": _against(found) if found["state"] == "done" else None,
@@ -131,20 +134,42 @@ def public(found: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "artefacts": kept}
 
 
-def _figures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def figures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures of a run: name, caption (also for those who cannot see it), and the files that show it."""
     import json
 
     names = {entry["name"] for entry in found["artefacts"]}
-    figures = []
+    drawn = []
     for name in sorted(name for name in names if name.endswith(".json") and name.startswith("figure")):
         stem = name.removesuffix(".json")
         path = data_dir() / "runs" / found["id"] / name
         about = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if f"{stem}.svg" in names:
-            text = {"title": about.get("title", stem), "caption": about.get("caption", "")}
-            figures.append({"svg": f"{stem}.svg", "html": f"{stem}.html" if f"{stem}.html" in names else None, **text})
-    return sorted(figures, key=lambda figure: figure["svg"] != "figure.svg")
+            drawn.append(
+                {
+                    "run": found["id"],
+                    "svg": f"{stem}.svg",
+                    "html": f"{stem}.html" if f"{stem}.html" in names else None,
+                    "title": about.get("title", stem),
+                    "caption": about.get("caption", ""),
+                    **_seen(path.with_suffix(".svg")),
+                }
+            )
+    return sorted(drawn, key=lambda figure: figure["svg"] != "figure.svg")
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    """What a drawing says of itself. size: width and height in pixels, so that a page does not jump; words: what it shows."""
+    head = ""
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(HEAD)
+    size = re.search(r'<svg[^>]*\swidth="([0-9.]+)pt"[^>]*\sheight="([0-9.]+)pt"', head)
+    words = re.search(r"<desc[^>]*>(.*?)</desc>", head, re.DOTALL)
+    return {
+        "size": [round(float(length) * 4 / 3) for length in size.groups()] if size else None,
+        "words": html.unescape(words[1]) if words else "",
+    }
 
 
 def _against(found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,8 +183,25 @@ def _against(found: Mapping[str, Any]) -> dict[str, Any] | None:
         if other["subject"].get("sha256") == found["subject"].get("sha256") and other["full"] == found["full"]:
             pairs = differences(other, found)
             same = other["environment"]["samples"] == found["environment"]["samples"]
-            return {"id": other["id"], "same": same, "differences": {name: list(pair) for name, pair in pairs.items()}}
+            told, sources = _told(pairs)
+            raw = {name: list(pair) for name, pair in pairs.items()}
+            return {"id": other["id"], "same": same, "differences": raw, "told": told, "sources": sources}
     return None
+
+
+def _told(pairs: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[str]]:
+    """Differences as words: seed 0 → 1, torch 2.11 → 2.13; and the source files that changed, whose hashes say nothing to anybody."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return " ".join(f"{name} {option}" for name, option in value.items()) or "none"
+        return "none" if value is None else str(value)
+
+    sources = [name for name in pairs if name.endswith(".py")]
+    inputs = {name: pair for name, pair in pairs.items() if name not in sources}
+    if "full" in inputs:
+        inputs["scale"] = tuple("full" if full else "quick" for full in inputs.pop("full"))
+    return [f"{name} {word(a)} → {word(b)}" for name, (a, b) in inputs.items()], sources
 
 
 def _maybe(run_id: str) -> list[dict[str, Any]]:

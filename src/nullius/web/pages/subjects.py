@@ -126,6 +126,7 @@ def compare(visit: Visit) -> Answer:
         "tested": tested,
         "chosen": chosen or tested[:6],
         "claims": [],
+        "calibration": [calibrations.of(name) for name in registry.instruments(found["slug"])],
     }
     if len(data["chosen"]) >= 2:
         stamp = tuple(v["run"] for v in verdicts.index().by_slug.get(found["slug"], []))

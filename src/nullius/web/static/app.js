@@ -69,7 +69,8 @@
     frame.setAttribute('sandbox', 'allow-scripts');
     frame.title = link.dataset.title || 'interactive figure';
     frame.src = link.href;
-    link.closest('figure').querySelector('img')?.replaceWith(frame);
+    link.closest('figure').querySelector('.scroll, img')?.replaceWith(frame);
+    frame.focus();
     link.remove();
   }));
 
@@ -97,6 +98,19 @@
   // on a phone the menu scrolls: where one is should be in sight
   const here = document.querySelector('.nav [aria-current]');
   if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 16;
+
+  // progress changes twice a second: what is said aloud changes with each part of the run and each tenth of it
+  all('[data-tells]').forEach((line) => {
+    const shown = document.getElementById(line.dataset.tells);
+    const say = () => {
+      const bar = shown.querySelector('progress');
+      const tenth = bar?.hasAttribute('value') ? `, ${Math.floor(bar.value * 10) * 10} %` : '';
+      const text = `${shown.querySelector('strong')?.textContent || ''}${tenth}`;
+      if (line.textContent !== text) line.textContent = text;
+    };
+    new MutationObserver(say).observe(shown, {childList: true, subtree: true});
+    say();
+  });
 
   // a live run that has ended: the permanent page
   document.addEventListener('ended', () => location.reload());
