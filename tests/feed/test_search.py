@@ -391,12 +391,24 @@ def test_signs_choose_nearly_what_a_product_would(tmp_path, monkeypatch):
     monkeypatch.setattr(vectors, "EXACT", 100)
     assert len(set(held.nearest(query, 10)[0]) & set(exact)) >= 9
     assert held.nearest(query, 1)[0] == [7]
-    monkeypatch.setattr(vectors, "ONCE", 100)
-    again = vectors.Vectors(tmp_path)  # the first answer of a process, by signs, and the second, by the product
-    monkeypatch.setattr(vectors, "EXACT", 5000)
-    first, second = again.nearest(query, 10)[0], again.nearest(query, 10)[0]
-    assert second == exact
-    assert len(set(first) & set(exact)) >= 9
+
+
+def test_many_vectors_that_grow_are_opened_again_after_a_while(tmp_path, monkeypatch):
+    made, scales = vectors.quantise(np.random.default_rng(0).standard_normal((4, minilm.WIDTH)).astype(np.float32))
+    clock = [1000.0]
+    monkeypatch.setattr(vectors.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(vectors, "MANY", 2)
+    rows = []
+    for number in (1, 2, 3, 4):
+        vectors.append(tmp_path, [number], made[:1], scales[:1])
+        rows.append(len(vectors.open_vectors(tmp_path)))
+    assert rows == [1, 2, 3, 3]
+    clock[0] += vectors.PATIENCE
+    assert len(vectors.open_vectors(tmp_path)) == 4
+    for path in tmp_path.iterdir():  # made anew by another process
+        path.unlink()
+    vectors.append(tmp_path, [9], made[:1], scales[:1])
+    assert vectors.open_vectors(tmp_path).numbers.tolist() == [9]
 
 
 def test_signs_are_made_for_vectors_from_before_there_were_any(tmp_path):

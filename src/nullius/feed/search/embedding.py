@@ -15,11 +15,13 @@ from nullius.feed import catalogue
 from nullius.feed.database import reading, writing
 from nullius.feed.readable import readable
 from nullius.feed.search import minilm, vectors, weights, words
-from nullius.feed.tables import embedding, paper
+from nullius.feed.tables import embedding, paper, standing
 from nullius.lab.schema import insert_new
 
 MODEL = weights.NAME
 BATCH = 64
+AHEAD = 20  # batches read at once: to find the next ones among many that have their vectors takes as long as embedding some
+COLUMNS = [paper.c[name] for name in ("id", "slug", "title", "abstract", "summary", "their_summary")]
 Encode = Callable[[Sequence[str]], vectors.Floats]
 
 
@@ -41,9 +43,8 @@ def missing(limit: int = 1) -> int:
 
 
 def _without(limit: int) -> sa.Select[Any]:
-    columns = [paper.c[name] for name in ("id", "slug", "title", "abstract", "summary", "their_summary")]
     has = sa.exists(sa.select(embedding.c.paper).where(embedding.c.paper == paper.c.id, embedding.c.model == MODEL))
-    query = sa.select(*columns).where(paper.c.merged_into.is_(None), ~has)
+    query = sa.select(*COLUMNS).where(standing, ~has)
     return query.order_by(paper.c.published.desc().nulls_last(), paper.c.id.desc()).limit(limit)
 
 
@@ -91,11 +92,11 @@ def _batches() -> Iterator[list[tuple[int, str]]]:
     """Give (number, text) of papers without a vector until there are none."""
     while True:
         with reading() as connection:
-            rows = [dict(row) for row in connection.execute(_without(BATCH)).mappings()]
-        batch = [(row["id"], text_of(row)) for row in rows]
-        if not batch:
+            rows = [dict(row) for row in connection.execute(_without(AHEAD * BATCH)).mappings()]
+        if not rows:
             return
-        yield batch
+        for start in range(0, len(rows), BATCH):
+            yield [(row["id"], text_of(row)) for row in rows[start : start + BATCH]]
 
 
 def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -> int:
@@ -104,12 +105,13 @@ def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -
     numbers = [number for number, _ in batch]
     vectors.append(where, numbers, packed, scales)  # before the table: what is lost in between is made again
     with writing() as connection:
-        present = set(connection.execute(sa.select(paper.c.id).where(paper.c.id.in_(numbers))).scalars())
+        found_now = connection.execute(sa.select(*COLUMNS).where(paper.c.id.in_(numbers))).mappings()
+        present = {row["id"]: text_of(row) for row in found_now}
         connection.execute(embedding.delete().where(embedding.c.paper.in_(numbers), embedding.c.model == MODEL))
         rows = [
             {"paper": number, "model": MODEL, "text_sha256": _digest(text), "vector": packed[i].tobytes(), "scale": float(scales[i])}
             for i, (number, text) in enumerate(batch)
-            if number in present
+            if present.get(number) == text  # else it was changed meanwhile, and comes again
         ]
         insert_new(connection, embedding, rows)  # another worker may be embedding the same papers
     return len(batch)
@@ -117,7 +119,7 @@ def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -
 
 def _complete(where: Any) -> None:
     """Bring the files up to the table, when they were removed."""
-    held = set(vectors.open_vectors(where).numbers.tolist())
+    held = vectors.open_vectors(where)
     with reading() as connection:
         total = connection.execute(sa.select(sa.func.count()).select_from(embedding).where(embedding.c.model == MODEL)).scalar() or 0
     if total <= len(held):
@@ -132,7 +134,8 @@ def _complete(where: Any) -> None:
         if not rows:
             return
         last = rows[-1].paper
-        fresh = [row for row in rows if row.paper not in held]
+        there = held.have([row.paper for row in rows])
+        fresh = [row for row, known in zip(rows, there, strict=True) if not known]
         if fresh:
             packed = np.frombuffer(b"".join(row.vector for row in fresh), np.int8).reshape(len(fresh), -1)
             vectors.append(where, [row.paper for row in fresh], packed, np.array([row.scale for row in fresh], np.float32))

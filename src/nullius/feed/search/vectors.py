@@ -7,8 +7,9 @@ file written; a paper's later row replaces its earlier one. The files hold nothi
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from nullius.models.minilm.forward import WIDTH
 
-EXACT = 300_000  # rows up to which one float32 product answers; above, sign bits choose what is scored
-ONCE = 30_000  # and in a process that asks for the first time, perhaps the last: unpacking all rows would take longer than the answer
+EXACT = 300_000  # rows up to which each is scored; above, sign bits choose what is scored
+MANY = 30_000  # rows from which pages of the file are given back, and files that grow are not opened again at once
+PATIENCE = 60.0  # seconds
 CANDIDATES = 500
 CHUNK = 65_536
+PIECE = 2048  # rows made float32 at a time: they stay in the processor's cache, so that all is faster than one product of ready floats
 PLANES = WIDTH // 64
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -51,14 +54,6 @@ class Vectors:
         last[:-1] = self._sorted[1:] != self._sorted[:-1]
         self.live: NDArray[np.bool_] = np.zeros(rows, bool)
         self.live[self._order[last]] = True
-        self._asked = 0
-
-    @cached_property
-    def _floats(self) -> Floats:
-        floats = self.bytes.astype(np.float32)
-        floats *= self.scales[:, None]
-        self._give_back()
-        return floats
 
     @cached_property
     def _signs(self) -> NDArray[np.uint64]:
@@ -85,6 +80,11 @@ class Vectors:
         rows = self._rows(np.array([number], np.int64))
         return np.asarray(self.bytes[rows[0]], np.float32) * self.scales[rows[0]] if len(rows) else None
 
+    def have(self, numbers: Sequence[int]) -> list[bool]:
+        """Return of which papers there is a vector."""
+        wanted = np.asarray(numbers, np.int64)
+        return np.isin(wanted, self.numbers[self._rows(wanted)]).tolist()
+
     def nearest(self, query: Floats, limit: int, among: Ints | None = None) -> tuple[list[int], list[float]]:
         """Return the numbers of the nearest papers and their cosines, nearest first. among: only these papers (numbers)."""
         if not len(self.numbers) or limit < 1:
@@ -93,11 +93,9 @@ class Vectors:
             rows = self._rows(among)
             return self._best(rows, self._score(rows, query), limit)
         count = len(self.numbers)
-        self._asked += 1
-        if count <= (ONCE if self._asked == 1 else EXACT):
-            return self._best(np.arange(count), np.where(self.live, self._floats @ query, -2), limit)
-        share = 1000 if count > EXACT else 20
-        rows = self._candidates(query, max(CANDIDATES, count // share, 2 * limit))
+        if count <= EXACT:
+            return self._best(np.arange(count), np.where(self.live, self._score_all(query), -2), limit)
+        rows = self._candidates(query, max(CANDIDATES, count // 1000, 2 * limit))
         rows = np.sort(rows[self.live[rows]])  # in the order of the file
         return self._best(rows, self._score(rows, query), limit)
 
@@ -117,6 +115,17 @@ class Vectors:
         found = (places >= 0) & (self._sorted[places] == wanted)
         return np.sort(self._order[places[found]]).astype(np.int64)
 
+    def _score_all(self, query: Floats) -> Floats:
+        scores = np.empty(len(self.numbers), np.float32)
+        floats = np.empty((PIECE, WIDTH), np.float32)
+        for start in range(0, len(scores), PIECE):
+            piece = self.bytes[start : start + PIECE]
+            np.copyto(floats[: len(piece)], piece)
+            np.dot(floats[: len(piece)], query, out=scores[start : start + PIECE])
+        self._give_back()
+        scores *= self.scales
+        return scores
+
     def _score(self, rows: Ints, query: Floats) -> Floats:
         scores = (np.asarray(self.bytes[rows], np.float32) @ query) * self.scales[rows]
         self._give_back()
@@ -124,7 +133,7 @@ class Vectors:
 
     def _give_back(self) -> None:
         """Let the system's cache alone hold the pages that were read, where there are many."""
-        if self._file is not None and len(self.numbers) > ONCE:
+        if self._file is not None and len(self.numbers) > MANY:
             self._file.madvise(mmap.MADV_DONTNEED)
 
     def _candidates(self, query: Floats, count: int) -> Ints:
@@ -172,13 +181,23 @@ def _packed(vectors: NDArray[np.int8]) -> NDArray[np.uint64]:
     return np.packbits(vectors > 0, axis=1).view(np.uint64)
 
 
-@lru_cache(maxsize=2)
-def _open(where: Path, _state: tuple[int, int]) -> Vectors:
-    return Vectors(where)
+_opened: dict[Path, tuple[float, tuple[int, int, int], Vectors]] = {}  # per folder: when, of which file, what
 
 
 def open_vectors(where: Path) -> Vectors:
-    """Return the vectors in a folder as the files stand now; opened again only when they grew."""
+    """Return the vectors in a folder as the files stand now; opened again only when they grew.
+
+    Many of them grow while papers are embedded, every few seconds, and opening them takes as long as some searches: they may be a minute old.
+    """
     path = where / "numbers.i64"
-    state = path.stat() if path.exists() else None
-    return _open(where, (state.st_size, state.st_mtime_ns) if state else (0, 0))
+    found = path.stat() if path.exists() else None
+    state = (found.st_ino, found.st_size, found.st_mtime_ns) if found else (0, 0, 0)
+    at, before, held = _opened.get(where, (0.0, (0, 0, 0), None))
+    now = time.monotonic()
+    recent = now - at < PATIENCE and state[0] == before[0] and state[1] > before[1]  # of the same file, which grew
+    if held is None or (state != before and not (recent and len(held.numbers) > MANY)):
+        held = Vectors(where)
+        while len(_opened) > 1:
+            _opened.pop(next(iter(_opened)))
+        _opened[where] = (now, state, held)
+    return held
