@@ -22,6 +22,7 @@ from nullius.web.app import create
 from nullius.web.settings import Settings
 
 BACKLOG = 512
+RESTART_SECONDS = 1.0
 
 
 def serve(settings: Settings, *, browser: bool, worker: bool, say: Callable[[str], None]) -> None:
@@ -65,14 +66,25 @@ def _listen(settings: Settings) -> socket.socket:
 
 @contextlib.contextmanager
 def _worker() -> Iterator[None]:
-    """A worker beside the server, which ends with it."""
-    process = subprocess.Popen([sys.executable, "-m", "nullius.web.working", str(os.getpid())], start_new_session=True)
+    """A worker beside the server, which ends with it. One that is killed (out of memory, say) is followed by another."""
+    ending = threading.Event()
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "nullius.web.working", str(os.getpid())], start_new_session=True)
+
+    def keep() -> None:
+        nonlocal process
+        while process.wait() < 0 and not ending.wait(RESTART_SECONDS):  # one that ended by itself has said why
+            process = start()
+
+    process = start()
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
     try:
         yield
     finally:
+        ending.set()
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        keeper.join(15)
+        process.kill()

@@ -259,14 +259,15 @@ def cancel(visit: Visit) -> Response:
 
 @post("/runs/{id}/again")
 def again(visit: Visit) -> Response:
-    """Queue a run with everything as it was."""
+    """Queue a run with everything as it was: a rerun of one that is done, whose numbers it should give, or one that did not come to its end anew."""
     found = record(visit.params["id"])
-    if found["state"] != "done":
-        raise Problem(
-            422, "Only a finished run can be repeated.", "Start it anew from its paper.", (f"/papers/{found['slug']}", found["slug"])
-        )
-    wish = asking.Wish(found["slug"], found["asked_subject"], found["full"], found["seed"], found["options"], found["id"])
-    made = asking.ask(visit.person, wish, visit.settings, threads=found["environment"]["threads"], key=visit.form.get("key"))
+    if found["state"] in queue.OPEN:
+        raise Problem(422, "This run has not ended yet.", "Wait for it, or cancel it.", (f"/runs/{found['id']}", "The run"))
+    done = found["state"] == "done"
+    wish = asking.Wish(found["slug"], found["asked_subject"], found["full"], found["seed"], found["options"], found["id"] if done else None)
+    made = asking.ask(
+        visit.person, wish, visit.settings, threads=found["environment"]["threads"] if done else None, key=visit.form.get("key")
+    )
     return see(f"/runs/{made}")
 
 
