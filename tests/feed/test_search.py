@@ -329,6 +329,26 @@ def test_embedding_goes_newest_first_follows_changes_and_survives_a_kill(databas
     assert len(vectors.open_vectors(words.folder() / "vectors")) == 56
 
 
+def test_a_text_that_changes_while_it_is_embedded_is_embedded_again(sqlite, bag, monkeypatch):
+    fill()
+    embedding.embed()
+    with feed_database.writing() as connection:
+        store.write(connection, [paper(1, version=2, title="Sharks")])
+    made, seen = embedding._encoder("cpu"), []
+
+    def slow(texts):
+        if not seen:
+            with feed_database.writing() as connection:
+                store.write(connection, [paper(1, version=3, title="Rays")])
+        seen.append(list(texts))
+        return made(texts)
+
+    monkeypatch.setattr(embedding, "_encoder", lambda device: slow)
+    embedding.embed()
+    assert [[text.split(".")[0] for text in texts] for texts in seen] == [["Sharks"], ["Rays"]]
+    assert embedding.missing(10) == 0
+
+
 def test_why_says_by_what_a_paper_was_found(sqlite, bag):
     fill()
     words.open_index().update()
