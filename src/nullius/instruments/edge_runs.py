@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nullius.errors import UsageError, nearest
+from nullius.errors import SubjectError, UsageError, nearest
 from nullius.instruments import taps
 from nullius.instruments.direct_effects import pulled_back
 from nullius.models import hooks
@@ -67,6 +67,8 @@ class Nodes:
 def nodes(model: LanguageModel) -> Nodes:
     """Writers and readers of a model. Raises SubjectError where queries, keys and values cannot be told apart by head."""
     anatomy = model.anatomy
+    if anatomy.lies_flat:
+        raise SubjectError(f"the feed-forward blocks of {anatomy.family} are not modules that read the stream: edges cannot be cut there")
     writers, readers = [("embed", -1.0)], []  # with the time at which each has run, or runs
     for layer in range(anatomy.n_layers):
         writers += [(f"{layer}.{head}", layer + 0.2) for head in range(anatomy.n_heads)] + [(f"mlp {layer}", layer + 0.4)]

@@ -8,8 +8,8 @@ accuracy; `placebo` pairs say what it would be without the variable: the state c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,12 +175,12 @@ def prepare(model: LanguageModel, pairs: Counterfactuals, at: At, batch_size: in
     for start in range(0, len(pairs), batch_size):
         rows = slice(start, start + batch_size)
         part = Batch(source.input_ids[rows], source.attention_mask[rows])
-        with _nothing_from(model, at.layer + 1):
+        with resume.skipped(model, range(at.layer + 1, model.anatomy.n_layers)):
             whole = taps.read(model, part, [at.site], [at.layer], positions="all")[at.site][0]
         states.append(whole[torch.arange(len(whole)), there[rows]])
         if at.layer:
             part = Batch(base.input_ids[rows], base.attention_mask[rows])
-            with _nothing_from(model, at.layer):
+            with resume.skipped(model, range(at.layer, model.anatomy.n_layers)):
                 below.append(taps.read(model, part, ["resid_pre"], [at.layer], positions="all")["resid_pre"][0])
     return Prepared(model, at, base, torch.cat(below) if below else None, here[:, None], torch.cat(states)[:, None], pairs.wanted)
 
@@ -282,7 +282,7 @@ def last_token(
             here, there = (model.encode([side[i] for i in rows]) for side in (base, source))
             run = wavefront.run_base(model, here)
             check_read_out(model, run)
-            with _nothing_from(model, order[-1]):
+            with resume.skipped(model, range(order[-1], model.anatomy.n_layers)):
                 states = taps.read(model, there, ["resid_pre"], order)["resid_pre"]  # [layers, rows, d_model]
             joining = [(layer, state[:, None]) for layer, state in zip(order, states, strict=True)]
             hidden = wavefront.travel(model, run, here.input_ids.shape[1] - 1, joining).unflatten(0, (len(order), len(rows)))
@@ -308,20 +308,3 @@ def check_read_out(model: LanguageModel, run: wavefront.Base) -> None:
     seen = read_out(model, run.last[:1])
     if float((seen - run.logits[:1]).abs().max()) > patching.TOLERANCE[model.dtype] * max(1.0, float(seen.abs().max())):
         raise SubjectError(f"{model.name} makes its logits from the final norm in a way that is not known here")
-
-
-@contextmanager
-def _nothing_from(model: LanguageModel, layer: int) -> Iterator[None]:
-    """While open, layers from `layer` on hand through what they are given: for runs of which only what lies below is read."""
-
-    def through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
-
-    blocks = model.anatomy.layers[layer:]
-    for block in blocks:
-        block.forward = through
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # uncovers the method of its class

@@ -299,14 +299,7 @@ class Pair:
 
     def measure(self, last: Tensor) -> Tensor:
         """The metric from the final norm's output [a, b, n, d_model] → [a, b, n]; only the answers' vocabulary rows are used."""
-        anatomy = self.model.anatomy
-        rows = anatomy.unembedding()[self.answers]  # [n, k, d_model]
-        logits = torch.einsum("abnd,nkd->abnk", last, rows).float()
-        bias = getattr(anatomy.unembed, "bias", None)
-        if bias is not None:
-            logits = logits + bias[self.answers].float()
-        if anatomy.logit_softcap:
-            logits = anatomy.logit_softcap * torch.tanh(logits / anatomy.logit_softcap)
+        logits = self.model.anatomy.logits(last, self.answers)  # [a, b, n, k]
         return self.metric(logits.flatten(0, 2)).view(last.shape[:3])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nullius.errors import UsageError
-from nullius.instruments import resume, taps, wavefront
+from nullius.instruments import resumable, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import Metric, _check_lengths
 from nullius.models import hooks
@@ -161,6 +161,7 @@ class Run:
         self.holding = torch.tensor(
             [[Head(layer, head) not in free for head in range(anatomy.n_heads)] for layer in range(anatomy.n_layers)], device=device
         )
+        resumable.check(model)
         self.attn: dict[int, Any] = {}
         self.mlp: dict[int, Any] = {}
         self.z: dict[int, Tensor] = {}
@@ -224,18 +225,25 @@ class Run:
                 stack.enter_context(taps.edit(model, "resid_pre", 0, lambda _: rows))
             for above in range(layer, anatomy.n_layers):
                 if above > top:
-                    stack.enter_context(_calling(anatomy.layers[above], _unchanged))
+                    stack.enter_context(resume.skipped(model, [above]))
                     continue
                 add = self._written(layer, senders) if above == layer and isinstance(senders[0], Head) else None
                 stack.enter_context(_calling(anatomy.attn(above), partial(self._held_attention, above, copies, add, arrived)))
                 if above in self.held:
-                    stack.enter_context(_calling(anatomy.mlp(above), partial(_kept, self.mlp[above], copies, None)))
+                    kept = partial(_kept, self.mlp[above], copies, None)
+                    if anatomy.adds_stream(above):
+                        own, there = (_pick(side[above], self.where) for side in (self.mlp_out, self.there["mlp_out"]))
+                        sends = above == layer and isinstance(senders[0], Mlp)  # its own output is the module's, and not seen here
+                        own = torch.where(_pick(self.sent, self.where)[..., None], there, own) if sends else own
+                        kept = partial(_added, own, copies)
+                    stack.enter_context(_calling(anatomy.mlp(above), kept))
             if isinstance(senders[0], Mlp):
                 there, sent = _pick(self.there["mlp_out"][layer], self.where), _pick(self.sent, self.where)
                 stack.enter_context(taps.edit(model, "mlp_out", layer, partial(_instead, _times(there, copies), _times(sent, copies))))
             width = self.where.shape[1]
             ids = self.base.ids[:1, :1].expand(1, width)
             positions = torch.arange(width, device=ids.device)[None]
+            stack.enter_context(resumable.rows_joining(model))
             out = anatomy.decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
         return out[:, -1].unflatten(0, (copies, self.n))
 
@@ -345,15 +353,16 @@ def _calling(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
         del module.forward  # uncovers the method of its class
 
 
-def _unchanged(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return hidden_states
-
-
 def _kept(output: Any, copies: int, add: Tensor | None, *_args: Any, **_kwargs: Any) -> Any:
     """What a module returned in the base run, for every copy, with something added to it."""
     value = _times(first_output(output), copies)
     value = value if add is None else value + add
     return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def _added(kept: Tensor, copies: int, _x: Tensor, stream: Tensor) -> Tensor:
+    """What a block that is given the stream too returns, with its own part held."""
+    return stream + _times(kept, copies)
 
 
 def _hold(kept: Tensor, which: Tensor | None, copies: int, value: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,17 +35,24 @@ def from_layer(model: LanguageModel, layer: int, resid_pre: Tensor) -> Iterator[
 
     The batch fed meanwhile must be the one that `resid_pre` came from (or the same rows repeated in both).
     """
-    blocks = model.anatomy.layers[:layer]
+    with skipped(model, range(layer)):
+        if layer:
+            model.anatomy.layers[0].forward = lambda *_args, **_kwargs: model.anatomy.returned(0, resid_pre)
+        yield
 
-    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
 
-    for block in blocks:
-        block.forward = skip
-    if blocks:
-        blocks[0].forward = lambda *_args, **_kwargs: resid_pre
+@contextmanager
+def skipped(model: LanguageModel, layers: Iterable[int]) -> Iterator[None]:
+    """While open, some layers hand through the stream that they are given."""
+    blocks = {layer: model.anatomy.layers[layer] for layer in layers}
+
+    def skip(layer: int, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return model.anatomy.returned(layer, hidden_states)
+
+    for layer, block in blocks.items():
+        block.forward = partial(skip, layer)
     try:
         yield
     finally:
-        for block in blocks:
+        for block in blocks.values():
             del block.forward  # uncovers the method of its class

@@ -64,7 +64,10 @@ class Base:
 
 @torch.no_grad()
 def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> Base:
-    """Run the base texts once and keep what every cell needs."""
+    """Run the base texts once and keep what every cell needs. Raises SubjectError for a model that cannot be run from the middle of a text."""
+    from nullius.instruments import resumable  # which tries it by what is below
+
+    resumable.check(model)
     anatomy, cache = model.anatomy, DynamicCache()
     ends: list[tuple[Tensor, Tensor]] = []
     with _keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
@@ -196,9 +199,9 @@ def _calls(model: LanguageModel, base: Base, start: int) -> list[tuple[Any, Any]
     """What the decoder calls each of its layers with, behind the stream, over the suffix from `start`: mask, rotary embedding, prefix."""
     found: list[tuple[Any, Any]] = []
 
-    def note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         found.append((args, kwargs))
-        return hidden_states
+        return model.anatomy.returned(len(found) - 1, hidden_states)
 
     try:
         for block in model.anatomy.layers:
@@ -213,7 +216,7 @@ def _calls(model: LanguageModel, base: Base, start: int) -> list[tuple[Any, Any]
 def run_suffix(model: LanguageModel, base: Base, ids: Tensor, start: int) -> Tensor:
     """Run the decoder over texts that are the base's before `start`: ids [n, T] → output of the final norm [n, T − start, d_model]."""
     length = ids.shape[1]
-    return model.hf.base_model(
+    return model.anatomy.decoder(
         input_ids=ids[:, start:],
         attention_mask=_mask(model, start, length),
         position_ids=torch.arange(start, length, device=ids.device)[None],
@@ -229,6 +232,8 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
     joining: (layer, rows) by ascending layer: the residual stream at that layer's input [copies · n, T − start, d_model], copy by copy (layer
     n_layers: at the final norm). Rows come back in this order. Hooks of the caller see all rows that have joined, the newest last.
     """
+    from nullius.instruments import resumable
+
     anatomy = model.anatomy
     above = [rows for layer, rows in joining if layer == anatomy.n_layers]
     out = []
@@ -239,6 +244,7 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
             stack.enter_context(resume.from_layer(model, lowest, first[:1]))
             for i, (layer, rows) in enumerate(inside):
                 stack.callback(anatomy.layers[layer].register_forward_pre_hook(_joining(rows, alone=i == 0), with_kwargs=True).remove)
+            stack.enter_context(resumable.rows_joining(model))
             out.append(run_suffix(model, base, base.ids[:1], start)[:, -1])  # one row, until rows join
     out += [anatomy.final_norm(rows[:, -1:])[:, -1] for rows in above]
     return torch.cat(out)

@@ -209,6 +209,20 @@ class Anatomy:
         out = dataflow.first_output(block(x, torch.zeros_like(x)) if flow.adds_stream else block(x))
         return self.added(layer, "mlp", out.reshape(stream.shape))
 
+    @property
+    def lies_flat(self) -> bool:
+        """Whether some blocks see the tokens of all texts laid end to end."""
+        return any(flow.flat for flow in self._flows)
+
+    def adds_stream(self, layer: int) -> bool:
+        """Whether the feed-forward block is given the stream too, and adds itself to it (MPT, BLOOM)."""
+        return self._flow(layer).adds_stream
+
+    def returned(self, layer: int, stream: Tensor) -> Any:
+        """What a layer returns when this stream leaves it, for a function that stands in for the layer."""
+        beside = self._flow(layer).beside
+        return stream if beside < 0 else (stream, *[None] * beside)
+
     def logits(self, normed: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits in float32 from the final norm's output: of the whole vocabulary, [.., d_model] → [.., V]; or of tokens [n, k] alone,
         [.., n, d_model] → [.., n, k]."""

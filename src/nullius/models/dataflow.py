@@ -32,7 +32,8 @@ class Flow:
     o_proj, down_proj: the linear maps that the blocks end in; down_proj is "" when the block is itself that map, None when there is no such
     map (mixtures of experts). columns: for q, k, v the linear map and which of its outputs belong to each head, [heads, d_head].
     adds_stream: the feed-forward block takes the stream as well, and adds itself to it. changed: sites whose tensor
-    the layer's own code goes on to change in place (Falcon). flat: sites whose tensor is [B · T, ..] there (OPT, some mixtures of experts).
+    the layer's own code goes on to change in place (Falcon). flat: sites whose tensor is [B · T, ..] there (OPT, some mixtures of experts). beside:
+    how many things the layer returns beside the stream, in one tuple with it; −1 where it returns the stream alone.
     """
 
     attn: str
@@ -50,6 +51,7 @@ class Flow:
     adds_stream: bool = False
     changed: frozenset[str] = frozenset()
     flat: frozenset[str] = frozenset()
+    beside: int = -1
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:
@@ -101,6 +103,7 @@ class _Noisy:
         self.noise: dict[str, Tensor] = {}
         self.given: dict[str, Tensor] = {}  # the very tensors that stand in for outputs: the layer's own code may change them in place
         self.stream: Tensor | None = None
+        self.beside = -1
         self._random = torch.Generator().manual_seed(0)
         self._handles = [layer.register_forward_pre_hook(self._enter, with_kwargs=True), layer.register_forward_hook(self._leave)]
         for name, part in parts.items():
@@ -123,6 +126,7 @@ class _Noisy:
 
     def _leave(self, _module: Any, _args: Any, output: Any) -> None:
         self.outputs["layer"] = first_output(output)
+        self.beside = len(output) - 1 if isinstance(output, tuple) else -1
 
     def _keep_input(self, name: str) -> Callable[[Any, Any, Any], None]:
         def hook(_module: Any, args: Any, kwargs: Any) -> None:
@@ -160,7 +164,7 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
         raise SubjectError("its layers have no attention")
     inner = {f"{attn}/{name}": part for name, part in linears(children[attn]).items()}
     others = {f"{n}/{name}": part for n, child in children.items() if n != attn for name, part in linears(child).items() if name}
-    bare = {name: child for name, child in children.items() if not linears(child) or is_linear(child)}
+    bare = {name: child for name, child in children.items() if _is_norm(child) or is_linear(child)}
     pair, noisy, stream = None, None, None
     for whole in (children, bare):  # then blocks that add the stream themselves
         noisy = _Noisy(layer, {**inner, **others, **whole}, {name: child for name, child in children.items() if name not in whole})
@@ -187,7 +191,7 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
         raise SubjectError("what its attention returns is not added to the residual stream")
     (mlp_out,) = pair.keys() - {attn_out}
     mlp = mlp_out.partition("/")[0]
-    if behind[mlp_out] is not None and not linears(children[mlp]):
+    if behind[mlp_out] is not None and _is_norm(children[mlp]):
         mlp = _block(behind[mlp_out]) or mlp
     middle = stream + pair[attn_out] * noisy.noise[attn_out].view_as(stream)
     o_proj = source(noisy.outputs[attn], inner) or (attn_out if attn_out in inner else None)
@@ -206,7 +210,7 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
         attn_out=attn_out.replace("/", "."),
         mlp_out=mlp_out.replace("/", "."),
         attn_norm=source(noisy.inputs.get(attn), children),
-        mlp_norm=source(noisy.inputs.get(mlp), [name for name in children if not linears(children[name])]),
+        mlp_norm=source(noisy.inputs.get(mlp), [name for name in children if _is_norm(children[name])]),
         resid_mid=resid_mid,
         o_proj=o_proj.partition("/")[2],
         down_proj="" if is_linear(children[mlp]) else down_proj and down_proj.partition("/")[2],
@@ -215,8 +219,14 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
         mlp_factor=pair[mlp_out],
         adds_stream=mlp not in noisy.noise,
         changed=frozenset(site for site, name in places.items() if not torch.equal(noisy.given[name], noisy.noise[name])),
+        beside=noisy.beside,
         flat=frozenset(site for site, x in tensors.items() if x is not None and x.shape[:-1] != stream.shape[:-1]),
     )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module has no parameters but vectors."""
+    return all(parameter.ndim < 2 for parameter in module.parameters())
 
 
 def _block(name: str | None) -> str | None:
