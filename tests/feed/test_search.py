@@ -161,6 +161,16 @@ def test_what_is_no_filter_is_said_and_left_out(text):
     assert "searched without it" in query.messages[0]
 
 
+def test_two_endings_with_or_between_them_are_words_and_leave_nothing_out():
+    query = parse("-ity or -ness for nonce adjectives")
+    assert query.words[:3] == ("ity", "or", "ness")
+    assert query.excluded == ()
+    assert "endings" in query.messages[0]
+    for text in ("adjectives -ity -ness", "adjectives -ity and -ness", "first-order or second-order -ness", '-"a b" or -c'):
+        assert parse(text).excluded
+        assert parse(text).messages == ()
+
+
 def fill():
     day = datetime.date(2024, 3, 5)
     ada, other = {"authors": ("Ada Lovelace",), "categories": ("cs.CL",)}, {"authors": ("Kurt Gödel",), "categories": ("math.LO",)}

@@ -24,6 +24,8 @@ VERDICTS = {
 }
 _PIECE = re.compile(r'(-?)(?:([A-Za-z]{2,12}):)?(?:"([^"]*)"|(\S+))')
 _ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z]{2})?/\d{7})(?:v\d{1,3})?", re.IGNORECASE)
+# Papers "without one or without the other" are nearly all of them: what is said is two endings of words
+_ENDINGS = re.compile(r"(?<!\S)-([^\W\d_]+),?\s+(?:or|vs\.?|versus)\s+-([^\W\d_]+)(?!\S)", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
@@ -75,7 +77,10 @@ def parse(text: str) -> Query:
     filters: list[Filter] = []
     known: list[str] = []
     prose: list[str] = []
-    for match in _PIECE.finditer(text[:LONGEST]):
+    read, endings = _ENDINGS.subn(r"\1 or \2", text[:LONGEST])
+    if endings:
+        messages.append("endings such as “-ity or -ness” were searched for; to leave words out, write -one -other")
+    for match in _PIECE.finditer(read):
         minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
         value = quoted if quoted is not None else bare
         if (name == "id" and (identifier := _ARXIV.fullmatch(value))) or (identifier := _ARXIV.fullmatch(match[0].strip('"'))):
