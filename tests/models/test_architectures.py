@@ -17,7 +17,7 @@ from nullius.instruments import taps
 from nullius.models import architectures
 from nullius.models.architectures import MIXERS, queryfree
 from nullius.models.architectures.context import see
-from nullius.models.architectures.mixers import rotate
+from nullius.models.architectures.mixers import rotate, turns
 from nullius.models.language_model import LanguageModel
 
 WIDTH, VOCABULARY = 32, 64
@@ -146,7 +146,7 @@ def test_no_mixing_mixes_nothing_and_has_the_weights_of_attention():
 
 def test_query_key_norm_bounds_scores():
     module = make(qk_norm=True).double().model.layers[0].attn
-    q, k = module.queries_and_keys(x_of() * 1000, torch.arange(13)[None])
+    q, k = module.queries_and_keys(x_of() * 1000, module.turns(torch.arange(13)[None], x_of()))
     assert float((q @ k.mT).abs().max()) <= 16 * (1 + 1e-9)
 
 
@@ -443,7 +443,8 @@ def test_created_from_a_name_with_changes():
 
 def test_rotation_keeps_distances_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    dots = [float((rotate(q, torch.tensor([[5 + s]]), 1e4) * rotate(k, torch.tensor([[2 + s]]), 1e4)).sum()) for s in (0, 7, 100)]
+    queries, keys = ([turns(torch.tensor([[at + s]]), 8, 1e4, torch.float64) for s in (0, 7, 100)] for at in (5, 2))
+    dots = [float((rotate(q, a) * rotate(k, b)).sum()) for a, b in zip(queries, keys, strict=True)]
     assert dots == pytest.approx([dots[0]] * 3, rel=1e-9)
 
 

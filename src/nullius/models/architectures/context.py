@@ -18,8 +18,9 @@ class Context:
 
     positions: [B, T], counted from each sequence's first token. real: [B, T], False at padding; None where there is none.
     allowed: [B, 1, T, S], which of all S tokens (past ones first) each token may see; None: those before it and itself, of its own sequence.
-    offsets: [n + 1], where packed sequences begin; None: nothing is packed. embedded: the embeddings of the tokens. patterns: those that an
-    eager kernel formed, layer → [B, H, T, S].
+    offsets: [n + 1], where packed sequences begin; None: nothing is packed. embedded: the embeddings of the tokens. turn: cosine and
+    sine of the angles by which attention turns queries and keys; None: each layer finds them. patterns: those that an eager kernel formed,
+    layer → [B, H, T, S].
     """
 
     positions: Tensor
@@ -28,6 +29,7 @@ class Context:
     offsets: Tensor | None = None
     embedded: Tensor | None = None
     cache: Cache | None = None
+    turn: tuple[Tensor, Tensor] | None = None
     patterns: dict[int, Tensor] = field(default_factory=dict)
 
     @property

@@ -90,7 +90,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         attn: Any = self.attn
         x = self.attn_norm.forward(shadow)
         places = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        q, k = attn.queries_and_keys(x, places, hooked=False)
+        q, k = attn.queries_and_keys(x, attn.turns(places, x), hooked=False)
         z = attn.causal(q, k, attn.split(attn.v_proj.forward(x)))
         shadow = shadow + attn.o_proj.forward(z.transpose(1, 2).flatten(2))
         return shadow + self.mlp.unhooked(self.mlp_norm.forward(shadow))
@@ -170,6 +170,9 @@ class DecoderModel(DecoderPreTrainedModel):
         if cache is not None and self.skipped:
             raise NulliusError("a decoder with skipped layers cannot decode step by step: pass use_cache=False")
         context = see(embedded, attention_mask, position_ids, cu_seqlens, cache)
+        turning = next((layer.attn for layer in self.layers if isinstance(layer.attn, SoftmaxAttention)), None)
+        if turning is not None:  # once for all layers
+            context.turn = turning.turns(context.positions, embedded)
         shadow = self._shadow(context, embedded)
         x, streams = embedded, []
         for i, layer in enumerate(self.layers):

@@ -44,14 +44,20 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) in LLaMA's pairing. x: [B, H, T, D]; positions: [B, T]."""
-    half = x.shape[-1] // 2
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    frequency = theta ** (-torch.arange(half, device=x.device, dtype=wide) / half)
+def turns(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angles by which positions [B, T] turn heads of `width` channels: [B or 1, 1, T, width / 2] each."""
+    half = width // 2
+    positions = positions if positions.stride(0) else positions[:1]  # rows that are one and the same
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    frequency = theta ** (-torch.arange(half, device=positions.device, dtype=wide) / half)
     angle = positions[:, None, :, None].to(wide) * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) in LLaMA's pairing. x: [B, H, T, D]; turn: of its positions (see `turns`)."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
@@ -74,11 +80,15 @@ class SoftmaxAttention(Mixer):
         """[B, T, d] → [B, H, T, D]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def queries_and_keys(self, source: Tensor, positions: Tensor, hooked: bool = True) -> tuple[Tensor, Tensor]:
-        """Project, norm and rotate: [B, H, T, D] each. hooked: whether hooks on the maps are to see it."""
+    def turns(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `turns`. positions: [B, T]."""
+        return turns(positions, self.config.head_dim, self.theta, like.dtype)
+
+    def queries_and_keys(self, source: Tensor, turn: tuple[Tensor, Tensor], hooked: bool = True) -> tuple[Tensor, Tensor]:
+        """Project, norm and rotate: [B, H, T, D] each. turn: see `turns`. hooked: whether hooks on the maps are to see it."""
         maps = [(self.q_proj, self.q_norm), (self.k_proj, self.k_norm)]
         made = [norm(self.split(project(source) if hooked else project.forward(source))) for project, norm in maps]
-        q, k = (rotate(x, positions, self.theta) for x in made)
+        q, k = (rotate(x, turn) for x in made)
         return q, k
 
     def forward(self, hidden_states: Tensor, context: Context, source: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -92,7 +102,7 @@ class SoftmaxAttention(Mixer):
 
     def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries and keys of this pass."""
-        return self.queries_and_keys(x, context.positions)
+        return self.queries_and_keys(x, context.turn or self.turns(context.positions, x))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """q [B, H, T, D], k, v [B, H, S, D] → z [B, T, H, D], and the pattern where the kernel forms it."""
@@ -162,7 +172,7 @@ class StaticAttention(SoftmaxAttention):
     def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
         """Project the embeddings."""
         assert source is not None
-        return self.queries_and_keys(source, context.positions)
+        return self.queries_and_keys(source, context.turn or self.turns(context.positions, source))
 
 
 class ShadowAttention(SoftmaxAttention):
@@ -174,7 +184,7 @@ class ShadowAttention(SoftmaxAttention):
         """Take the shadow's queries and keys at each token's position."""
         assert source is not None
         places = torch.arange(source.shape[1], device=source.device).unsqueeze(0)
-        q, k = self.queries_and_keys(source, places, hooked=False)
+        q, k = self.queries_and_keys(source, self.turns(places, source), hooked=False)
         return gather(q, context.positions), gather(k, context.positions)
 
 
