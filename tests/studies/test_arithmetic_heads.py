@@ -96,7 +96,9 @@ def test_the_study_finds_what_was_wired(planted):
     assert set(key.removeprefix("key heads: ").split(", ")) == {f"{LAYER}.{head}" for head in HEADS.values()}
     for claim in ("few-heads-matter", "knock-out-breaks", "attend-to-problem", "transfers-to-words"):
         assert planted.verdict(claim).word == "holds", (claim, planted.verdict(claim))
-    assert planted.verdict("late-mlps-compute").effect.estimate > 0.1
+    late = planted.verdict("late-mlps-compute")  # one block of three computes
+    assert late.effect.estimate > 0.1
+    assert late.control.lo <= 0 <= late.control.hi
     assert planted.verdict("spares-other-knowledge").word == "out of reach"  # it knows no capital
     assert planted.verdict("beats-full-tuning").word == "out of reach"
     assert planted.verdict("precise-tuning-gains").word != "holds"  # nothing is left to gain
@@ -122,12 +124,12 @@ def test_problems_and_their_counterfactuals():
     every = arithmetic.sums()
     assert len(every) == 108
     assert all(0 <= item.value <= 9 for item in every)
-    for kind in ("operands", "operator", "swapped"):
+    for kind in ("operands", "operator"):
         items, others = arithmetic.counterfactuals(every, kind, RNG)
         for item, other in zip(items, others, strict=True):
             changed = (item.a != other.a) + (item.b != other.b) + (item.operator != other.operator)
-            assert changed == (2 if kind == "swapped" else 1)
-            assert (item.value == other.value) == (kind == "swapped")
+            assert changed == 1
+            assert item.value != other.value
     item = arithmetic.Sum(4, "-", 3, "words")
     assert [item.prompt[slice(*span)] for span in item.spans().values()] == ["4", "minus", "3"]
     assert item.prompt.endswith("\n4 minus 3 is")

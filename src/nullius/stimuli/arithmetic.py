@@ -11,7 +11,7 @@ from nullius.stimuli.prompts import Stimuli
 
 Operator = Literal["+", "-"]
 Form = Literal["symbols", "words", "question"]
-Kind = Literal["operands", "operator", "swapped"]
+Kind = Literal["operands", "operator"]
 
 FORMS: dict[Form, str] = {  # the answer follows, after a space
     "symbols": "{a} {sign} {b} =",
@@ -69,9 +69,7 @@ class Sum:
         return replace(self, form=form)
 
     def others(self, kind: Kind) -> list[Sum]:
-        """Every counterfactual of a kind: one operand changed, or the operator, each with another answer; operands swapped, with the same."""
-        if kind == "swapped":
-            return [replace(self, a=self.b, b=self.a)] if self.operator == "+" and self.a != self.b else []
+        """Every counterfactual of a kind: one operand changed, or the operator, each with another answer."""
         if kind == "operator":
             found = [replace(self, operator="-" if self.operator == "+" else "+")]
         else:

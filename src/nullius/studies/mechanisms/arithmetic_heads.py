@@ -43,7 +43,8 @@ CLAIMS = (
           equivalent(0.1), control="all heads of the upper half of the layers knocked out", unit="fall of accuracy", rests_on=KNOCKOUT),
     Claim("late-mlps-compute",
           "Feed-forward blocks of the upper half of the layers, at the end of the prompt, carry more of the result than those of the lower half",
-          above_control(margin=0.1), control="operands swapped in a sum: the same result", unit="logits a block towards the other answer",
+          above_control(margin=0.1), control="towards one of two digits that answer neither problem (which of them drawn for each problem)",
+          unit="logits a block towards the other answer",
           rests_on=PATHS),
     Claim("precise-tuning-gains",
           "Training the key heads alone (their queries and outputs, at most 1 % of the weights) raises right answers to new problems more than "
@@ -86,18 +87,22 @@ def arithmetic_heads(lab: Lab) -> None:
     lab.figures.insert(0, Figure("heads", f"Arithmetic heads: {lab.subject.name}", (heat, _curve(lab, tuning, testing, key, random[0]))))
 
 
-def _effects(lab: Lab, items: Stimuli[Sum], kind: arithmetic.Kind, senders: Sequence[paths.Sender]) -> tuple[np.ndarray, list[str]]:
-    """How far each sender at the last position, told of a counterfactual, moves the answer towards it, in logits [n, senders]; and groups.
+def _effects(
+    lab: Lab, items: Stimuli[Sum], others: Stimuli[Sum], senders: Sequence[paths.Sender], digits: Sequence[Sequence[int]] = ()
+) -> np.ndarray:
+    """How far each sender at the last position, told of the counterfactual, moves its answer over the item's own, in logits [n, senders].
 
-    Other heads are held, feed-forward blocks are free. For swapped operands, whose answer is the same, the rival is another digit.
+    Other heads are held, feed-forward blocks are free. digits: two for each item, to take the place of the two answers: the second over the first.
     """
-    kept, others = arithmetic.counterfactuals(items, kind, lab.rng)
-    base, source = ask(lab.subject, kept), ask(lab.subject, others)
-    wrong = others if kind != "swapped" else arithmetic.counterfactuals(kept, "operands", lab.rng)[1]
-    rivals = ask(lab.subject, wrong).targets
-    answers = np.stack([base.targets, rivals], 1).tolist()
+    base, source = ask(lab.subject, items), ask(lab.subject, others)
+    pairs = [base.targets, source.targets]
+    if digits:
+        pairs = [
+            ask(lab.subject, items, items.field("prompt"), [f" {digit}" for digit in side]).targets for side in zip(*digits, strict=True)
+        ]
+    answers = np.stack(pairs, 1).tolist()
     patched = paths.patch(lab.subject, base.batch(lab.subject), source.batch(lab.subject), senders, answers)
-    return -patched.effect().numpy(), kept.field("group")
+    return -patched.effect().numpy()
 
 
 def _find(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
@@ -106,23 +111,28 @@ def _find(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
     scores = np.zeros(len(senders))
     kinds: tuple[arithmetic.Kind, ...] = ("operands", "operator")
     for kind in lab.progress(kinds, "patching paths"):
-        scores += _effects(lab, tuning, kind, senders)[0].mean(0) / 2
+        scores += _effects(lab, *arithmetic.counterfactuals(tuning, kind, lab.rng), senders).mean(0) / 2
     return torch.tensor(scores).view(lab.subject.anatomy.n_layers, -1)
 
 
 def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]]) -> None:
     every, layers = heads.all_heads(lab.subject), lab.subject.anatomy.n_layers
     blocks = [Mlp(layer) for layer in range(layers)]
-    effects, groups = _effects(lab, testing, "operands", [*every, *blocks])
+    items, others = arithmetic.counterfactuals(testing, "operands", lab.rng)
+    effects, groups = _effects(lab, items, others, [*every, *blocks]), items.field("group")
     of_heads, of_blocks = np.abs(effects[:, : len(every)]), effects[:, len(every) :]
     shares = [of_heads[:, [every.index(head) for head in chosen]].sum(1) / of_heads.sum(1) for chosen in (key, *random)]
     mine, against = _drawn(lab, shares[1:])
     note = f"as many random heads carry {np.mean(shares[1:]):.2f}"
     lab.finding("few-heads-matter", treated=shares[0], control=mine - against, clusters=groups, note=note)
-    swapped, swapped_groups = _effects(lab, testing, "swapped", blocks)
+    neither = [
+        lab.rng.permutation([digit for digit in range(10) if digit not in (item.value, other.value)])[:2].tolist()
+        for item, other in zip(items, others, strict=True)
+    ]
+    elsewhere = _effects(lab, items, others, blocks, neither)
     late, early = slice(layers // 2, None), slice(0, layers // 2)
-    lead, null = (x[:, late].mean(1) - x[:, early].mean(1) for x in (of_blocks, swapped))
-    lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups, control_clusters=swapped_groups, paired=False)
+    lead, null = (x[:, late].mean(1) - x[:, early].mean(1) for x in (of_blocks, elsewhere))
+    lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups)
 
 
 def _drawn(lab: Lab, sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
