@@ -148,9 +148,15 @@ def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tens
 def _choose(backend: Backend, q: Tensor, v: Tensor) -> Backend:
     if backend != "auto":
         return backend
-    if not q.is_cuda or q.dtype == torch.float64 or not _serves(q.device):
+    if not q.is_cuda or q.dtype == torch.float64 or not _known(q.device):
         return "chunks"
     return "triton"
+
+
+@torch.compiler.assume_constant_result
+def _known(device: torch.device) -> bool:
+    """`_serves`, which nothing that is compiled looks into."""
+    return _serves(device)
 
 
 @cache
@@ -162,6 +168,6 @@ def _serves(device: torch.device) -> bool:
     warnings.warn(
         f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old for the kernels of gated linear attention, "
         "which need 8.0: it runs in plain PyTorch instead, more slowly",
-        stacklevel=4,
+        stacklevel=5,
     )
     return False
