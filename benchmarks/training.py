@@ -176,6 +176,8 @@ class Clock:
 def measure(case: Case, length: int, asked: argparse.Namespace, scale: Scale) -> str:
     """Train for some steps and return the row of the table."""
     began = time.perf_counter()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(case, length, scale.tokens, asked.compile, not asked.plain)
     choice = sdpa_kernel(case.kernel) if case.kernel is not None else contextlib.nullcontext()
     with choice:
@@ -183,8 +185,6 @@ def measure(case: Case, length: int, asked: argparse.Namespace, scale: Scale) ->
             loss = trainer.step()
         loss.item()
         before = time.perf_counter() - began
-        if DEVICE.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         clock = Clock()
         clock.mark()
         for _ in range(asked.steps):
