@@ -1,10 +1,14 @@
 """Selected parts: what is named learns, everything else keeps every bit, in every family and with shared keys and values."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.conftest import FAMILIES
 
 from nullius.errors import UsageError
+from nullius.models import architectures
+from nullius.models.anatomy import Anatomy
 from nullius.training.parts import Parts, only
 
 TOKENS = torch.arange(40).view(4, 10) % 97
@@ -81,6 +85,15 @@ def test_fused_projections_and_biases(toys):
     assert "transformer.h.0.attn.c_proj.bias" not in gpt2
     neox = Parts(heads=((0, 1),)).masks(toys["gpt_neox"])["gpt_neox.layers.0.attention.query_key_value.weight"][:, 0]
     assert neox.nonzero()[:, 0].tolist() == list(range(24, 48))
+
+
+def test_heads_whose_keys_and_values_differ_in_width():
+    """Gated layers: two heads with keys of 4 channels and values of 8."""
+    hf = architectures.create({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30, "mixer": "gla"})
+    masks = Parts(heads=((0, 1),)).masks(SimpleNamespace(hf=hf, anatomy=Anatomy(hf), name="made"))
+    trained = {name.split(".")[-2]: mask.any(1 if "o_proj" not in name else 0).nonzero()[:, 0].tolist() for name, mask in masks.items()}
+    second = list(range(8, 16))
+    assert trained == {"q_proj": [4, 5, 6, 7], "k_proj": [4, 5, 6, 7], "v_proj": second, "o_proj": second}
 
 
 def test_a_whole_layer_takes_in_its_heads(toy):

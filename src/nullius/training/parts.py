@@ -57,8 +57,9 @@ class Parts:
         found: dict[str, Tensor | None] = {}
         chosen: dict[int, set[int]] = {}
         for layer, head in self.heads:
-            if not 0 <= head < anatomy.n_heads:
-                raise UsageError(f"head {head} does not exist: {model.name} has heads 0 to {anatomy.n_heads - 1} in each layer")
+            n = anatomy.site("z", layer).heads
+            if not 0 <= head < n:
+                raise UsageError(f"head {head} does not exist: {model.name} has heads 0 to {n - 1} in layer {layer}")
             chosen.setdefault(anatomy._layer(layer), set()).add(head)
         for layer, heads in chosen.items():
             for module, side, lines in self._lines(model, layer, heads):
@@ -76,16 +77,16 @@ class Parts:
     def _lines(self, model: LanguageModel, layer: int, heads: set[int]) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """For each map of a layer's selected heads: the linear map, its side, and which of its outputs (or inputs) are theirs."""
         anatomy = model.anatomy
+        z = anatomy.site("z", layer)
         if "o" in self.maps:
-            each = torch.arange(anatomy.n_heads * anatomy.d_head).view(anatomy.n_heads, anatomy.d_head)
-            yield anatomy.o_proj(layer), "input", each[sorted(heads)].flatten()
-        group = anatomy.n_heads // anatomy.n_kv_heads
+            yield z.module, "input", torch.arange(z.heads * z.width).view(z.heads, z.width)[sorted(heads)].flatten()
         for name in ("q", "k", "v"):
             if name not in self.maps:
                 continue
             site = anatomy.site(name, layer)
-            columns = site.columns if site.columns is not None else torch.arange(site.heads * anatomy.d_head).view(site.heads, -1)
-            mine = heads if name == "q" or group == 1 else self._groups(heads, group)
+            columns = site.columns if site.columns is not None else torch.arange(site.heads * site.width).view(site.heads, site.width)
+            group = z.heads // site.heads
+            mine = heads if group == 1 else self._groups(heads, group)
             if mine:
                 yield site.module, "output", columns[sorted(mine)].flatten()
 
