@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import axe_playwright_python
+import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
@@ -316,7 +317,7 @@ def test_read_only_until_the_address_is_opened(browser, server):
 
 def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder, tmp_path, toy, monkeypatch):
     """A run on a toy subject, live; meanwhile a second one waits in another tab, and is cancelled; the copied command gives the same numbers; a third
-    run is killed and says so.
+    run is killed and says so, and after it the worker: the page says that as well, and its button runs the paper again.
     """
     folder, model = tmp_path / "live", tmp_path / "toy"
     shutil.copytree(library_folder, folder)
@@ -343,7 +344,7 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         other.get_by_label("or a hub id").fill(str(model))
         other.get_by_role("button", name="Run", exact=False).first.click()
         other.wait_for_url("**/runs/*")
-        expect(other.get_by_text("Waiting.")).to_be_visible()
+        expect(other.locator("#progress strong")).to_have_text("Waiting.")
         other.get_by_role("button", name="Cancel this run").click()
         expect(other.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
         seen = set()
@@ -372,6 +373,23 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         pid = wait_for(lambda: running(third), 60)
         os.kill(pid, signal.SIGKILL)
         expect(page.get_by_text("Aborted.")).to_be_visible(timeout=60_000)
+
+        page.get_by_role("button", name="Run it again").click()  # and now the worker itself is killed
+        page.wait_for_url(lambda url: third not in url)
+        fourth = page.url.rsplit("/", 1)[1]
+        wait_for(lambda: running(fourth), 60)
+        expect(page.locator("#progress strong")).to_be_visible(timeout=20_000)
+        (worker,) = [p for p in psutil.Process(server.process.pid).children() if "nullius.web.working" in p.cmdline()]
+        worker.kill()
+        expect(page.get_by_text("Aborted.")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("its process ended without a word")).to_be_visible()
+        page.get_by_role("button", name="Run it again").click()
+        page.wait_for_url(lambda url: fourth not in url)
+        fifth = page.url.rsplit("/", 1)[1]
+        wait_for(lambda: running(fifth), 60)  # another worker came after the one that was killed
+        assert worker.pid not in [p.pid for p in psutil.Process(server.process.pid).children()]
+        page.get_by_role("button", name="Cancel this run").click()
+        expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
         assert opened.faults == []
         opened.close()
     finally:
