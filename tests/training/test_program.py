@@ -39,10 +39,12 @@ class At(Silent):
 
 
 @pytest.fixture
-def uninterrupted(tiny, tmp_path):
-    config = replace(tiny, out=str(tmp_path / "uninterrupted"))
-    train(config)
-    return losses(config.out), load_file(Path(config.out) / "step-000012" / "model.safetensors")
+def uninterrupted(tiny, tmp_path_factory):
+    """Losses and weights of the whole run, made once."""
+    out = tmp_path_factory.getbasetemp() / "uninterrupted"
+    if not (out / "step-000012").is_dir():
+        train(replace(tiny, out=str(out)))
+    return losses(out), load_file(out / "step-000012" / "model.safetensors")
 
 
 def test_a_run_learns_and_leaves_subjects(tiny):
