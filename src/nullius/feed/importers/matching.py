@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ DAYS_APART_INFERRED = 400  # where a year, or everything but the year, was guess
 RANK = {"arxiv": 3, "huggingface": 2, "bibtex": 1, "page": 0}
 
 
+@lru_cache(maxsize=4096)
 def title_key(title: str) -> str:
     """Return the key by which titles are compared; one that is nothing but signs stands for itself."""
     return (key(readable(title)) or title)[:500]
