@@ -161,17 +161,20 @@ INTERPRETED = """
 import torch
 from tests.kernels.test_gated import close, tensors, values_and_gradients
 strong, odd = ((1, 40, 1, 16, 16), 0.02), ((1, 20, 1, 5, 16), 1.0)
-for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), strong, ((1, 300, 1, 16, 16), 16.0), odd):
+single = ((1, 1, 1, 16, 16), 1.0)
+for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), strong, ((1, 300, 1, 16, 16), 16.0), odd, single):
     x = tensors(*shape, strength)
     exact = values_and_gradients(x, "recurrence")
     ours = values_and_gradients([t.float() for t in x], "triton")
     for a, b in zip(ours, exact):
-        assert close(a.double(), b, 5e-3 if strength < 1 else 1e-5), (shape, strength)
-for length, strength in ((300, 16.0), (150, 0.02), (100, 0.5)):  # in 16 bits
-    x = [t.half() for t in tensors(1, length, 2, 16, 24, strength)]
+        assert close(a.double(), b, 1e-6 if strength < 1 else 2e-6), (shape, strength)
+# in 16 bits; the gate in 16 or 32; two blocks, strong gates, and some between
+for length, strength, wide in ((600, 16.0, False), (150, 0.02, True), (100, 0.5, False), (100, 4.0, True)):
+    x = [t.half() for t in tensors(1, length, 1, 16, 24, strength)]
+    x[3] = x[3].float() if wide else x[3]
     exact = values_and_gradients([t.double() for t in x], "recurrence")
     for i, (a, b) in enumerate(zip(values_and_gradients(x, "triton"), exact)):
-        assert close(a.double(), b, 2e-3), (length, strength, i)
+        assert close(a.double(), b, 1e-3), (length, strength, wide, i)
 x = tensors(1, 60, 1, 16, 16, 1.0)
 x = (*x[:4], torch.randn(3, 1, 16, 16, dtype=torch.float64))
 packed = {"cu_seqlens": torch.tensor([0, 1, 20, 60])}

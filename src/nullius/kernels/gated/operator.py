@@ -48,11 +48,10 @@ def gated_linear_attention(
     batch, length, _, width = q.shape
     gate = _gate(log_decay, q)
     sequences = _sequences(cu_seqlens, batch, length)
-    state = _state(initial_state, q, v, batch if sequences is None else len(sequences))
+    given = _state(initial_state, q, v, batch if sequences is None else len(sequences))
     scale = width**-0.5 if scale is None else scale
     chosen = _choose(backend, q, v)
     offsets = None if sequences is None else [start for start, _ in sequences] + [length]
-    given = None if initial_state is None else state
     if torch.compiler.is_compiling() and (chosen == "triton" or (chosen == "chunks" and offsets is None)):
         o, end = traced(q, k, v, gate, given, scale, offsets, chosen == "triton")
     elif chosen == "triton":  # which checks the gate as it reads it
@@ -62,6 +61,7 @@ def gated_linear_attention(
     else:
         _check_gate(gate)
         form = chunked if chosen == "chunks" else recurrence
+        state = _zeros(q, v, batch if sequences is None else len(sequences)) if given is None else given
         wq, wk, wv, wg = (x.to(state.dtype) for x in (q, k, v, gate))
         if sequences is None:
             o, end = form(wq, wk, wv, wg, state, scale)
@@ -135,14 +135,19 @@ def _sequences(cu_seqlens: Tensor | None, batch: int, length: int) -> list[tuple
     return list(pairwise(offsets))
 
 
-def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tensor:
-    shape = (sequences, q.shape[2], q.shape[3], v.shape[3])
+def _zeros(q: Tensor, v: Tensor, sequences: int) -> Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_zeros((sequences, q.shape[2], q.shape[3], v.shape[3]), dtype=wide)
+
+
+def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tensor | None:
+    """The given states, checked. The kernels need no zeros where none are given: a large batch's would take as long to write as its keys."""
+    shape = (sequences, q.shape[2], q.shape[3], v.shape[3])
     if initial is None:
-        return q.new_zeros(shape, dtype=wide)
+        return None
     if initial.shape != shape:
         raise NulliusError(f"initial_state must be [sequences, H, K, V] = {list(shape)}; got {list(initial.shape)}")
-    return initial.to(wide)
+    return initial.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
 
 
 def _choose(backend: Backend, q: Tensor, v: Tensor) -> Backend:

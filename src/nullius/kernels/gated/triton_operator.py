@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nullius.kernels.gated import triton_gradients as gradients
 from nullius.kernels.gated import triton_kernels as kernels
 
 
@@ -28,15 +30,19 @@ class Tiles:
     v: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread, at most; fewer let more programs run at once
 
 
 CHUNK = 64
-BLOCK = 4  # chunks between two states that are written to memory
-PREPARE = Tiles(64, 0, 4, 1)
-SCORES = Tiles(32, 64, 4, 3)  # k: of P; v: of its gradient
+BLOCK = 8  # chunks between two states that are written to memory
+PREPARE = Tiles(32, 0, 4, 3)
+SCORES = Tiles(32, 64, 4, 3)  # k: of P under strong gates; v: of its gradient
 WALK = Tiles(0, 128, 8, 3)  # k: all of it; v shrinks where K is larger than 256, and stages where it is larger than 128
-GRADIENTS = Tiles(128, 128, 8, 3)
-KEYS = Tiles(64, 0, 4, 1)
+GRADIENTS = Tiles(128, 256, 8, 2)  # half of v and a stage more where that many programs are too few
+GRADIENTS_PIECE = 64
+KEYS = Tiles(32, 0, 4, 1)
+KEYS_AHEAD = 2  # stages of its loop
+SUMS_STAGES = 3  # of a walk without outputs
 # A segment is a run of chunks that one program walks. Sequences are cut into segments until this many programs fill the machine.
 PROGRAMS = 128
 
@@ -68,19 +74,20 @@ class Plan:
     sequences: Tensor
 
 
-def plan(offsets: tuple[int, ...], programs: int, largest_chunk: int, device: torch.device) -> Plan:
+def plan(offsets: tuple[int, ...], programs: int, largest_chunk: int, chunks_of_block: int, device: torch.device) -> Plan:
     """Cut sequences into chunks, blocks, segments and pieces. programs: those that walk one sequence side by side (heads × tiles of a state)."""
     longest = max(b - a for a, b in pairwise(offsets))
     chunk = min(largest_chunk, _width(longest))
     wanted = max(1, PROGRAMS // (programs * (len(offsets) - 1)))
-    cut = any(b - a > _segment(b - a, chunk, wanted) for a, b in pairwise(offsets))
+    block = chunks_of_block * chunk
+    cut = any(b - a > _segment(b - a, block, wanted) for a, b in pairwise(offsets))
     chunks: list[tuple[int, ...]] = []
     blocks: list[tuple[int, ...]] = []
     segments: list[tuple[int, ...]] = []
     pieces: list[tuple[int, ...]] = []
     sequences: list[tuple[int, ...]] = []
     for row, (a, b) in enumerate(pairwise(offsets)):
-        length, block = _segment(b - a, chunk, wanted), BLOCK * chunk
+        length = _segment(b - a, block, wanted)
         begin = len(pieces)
         for i in range(a, b, length):
             end, first, last = min(i + length, b), i == a, i + length >= b
@@ -99,9 +106,9 @@ def plan(offsets: tuple[int, ...], programs: int, largest_chunk: int, device: to
     return Plan(chunk, *(torch.tensor(rows, dtype=torch.int32, device=device) for rows in tables))
 
 
-def _segment(length: int, chunk: int, wanted: int) -> int:
+def _segment(length: int, block: int, wanted: int) -> int:
     """Tokens of a segment: whole blocks."""
-    return _ratio(_ratio(length, BLOCK * chunk), wanted) * BLOCK * chunk
+    return _ratio(_ratio(length, block), wanted) * block
 
 
 def triton_gated(
@@ -141,14 +148,15 @@ class _Launches:
         strides: tuple[int, int, int],
         device: torch.device,
     ) -> None:
-        self.heads, self.K, self.V, self.strides = heads, key, value, strides
+        self.heads, self.K, self.V, self.strides, self.device = heads, key, value, strides, device.index
         exact = dtype == torch.float32
         wide, tall = _width(key), _width(value)
         chunk = min(CHUNK, max(16, 32768 // (wide * dtype.itemsize)))
         # a walk holds [C, K] tiles of Q and K in shared memory, 32 KB each, and a [K, BV] tile of the state in registers, 128 KB
         walk_v = min(tall, max(16, 32768 // wide), 32 if exact else WALK.v)
         self.walk_tiles = _ratio(value, walk_v)
-        self.plan = plan(bounds, heads * self.walk_tiles, chunk, device)
+        block = 1 if exact else BLOCK
+        self.plan = plan(bounds, heads * self.walk_tiles, chunk, block, device)
         at = self.plan
         self.chunks, self.blocks, self.segments, self.pieces, self.sequences = map(
             len, (at.chunks, at.blocks, at.segments, at.pieces, at.sequences)
@@ -157,73 +165,99 @@ class _Launches:
         turn_k, turn_v = min(wide, GRADIENTS.k), min(tall, GRADIENTS.v)
         if exact:
             turn_k, turn_v = min(wide, 32), min(tall, 64)
+        elif len(at.segments) * heads * _ratio(key, turn_k) * _ratio(value, turn_v) < 0.9 * PROGRAMS:
+            turn_v = min(turn_v, 128)
+        pieces = max(1, turn_v // GRADIENTS_PIECE) if turn_k * turn_v > 64 * 128 else 1
         self.turn_k, self.turn_v, self.turn_tiles = turn_k, turn_v, _ratio(value, turn_v)
+        self.half = torch.float32 if exact else torch.float16
         precision = "ieee" if exact else "tf32"
         # A channel that fades by more than this in one chunk leaves the range of its type when the exponent is split in two halves (2^-230 is
-        # e^-160; fp16 has five bits of exponent): see `chunks`. And one that fades by more than `faded` takes nothing across the chunk.
-        strong, faded = -12.0 if dtype == torch.float16 else -230.0, -30.0 if exact else -12.0
+        # e^-160; fp16 has five bits of exponent): see `chunks`. In half precision scaled to fit there is room for 2^-24. And a channel that fades by
+        # more than 2^-12 takes nothing across the chunk that bf16 would show.
+        strong, mild = -12.0 if dtype == torch.float16 else -230.0, -230.0 if exact else -24.0
 
         def constants(tiles: Tiles, **extra: Any) -> dict[str, Any]:
-            return {"C": self.plan.chunk, "num_warps": tiles.warps, "num_stages": tiles.stages, **extra}
+            few = {} if tiles.registers is None else {"maxnreg": tiles.registers}
+            return {"C": self.plan.chunk, "num_warps": tiles.warps, "num_stages": tiles.stages, **few, **extra}
 
         # a tile is loaded at once from rows that begin at multiples of 16 bytes
         self.by_tile = heads * key * dtype.itemsize % 16 == 0
         # fp32 has no matrix unit: its products are written out, and large ones take a minute to compile
         keys = {
             "K": key,
+            "R": block,
             "BK": 16 if exact else min(KEYS.k, wide),
             "TILES": self.turn_tiles,
             "LOADED_BY_TILE": self.by_tile,
-            "STRONG": strong,
-            "FADED": faded,
+            "MILD": mild,
+            "STRONG": min(strong, mild),
+            "FADED": -12.0,
+            "STAGES": KEYS_AHEAD,
             "PRECISION": precision,
         }
         join = {"K": key, "V": value, "BK": min(32, wide), "BV": min(64, tall)}
         self.join_tiles = _ratio(key, join["BK"]) * _ratio(value, join["BV"])
         self.constants: dict[Any, dict[str, Any]] = {
-            kernels.prepare: constants(PREPARE, K=key, BK=min(PREPARE.k, wide)),
-            kernels.scores: constants(SCORES, K=key, BK=min(SCORES.k, wide), STRONG=strong, PRECISION=precision),
+            kernels.prepare: constants(PREPARE, K=key, BK=min(PREPARE.k, wide), MILD=mild, STRONG=strong, PRECISION=precision),
+            kernels.strong_scores: constants(SCORES, K=key, BK=min(SCORES.k, wide), STRONG=strong),
             kernels.walk: constants(
                 replace(WALK, stages=WALK.stages if wide <= 128 else 2), K=key, V=value, BK=wide, BV=walk_v, PRECISION=precision
             ),
             kernels.join: join,
-            kernels.score_gradient: constants(SCORES, V=value, BV=min(SCORES.v, tall), PRECISION=precision),
-            kernels.walk_gradients: constants(GRADIENTS, K=key, V=value, R=BLOCK, BK=turn_k, BV=turn_v, PRECISION=precision),
-            kernels.key_gradients: constants(KEYS, **keys),
+            gradients.score_gradient: constants(SCORES, V=value, BV=min(SCORES.v, tall), PRECISION=precision),
+            gradients.walk_gradients: constants(
+                replace(GRADIENTS, stages=2 if turn_v > 128 else 3),
+                K=key,
+                V=value,
+                R=block,
+                BK=turn_k,
+                BV=turn_v // pieces,
+                PIECES=pieces,
+                PRECISION=precision,
+            ),
+            gradients.key_gradients: constants(KEYS, **keys),
         }
         self.compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+        self.descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
 
     def launch(self, kernel: Any, grid: tuple[int, int, int], *arguments: Any, **flags: Any) -> None:
         """Launch a kernel, the second time without asking Triton which it is: binding and describing every argument at every launch takes
         the processor longer than the GPU needs for a small layer. `arguments` are all at addresses that are multiples of 16, or the kernel is
-        compiled anew: see `of`."""
+        compiled anew: see `_launches`. A kernel has the same grid whenever it has the same flags, but for `walk`, whose TOTAL tells."""
         key = (kernel, *flags.values())
         known = self.compiled.get(key)
         if known is not None:
-            known[0][grid](*arguments, *known[1], stream=torch.cuda.current_stream().cuda_stream)
+            known[0](*arguments, *known[1], stream=torch._C._cuda_getCurrentRawStream(self.device))
             return
         constants = self.constants[kernel] | flags
         compiled = kernel[grid](*arguments, **constants)
         if compiled is not None:  # None: interpreted
-            self.compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+            self.compiled[key] = compiled[grid], tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
-    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float, bad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b) and b_C [chunks, H, K] (base 2)."""
+    def describe(self, x: Tensor, row: int, height: int, width: int) -> TensorDescriptor:
+        """x as rows of `row` elements, to be loaded in tiles. The descriptor's own checks are made once for every shape."""
+        shape = (x.numel() // row, row, height, width)
+        known = self.descriptors.get(shape)
+        if known is None:
+            known = TensorDescriptor(x, [shape[0], row], [row, 1], [height, width])
+            known.base = None
+            self.descriptors[shape] = known
+        described = copy(known)
+        described.base = x
+        return described
+
+    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with three flags behind it, which come also by themselves:
+        1 where all gates are gates, all fade mildly, and none strongly; and P [2, chunks, H, C, C]."""
         grown, faded = torch.empty_like(q), torch.empty_like(k)
-        fade = q.new_empty((self.chunks, self.heads, self.K), dtype=torch.float32)
-        grid = (_ratio(self.K, self.constants[kernels.prepare]["BK"]), self.chunks, self.heads)
-        tensors = (q, k, gate, self.plan.chunks, grown, faded, fade, bad)
-        self.launch(kernels.prepare, grid, *tensors, scale, self.heads, *self.strides)
-        return grown, faded, fade
-
-    def scores(self, grown: Tensor, faded: Tensor, q: Tensor, k: Tensor, gate: Tensor, fade: Tensor, scale: float) -> Tensor:
-        """Return P [chunks, H, C, C]."""
-        p = q.new_empty((self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
-        tensors = (grown, faded, q, k, gate, self.plan.chunks, fade, p)
-        for strong in (False, True):
-            grid = (self.chunks, self.heads, 1)
-            self.launch(kernels.scores, grid, *tensors, scale, self.heads, *self.strides, GATES_ARE_STRONG=strong)
-        return p
+        count = self.chunks * self.heads * self.K
+        fade = q.new_empty((count + 3,), dtype=torch.float32)
+        flags = fade[count:].fill_(1.0)
+        p = q.new_empty((2, self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
+        grid, numbers = (self.chunks, self.heads, 1), (scale, self.heads, *self.strides)
+        self.launch(kernels.prepare, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers)
+        self.launch(kernels.strong_scores, grid, q, k, gate, self.plan.chunks, fade, p, *numbers)
+        return grown, faded, fade, flags, p
 
     def starts(self, write: Tensor, right: Tensor, fade: Tensor, first: Tensor | None, backwards: bool) -> Tensor | None:
         """Return the states that segments start with (backwards: end with), in the rows that the plan says."""
@@ -233,8 +267,8 @@ class _Launches:
         starts = torch.empty_like(sums)
         total = fade.new_empty((self.pieces, self.heads, self.K))
         tensors = (write, write, right, fade, fade, self.plan.pieces, fade, right, sums, total)
-        flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True}
-        self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.heads, **flags)
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True, "num_stages": SUMS_STAGES}
+        self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.chunks, self.heads, **flags)
         joined = (sums, total, fade if first is None else first, starts, self.plan.sequences)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": first is None}
         self.launch(kernels.join, (self.join_tiles, self.sequences, self.heads), *joined, self.heads, **flags)
@@ -256,19 +290,30 @@ class _Launches:
         flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None, "OUT": True, "LAST": last is not None, "TOTAL": False}
         first, end = fade if starts is None else starts, fade if last is None else last
         tensors = (read, write, right, scores, fade, self.plan.segments, first, outputs, end, fade)
-        self.launch(kernels.walk, (self.walk_tiles, self.segments, self.heads), *tensors, self.heads, **flags)
+        self.launch(kernels.walk, (self.walk_tiles, self.segments, self.heads), *tensors, self.chunks, self.heads, **flags)
         return outputs
 
     def walk_gradients(
         self, write: Tensor, right: Tensor, other: Tensor, fade: Tensor, starts: Tensor | None, kept: Tensor, edges: Tensor, backwards: bool
-    ) -> Tensor:
-        """Return H dOᵀ (backwards: dH Vᵀ) by tile of V; write `kept` (backwards: `edges`)."""
-        parts = right.new_empty((self.turn_tiles, self.chunks, self.heads, self.K, self.plan.chunk))
-        tensors = (write, right, other, fade, self.plan.segments, fade if starts is None else starts, parts, kept, edges)
+    ) -> tuple[Tensor, Tensor]:
+        """Return H dOᵀ (backwards: dH Vᵀ) by tile of V, and the units it is in; write `kept` (backwards: `edges`)."""
+        parts = right.new_empty((self.turn_tiles, self.chunks, self.heads, self.K, self.plan.chunk), dtype=self.half)
+        sizes = fade.new_empty(parts.shape[:-1])
+        tensors = (write, right, other, fade, self.plan.segments, fade if starts is None else starts, parts, sizes, kept, edges)
         grid = (_ratio(self.K, self.turn_k) * self.turn_tiles, self.segments, self.heads)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None}
-        self.launch(kernels.walk_gradients, grid, *tensors, self.chunks, self.blocks, self.heads, **flags)
-        return parts
+        self.launch(gradients.walk_gradients, grid, *tensors, self.chunks, self.blocks, self.heads, **flags)
+        return parts, sizes
+
+    def score_gradient(self, d_o: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dP below the diagonal [chunks, H, C, C], the units it is in, and its diagonal [chunks, H, C]."""
+        c = self.plan.chunk
+        d_p = v.new_empty((self.chunks, self.heads, c, c), dtype=self.half)
+        sizes = v.new_empty(d_p.shape[:2], dtype=torch.float32)
+        diagonal = sizes.new_empty(d_p.shape[:3])
+        grid = (self.chunks, self.heads, 1)
+        self.launch(gradients.score_gradient, grid, d_o, v, self.plan.chunks, d_p, sizes, diagonal, scale, self.heads)
+        return d_p, sizes, diagonal
 
     def key_gradients(
         self,
@@ -276,29 +321,29 @@ class _Launches:
         k: Tensor,
         gate: Tensor,
         fade: Tensor,
-        d_p: Tensor,
-        from_earlier: Tensor,
-        from_later: Tensor,
+        within: tuple[Tensor, Tensor, Tensor],
+        from_earlier: tuple[Tensor, Tensor],
+        from_later: tuple[Tensor, Tensor],
         edges: Tensor,
-        d_q: Tensor,
-        d_k: Tensor,
-        d_gate: Tensor,
         scale: float,
-    ) -> None:
-        """Write dQ, dK and the gate's gradient."""
-        c, width = self.plan.chunk, self.constants[kernels.key_gradients]["BK"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dQ, dK and the gate's gradient. within: what `score_gradient` returns."""
+        d_q, d_k = torch.empty_like(q), torch.empty_like(k)
+        d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        c, width = self.plan.chunk, self.constants[gradients.key_gradients]["BK"]
         inputs: list[Any] = [q, k]
         if self.by_tile:
             row = self.heads * self.K
-            inputs = [TensorDescriptor(x, [x.numel() // row, row], [row, 1], [c, width]) for x in (q, k)]
-        parts = [TensorDescriptor(x, [x.numel() // c, c], [c, 1], [width, c]) for x in (from_earlier, from_later)]
-        squares = TensorDescriptor(d_p, [d_p.numel() // c, c], [c, 1], [c, c])
-        tensors = (*inputs, gate, fade, self.plan.blocks, squares, *parts, edges, d_q, d_k, d_gate)
+            inputs = [self.describe(x, row, c, width) for x in (q, k)]
+        squares, *parts = (
+            self.describe(x, c, *tile) for x, tile in ((within[0], (c, c)), (from_earlier[0], (width, c)), (from_later[0], (width, c)))
+        )
+        shares = (parts[0], from_earlier[1], parts[1], from_later[1])
+        tensors = (*inputs, gate, fade, self.plan.blocks, squares, *within[1:], *shares, edges, d_q, d_k, d_gate)
         numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
-        for strong in (False, True):
-            self.launch(
-                kernels.key_gradients, (_ratio(self.K, width), self.blocks, self.heads), *tensors, *numbers, GATES_ARE_STRONG=strong
-            )
+        for mild in (True, False):
+            self.launch(gradients.key_gradients, (_ratio(self.K, width), self.blocks, self.heads), *tensors, *numbers, GATES_ARE_MILD=mild)
+        return d_q, d_k, d_gate
 
 
 @lru_cache(maxsize=256)
@@ -321,13 +366,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Four launches (six where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
     the inputs."""
-    bad = torch.zeros((), dtype=torch.int32, device=q.device)
-    grown, faded, fade = call.prepare(q, k, gate, scale, bad)
-    p = call.scores(grown, faded, q, k, gate, fade, scale)
+    grown, faded, fade, flags, p = call.prepare(q, k, gate, scale)
     end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
     starts = call.starts(faded, v, fade, state, False)
     o = call.walk(grown, faded, v, p, fade, starts, end, False)
-    torch._assert_async(bad == 0, "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
+    torch._assert_async(flags[0], "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
     return o, end, grown, faded, fade, p, starts
 
 
@@ -343,15 +386,12 @@ def backward(
     d_state = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if state else None
     d_starts = call.starts(grown, d_o, fade, d_end, True)
     d_v = call.walk(faded, grown, d_o, p, fade, d_starts, d_state, True)
-    kept = v.new_empty((call.blocks, call.heads, call.K, call.V))
+    kept = fade.new_empty((call.blocks, call.heads, call.K, call.V))
     edges = fade.new_empty((call.turn_tiles, call.blocks, call.heads, call.K))
     from_earlier = call.walk_gradients(faded, v, d_o, fade, starts, kept, edges, False)
     from_later = call.walk_gradients(grown, d_o, v, fade, d_starts, kept, edges, True)
-    d_p = p.new_empty((2, *p.shape))
-    call.launch(kernels.score_gradient, (call.chunks, call.heads, 1), d_o, v, call.plan.chunks, d_p, scale, call.heads)
-    d_q, d_k = torch.empty_like(q), torch.empty_like(k)
-    d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    call.key_gradients(q, k, gate, fade, d_p, from_earlier, from_later, edges, d_q, d_k, d_gate, scale)
+    within = call.score_gradient(d_o, v, scale)
+    d_q, d_k, d_gate = call.key_gradients(q, k, gate, fade, within, from_earlier, from_later, edges, scale)
     return d_q, d_k, d_v, d_gate, d_state
 
 
