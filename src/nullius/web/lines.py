@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup, escape
-
-from nullius.web.words import interval
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 200.0, 22
 
 
 def plot(effect: Mapping[str, Any] | None, control: Mapping[str, Any] | None, published: Any, scale: Mapping[str, float]) -> Markup:
-    """Return an SVG: the effect above, the control below it, what the paper published dashed, zero thin. An open end reaches the edge."""
+    """Return an SVG: the effect above, the control below it, what the paper published dashed, zero thin. An open end reaches the edge.
+
+    Wherever it stands the numbers stand beside it as text, so that nobody is told them twice.
+    """
     low, unit = scale["low"], WIDTH / (scale["high"] - scale["low"])
 
     def at(value: float) -> str:
@@ -31,6 +32,5 @@ def plot(effect: Mapping[str, Any] | None, control: Mapping[str, Any] | None, pu
         parts.append(line(control, "ctl", 16.5, 3))
     if effect:
         parts.append(line(effect, "eff", 7, 4.5))
-    told = escape(interval(effect) + (f"; control {interval(control)}" if control else ""))
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH:g} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{told}">'
+    head = f'<svg class="plot" viewBox="0 0 {WIDTH:g} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
     return Markup(f"{head}{''.join(parts)}</svg>")

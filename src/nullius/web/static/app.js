@@ -4,6 +4,18 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const typing = (target) => target.matches('input, textarea, select, [contenteditable]');
 
+  // single letters are in the way of who dictates or uses a screen reader: they can be turned off
+  const keys = () => { try { return localStorage.getItem('keys') !== 'off'; } catch { return true; } };
+  all('[data-keys]').forEach((button) => {
+    const say = () => { button.textContent = keys() ? 'turn keys off' : 'turn keys on'; };
+    button.hidden = false;
+    button.addEventListener('click', () => {
+      try { localStorage.setItem('keys', keys() ? 'off' : 'on'); } catch { /* kept for no longer than this page */ }
+      say();
+    });
+    say();
+  });
+
   // keys: j k between cards, u vote, s save, enter open, / search
   let at = -1;
   const cards = () => all('.cards > li');
@@ -18,7 +30,7 @@
   };
   const press = (selector) => cards()[at]?.querySelector(selector)?.click();
   document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+    if (!keys() || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
     const act = {
       '/': () => document.querySelector('#q')?.focus(),
       j: () => go(at + 1),
@@ -38,10 +50,24 @@
     card.classList.add('now');
   });
 
-  // a choice applies when it is made; the button beside it is for browsers without this
+  // a choice made with the pointer applies at once. With arrow keys every choice on the way would: there the button applies it
   all('[data-submits]').forEach((select) => {
-    select.form.querySelector('[data-without-script]')?.setAttribute('hidden', '');
-    select.addEventListener('change', () => select.form.requestSubmit());
+    const button = select.form.querySelector('[data-without-script]');
+    let typed = false;
+    button.hidden = true;
+    select.addEventListener('keydown', () => { typed = true; });
+    select.addEventListener('pointerdown', () => { typed = false; });
+    select.addEventListener('change', () => {
+      if (typed) button.hidden = false;
+      else select.form.requestSubmit();
+    });
+  });
+
+  // a button that is replaced by its new self keeps the focus
+  let held = '';
+  document.addEventListener('htmx:before:swap', () => { held = document.activeElement?.id || ''; });
+  document.addEventListener('htmx:after:swap', () => {
+    if (held && document.activeElement === document.body) document.getElementById(held)?.focus();
   });
 
   // copy a command
@@ -92,6 +118,16 @@
   for (const name of ['htmx:error', 'htmx:sse:error']) document.addEventListener(name, (event) => {
     if (event.detail?.error?.name !== 'AbortError') tell(lost);
   });
+  // where events do not get through, the page of a run that goes on is asked for again every 2 seconds
+  let again = 0;
+  document.addEventListener('htmx:sse:error', () => {
+    clearTimeout(again);
+    again = setTimeout(async () => {
+      const answer = await fetch(location.href, {headers: {Accept: 'text/html'}}).catch(() => null);
+      if (answer?.ok) location.reload();
+    }, 2000);
+  });
+  document.addEventListener('htmx:sse:after:connection', () => clearTimeout(again));
   addEventListener('online', () => tell(''));
   for (const name of ['htmx:after:request', 'htmx:sse:after:connection']) document.addEventListener(name, () => tell(''));
 
