@@ -96,7 +96,8 @@ class Passes:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.loss = self._pass(self.rows, len(parts))
         except RuntimeError as error:
-            self.record, why = False, " ".join(str(error).split())[:150]
+            first = error.__context__ or error  # that the recording was broken off, which is told last, says nothing
+            self.record, why = False, (str(first).splitlines() or [""])[0]
             self.note(f"passes cannot be recorded here ({why}): they are made one by one")
             return
         self.graph = graph
