@@ -23,7 +23,9 @@ BEFORE = 3  # batches made plainly before a pass is recorded: in them kernels ar
 def recordable(body: Any) -> bool:
     """Whether nothing in a model's pass waits for the GPU or changes from one pass to the next, but for its numbers: known of the project's own
     decoders, without a shadow stream."""
-    return isinstance(body, DecoderForCausalLM) and not set(body.config.mixers or []) & set(SHADOWED) and not body.model.gradient_checkpointing
+    return (
+        isinstance(body, DecoderForCausalLM) and not set(body.config.mixers or []) & set(SHADOWED) and not body.model.gradient_checkpointing
+    )
 
 
 class Passes:

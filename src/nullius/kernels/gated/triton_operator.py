@@ -354,11 +354,17 @@ def _shared(_gate: torch.dtype, *shape: Any) -> _Launches:
 
 def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *others: Tensor | None) -> _Launches:
     """The launches of this shape. Triton compiles anew for tensors whose address is no multiple of 16: these get launches of their own, which
-    are not kept."""
+    are not kept. What a CUDA graph has recorded is kept for good: the graph reads its tables, and may outlive its place among the others."""
     strides = (gate.stride(1), gate.stride(2), gate.stride(3))
     shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, strides, q.device)
     aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others))
-    return _shared(gate.dtype, *shape) if aligned else _Launches(*shape)
+    call = _shared(gate.dtype, *shape) if aligned else _Launches(*shape)
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        _recorded.add(call)
+    return call
+
+
+_recorded: set[_Launches] = set()
 
 
 def forward(
