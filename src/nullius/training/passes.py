@@ -6,8 +6,8 @@ run do the same with other numbers, so that on a GPU one of them can be recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -55,16 +55,11 @@ class Passes:
         self.made += 1
         loss = torch.zeros((), device=self.device)
         if self.graph is None:
-            here = torch.cuda.current_stream(self.device) if self.stream else None
             for parameter in self.parameters:
                 parameter.grad = None
-            if self.stream:
-                self.stream.wait_stream(here)
-            with torch.cuda.stream(self.stream):
+            with self._aside():
                 for rows in parts:
                     loss += self._pass(self._moved(rows), len(parts))
-            if self.stream:
-                here.wait_stream(self.stream)
             return loss
         if len(parts) > 1:
             torch._foreach_zero_([gradient for _, gradient in self.gradients])
@@ -75,6 +70,18 @@ class Passes:
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return loss
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Work on the stream of recorded passes, after what was begun here and before what follows."""
+        if self.stream is None:
+            yield
+            return
+        here = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            yield
+        here.wait_stream(self.stream)
 
     def _pass(self, rows: Tensor, parts: int) -> Tensor:
         with self.autocast():

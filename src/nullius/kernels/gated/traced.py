@@ -40,7 +40,8 @@ def _forward(
 
         _check_gate(gate)
         first = _first(q, v, state)
-        o, end = _Chunked.forward(_Context(), *(x.to(first.dtype) for x in (q, k, v, gate)), first, scale)
+        wq, wk, wv, wg = (x.to(first.dtype) for x in (q, k, v, gate))
+        o, end = _Chunked.forward(_Context(), wq, wk, wv, wg, first, scale)
         return o.to(v.dtype).contiguous(), end.contiguous(), *_none(end, KEPT)
     from nullius.kernels.gated import triton_operator as kernels
 
@@ -88,16 +89,18 @@ def _backward(
         context = _Context(*(x.to(first.dtype) for x in (q, k, v, gate)), first)
         context.scale, (context.fast, context.chunk) = scale, form_for(context.saved_tensors[3])
         d_o, d_end = torch.zeros_like(v) if d_o is None else d_o, torch.zeros_like(first) if d_end is None else d_end
-        *found, d_first, _ = _Chunked.backward(context, d_o.to(first.dtype), d_end)
-        typed = (d.to(x.dtype).contiguous() for d, x in zip(found, (q, k, v, gate), strict=True))
+        found: Any = _Chunked.backward(context, d_o.to(first.dtype), d_end)
+        d_first = found[4]
+        typed = (d.to(x.dtype).contiguous() for d, x in zip(found[:4], (q, k, v, gate), strict=True))
         return *typed, d_first.contiguous() if d_state else _none(first, 1)[0]
     from nullius.kernels.gated import triton_operator as kernels
 
     with _at(q):
-        *inputs, state = kernels.laid_out(q, k, v, gate, state)
-        starts = kept[-1] if kept[-1].numel() else state
-        *found, d_first = kernels.backward(d_o, d_end, (*inputs, *kept[:-1], starts), scale, kernels.bounds(q, offsets), d_state)
-    return *found, _none(kept[-1], 1)[0] if d_first is None else d_first
+        *inputs, first_states = kernels.laid_out(q, k, v, gate, state)
+        saved: Any = (*inputs, *kept[:-1], kept[-1] if kept[-1].numel() else first_states)
+        gradients: Any
+        *gradients, d_given = kernels.backward(d_o, d_end, saved, scale, kernels.bounds(q, offsets), d_state)
+    return *gradients, _none(q, 1)[0] if d_given is None else d_given
 
 
 @_backward.register_fake
@@ -152,5 +155,6 @@ def _none(like: Tensor, n: int) -> tuple[Tensor, ...]:
 
 def _results(call: Any, made: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     """Uncut, the states that segments start with are those given: an operator may not return its arguments."""
+    results: Any
     *results, starts = made
     return *results, starts if call.cut else _none(results[0], 1)[0]
