@@ -11,6 +11,7 @@ from nullius.errors import SubjectError, UsageError
 from nullius.instruments import cross_model, taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.heads import Head
+from nullius.instruments.path_runs import Mlp
 from nullius.models.language_model import LanguageModel
 
 GROUPS = [Group("a", (Head(0, 1), Head(1, 3)), tuple(i % 8 for i in range(12))), Group("b", (Head(2, 0), Head(2, 2)))]
@@ -71,6 +72,21 @@ def test_it_is_what_hooks_by_hand_give(toy):
     assert torch.allclose(cross_model.patch(toy, donor, batch, [group], batch_size=5), expected, atol=1e-5)
 
 
+def test_planted_blocks_are_what_differs(toy):
+    """The donor differs in one feed-forward block: pasting it makes the model the donor, pasting another changes nothing."""
+    donor = LanguageModel.wrap(copy.deepcopy(toy.hf), toy.tokenizer, "tuned")
+    with torch.no_grad():
+        donor.hf.model.layers[1].mlp.down_proj.weight.mul_(-1)
+    batch = batch_of(toy)
+    goal, plain = donor.logits(batch).detach(), toy.logits(batch).detach()
+    assert not torch.allclose(goal, plain, atol=1e-3)
+    everywhere = Group("found", (), None, (Mlp(1),))
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [everywhere]), goal, atol=1e-5)
+    assert torch.allclose(cross_model.patch(toy, donor, batch, [Group("other", (), None, (Mlp(0),))]), plain, atol=1e-5)
+    with pytest.raises(UsageError, match="group 'found' holds feed-forward blocks, which have no q"):
+        cross_model.patch(toy, donor, batch, [everywhere], site="q")
+
+
 def test_held_values_stop_what_goes_through_other_positions(toy):
     """A paste at an earlier position reaches the last token only through other tokens' outputs, or through its own attention to them."""
     donor = tuned(toy, [Head(0, 2)])
@@ -90,5 +106,7 @@ def test_refusals(toy, toys, tokenizer):
     other.tokenizer.add_tokens(["<new>"])
     with pytest.raises(SubjectError, match="do not share a vocabulary"):
         cross_model.patch(toy, other, batch, GROUPS)
-    with pytest.raises(UsageError, match="head 9 does not exist"):
+    with pytest.raises(UsageError, match=r"a: head 1.9 does not exist: toy-llama has heads 0 to 3 in each layer"):
         cross_model.patch(toy, toy, batch, [Group("a", (Head(1, 9),))])
+    with pytest.raises(UsageError, match=r"a: head 9.0 does not exist: toy-llama has layers 0 to 2"):
+        cross_model.patch(toy, toy, batch, [Group("a", (Head(9, 0),))])

@@ -113,6 +113,8 @@ def _attend(kernel: str) -> Callable[..., Any]:
             else:
                 pattern = weights
             edited = watch(pattern)
+            if edited is not None and edited.shape != pattern.shape:
+                raise UsageError(f"an edit of a pattern must keep its shape {list(pattern.shape)}; it gave {list(edited.shape)}")
             if edited is not None:
                 weights = edited
                 groups = edited.shape[1] // value.shape[1]

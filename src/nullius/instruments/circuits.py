@@ -119,7 +119,7 @@ def evaluate(
     n, length = batch.input_ids.shape
     if means.z.shape[1] != length:
         raise UsageError(f"the means are of texts of {means.z.shape[1]} tokens, these have {length}")
-    wanted = torch.as_tensor(list(answers), device=model.device)
+    wanted = model.token_ids(list(answers))
     if wanted.shape != (n,):
         raise UsageError(f"{len(wanted)} answers for {n} texts")
     out = np.zeros((len(keeps), n))
@@ -266,7 +266,7 @@ def _mean_where(alive: Tensor, mean: Tensor, value: Tensor) -> Tensor:
 
 
 def _batch(model: LanguageModel, texts: Sequence[str] | Batch) -> Batch:
-    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+    batch = model.batch(texts)
     if not bool(batch.attention_mask.all()):
         raise UsageError("the texts do not have one length: a mean by position would mix what stands at different places")
     return batch

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nullius.errors import SubjectError
+from nullius.errors import SubjectError, UsageError
 from nullius.instruments import taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.interventions import Intervention, applied, interchange
-from nullius.instruments.path_runs import positions
+from nullius.instruments.path_runs import check_sender, positions
 from nullius.instruments.where import Positions, Where
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -32,22 +32,29 @@ def patch(
     hold: bool = False,
     batch_size: int = 64,
 ) -> Tensor:
-    """Logits of `model` at the last position [n, V] with the groups' heads taken from `donor` at the groups' positions.
+    """Logits of `model` at the last position [n, V] with the groups' heads and feed-forward blocks taken from `donor` at the groups' positions.
 
-    site: the heads' outputs z, or their queries; keys and values are those that they read, at all positions. hold: the model's own z
-    stays as it was at all positions but the last, so that only what the last token does with the paste is seen. Texts have one length.
+    site: the heads' outputs z (with what the blocks add), or their queries; keys and values are those that they read, at all positions.
+    hold: the model's own z stays as it was at all positions but the last, so that only what the last token does with the paste is seen. Texts have
+    one length.
     Raises SubjectError where the two models are not of one shape, UsageError for groups that do not fit.
     """
     _check(model, donor)
-    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+    batch = model.batch(texts)
+    for group in groups:
+        for head in group.heads:
+            check_sender(model, head, f"{group.name}: head")
+        for block in group.mlps:
+            check_sender(model, block, f"{group.name}:")
+        if group.mlps and site != "z":
+            raise UsageError(f"group '{group.name}' holds feed-forward blocks, which have no {site}: patch them with site='z'")
+    sites = [site, "mlp_out"] if any(group.mlps for group in groups) else [site]
     out = []
     for start in range(0, len(batch.input_ids), batch_size):
         chosen = range(start, min(start + batch_size, len(batch.input_ids)))
         part = Batch(batch.input_ids[list(chosen)], batch.attention_mask[list(chosen)])
         n, length = part.input_ids.shape
-        theirs = taps.read(donor, Batch(*(t.to(donor.device) for t in (part.input_ids, part.attention_mask))), [site], positions="all")[
-            site
-        ]
+        theirs = taps.read(donor, Batch(*(t.to(donor.device) for t in (part.input_ids, part.attention_mask))), sites, positions="all")
         changes: list[Intervention] = []
         if hold:
             own = taps.read(model, part, ["z"], positions="all")["z"]
@@ -56,7 +63,11 @@ def patch(
             at = positions(group.rows(chosen).at, n, length)
             columns: Positions = "all" if at is None or site in "kv" else at[:, None]
             for layer, heads in _by_layer(model, group, site).items():
-                changes.append(interchange(Where(site, layer, heads=heads, positions=columns), theirs[layer].to(model.device)))
+                changes.append(interchange(Where(site, layer, heads=heads, positions=columns), theirs[site][layer].to(model.device)))
+            for block in group.mlps:
+                changes.append(
+                    interchange(Where("mlp_out", block.layer, positions=columns), theirs["mlp_out"][block.layer].to(model.device))
+                )
         with applied(model, changes):
             out.append(model.logits(part).float().cpu())
     return torch.cat(out)

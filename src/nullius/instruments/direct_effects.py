@@ -144,12 +144,13 @@ def _ends(model: LanguageModel, final: Tensor, first: Sequence[int], second: Seq
     weight, bias = anatomy.unembedding().float(), getattr(anatomy.unembed, "bias", None)
     if second is not None and len(second) != len(first):
         raise UsageError(f"{len(first)} tokens stand against {len(second)}")
-    u = anatomy.logit_scale * (weight[list(first)] - (weight[list(second)] if second is not None else 0))
+    plus, minus = model.token_ids(list(first)), None if second is None else model.token_ids(list(second))
+    u = anatomy.logit_scale * (weight[plus] - (weight[minus] if minus is not None else 0))
     normed = anatomy.final_norm(final).float()
     shift = anatomy.final_norm(torch.zeros_like(final)).float()  # a LayerNorm's bias
     constant = (u * shift).sum(-1)
     if bias is not None:
-        extra = bias.float()[list(first)] - (bias.float()[list(second)] if second is not None else 0)
+        extra = bias.float()[plus] - (bias.float()[minus] if minus is not None else 0)
         constant = constant + anatomy.logit_scale * extra
     logit = (u * (normed - shift)).sum(-1) + constant
     return pulled_back(anatomy.final_norm, final, u), constant, logit

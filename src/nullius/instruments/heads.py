@@ -130,6 +130,8 @@ def sweep(
     settings: each one for all prompts, or a sequence with one for each prompt. around: see `scaled`. rows: sequences in one forward
     pass (0: 16 on a CPU, where larger ones leave the cache, 256 elsewhere).
     """
+    for tokens in (contrast.first, contrast.second):
+        model.token_ids(list(tokens))
     rows = rows or (16 if model.device.type == "cpu" else 256)
     n = len(contrast)
     table = [[setting] * n if setting is None or isinstance(setting, Scaling) else list(setting) for setting in settings]

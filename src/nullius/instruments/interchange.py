@@ -270,7 +270,7 @@ def last_token(
     that makes its logits from the final norm in another way than is known here.
     """
     same_length(model, base, source)
-    answers = torch.as_tensor(candidates, device=model.device)
+    answers = model.token_ids(candidates)
     logits = np.zeros((len(layers), *answers.shape))
     emitted = np.full((len(layers), len(base)), -1, dtype=np.int64)
     order = sorted(layers)

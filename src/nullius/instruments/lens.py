@@ -78,6 +78,7 @@ def read(
     n = states.shape[1]
     if targets is not None and tuple(targets.shape) != (n,):
         raise UsageError(f"the lens reads {n} places; targets are {list(targets.shape)}")
+    targets = None if targets is None else model.token_ids(targets)
     if not 1 <= top <= len(model.anatomy.unembedding()):
         raise UsageError(f"top must lie between 1 and the vocabulary's {len(model.anatomy.unembedding())} tokens, not {top}")
     best = torch.empty(len(layers), n, top, dtype=torch.long)

@@ -93,7 +93,7 @@ def learn(
     Loss: −mean target logit + l1 · Σ(1 − m). After each epoch the rounded mask is tried on the validation pairs; the best one is
     returned, on a tie the one that takes fewer heads. Raises UsageError for heads that do not exist and pairs of unequal length.
     """
-    _check(model, train, heads)
+    _check(model, heads)
     pairs = _Ready(model, train, heads)
     tried = _Ready(model, validation, heads)
     m = torch.ones(len(heads), device=model.device, requires_grad=True)
@@ -151,6 +151,8 @@ class _Ready:
     @torch.no_grad()
     def __init__(self, model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> None:
         self.model, self.heads, self.targets = model, tuple(heads), pairs.targets
+        _check_lengths(model, pairs.base, pairs.source)
+        model.token_ids(list(pairs.targets))
         self.ids = pairs.base.input_ids
         n, length = self.ids.shape
         here, there = (positions(at, n, length) for at in (pairs.at, pairs.source_at))
@@ -201,8 +203,7 @@ class _Ready:
             return read_out(model, wavefront.run_suffix(model, base, ids, start)[:, -1])
 
 
-def _check(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head]) -> None:
-    _check_lengths(model, pairs.base, pairs.source)
+def _check(model: LanguageModel, heads: Sequence[Head]) -> None:
     if not heads:
         raise UsageError("no candidate heads: give at least one")
     for head in heads:

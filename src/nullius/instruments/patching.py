@@ -281,10 +281,10 @@ class Pair:
         sites: Sequence[str] = (),
     ) -> None:
         self.model, self.metric = model, metric
-        self.base, self.source = (texts if isinstance(texts, Batch) else model.encode(texts) for texts in (base, source))
+        self.base, self.source = (model.batch(texts) for texts in (base, source))
         _check_lengths(model, self.base, self.source)
         self.n, self.length = self.base.input_ids.shape
-        self.answers = torch.as_tensor(answers, device=model.device)
+        self.answers = model.token_ids(answers)
         if self.answers.ndim != 2 or len(self.answers) != self.n:
             raise UsageError(f"answers must be token ids [{self.n}, k], one row for each pair; got {list(self.answers.shape)}")
         differs = (self.base.input_ids != self.source.input_ids).any(0).nonzero()
@@ -300,7 +300,12 @@ class Pair:
     def measure(self, last: Tensor) -> Tensor:
         """The metric from the final norm's output [a, b, n, d_model] → [a, b, n]; only the answers' vocabulary rows are used."""
         logits = self.model.anatomy.logits(last, self.answers)  # [a, b, n, k]
-        return self.metric(logits.flatten(0, 2)).view(last.shape[:3])
+        found = self.metric(logits.flatten(0, 2))
+        if found.shape != (logits.shape[0] * logits.shape[1] * logits.shape[2],):
+            raise UsageError(
+                f"a metric gives one number a row: from logits [rows, {logits.shape[-1]}] to [rows]; this gave {list(found.shape)}"
+            )
+        return found.view(last.shape[:3])
 
 
 def _check_lengths(model: LanguageModel, base: Batch, source: Batch) -> None:

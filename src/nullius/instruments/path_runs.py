@@ -68,14 +68,22 @@ def check(model: LanguageModel, base: Batch, source: Batch, senders: Sequence[Se
     if not senders:
         raise UsageError("no sender: give at least one head or feed-forward block")
     for sender in senders:
-        if not 0 <= sender.layer < anatomy.n_layers:
-            raise UsageError(f"sender {sender} does not exist: {model.name} has layers 0 to {anatomy.n_layers - 1}")
-        if isinstance(sender, Head) and not 0 <= sender.head < anatomy.n_heads:
-            raise UsageError(f"sender {sender} does not exist: {model.name} has heads 0 to {anatomy.n_heads - 1} in each layer")
+        check_sender(model, sender)
     for receiver in receivers:
+        if receiver.site not in ("q", "k", "v"):
+            raise UsageError(f"receiver {receiver} is no query, key or value of a head: `site_paths` patches paths into any site")
         heads = anatomy.site(receiver.site, receiver.layer).heads
         if not 0 <= receiver.head < heads:
             raise UsageError(f"receiver {receiver} does not exist: {model.name} has {receiver.site} of heads 0 to {heads - 1}")
+
+
+def check_sender(model: LanguageModel, sender: Sender, what: str = "sender") -> None:
+    """Raise UsageError for a head or feed-forward block that the model does not have."""
+    anatomy = model.anatomy
+    if not 0 <= sender.layer < anatomy.n_layers:
+        raise UsageError(f"{what} {sender} does not exist: {model.name} has layers 0 to {anatomy.n_layers - 1}")
+    if isinstance(sender, Head) and not 0 <= sender.head < anatomy.n_heads:
+        raise UsageError(f"{what} {sender} does not exist: {model.name} has heads 0 to {anatomy.n_heads - 1} in each layer")
 
 
 def cut(receivers: Sequence[Receiver], rows: slice, n: int) -> list[Receiver]:
@@ -222,7 +230,8 @@ class Run:
         with ExitStack() as stack:
             stack.enter_context(resume.from_layer(model, layer, rows))
             if layer == 0:
-                stack.enter_context(taps.edit(model, "resid_pre", 0, lambda _: rows))
+                for handle in hooks.on_write(anatomy, anatomy.site("resid_pre", 0), lambda _: rows):  # more rows than came
+                    stack.callback(handle.remove)
             for above in range(layer, anatomy.n_layers):
                 if above > top:
                     stack.enter_context(resume.skipped(model, [above]))

@@ -95,8 +95,8 @@ def patch(
 ) -> Paths:
     """Patch each sender alone, along the paths that are left, and return the metric of what the model then says at the last position.
 
-    base, source: n pairs of texts of one length. answers: token ids [n, k]; metric maps their scores [rows, k] to [rows]; scores: logits, or
-    log-probabilities over the whole vocabulary. receivers: none for the logits themselves.
+    base, source: n pairs of texts of one length. answers: token ids [n, k], or strings of one token each; metric maps
+    their scores [rows, k] to [rows]; scores: logits, or log-probabilities over the whole vocabulary. receivers: none for the logits themselves.
     at: position of the senders, an index (−1 the last), one for each pair, or None for all positions. source_at: where the source's value is
     taken from (None: the same position). free_heads: heads that are not held but recomputed; all others keep their z of the base run.
     held_mlps: layers whose feed-forward blocks keep theirs ("none": all are recomputed, and so part of the path). Norms are always recomputed.
@@ -105,13 +105,15 @@ def patch(
     Raises UsageError for pairs of unequal length, senders, receivers or positions that do not exist, and where no path is left between them;
     NulliusError when a checked sender disagrees with its plain run.
     """
-    pair = [texts if isinstance(texts, Batch) else model.encode(texts) for texts in (base, source)]
+    pair = [model.batch(texts) for texts in (base, source)]
     path_runs.check(model, pair[0], pair[1], senders, receivers)
     n, length = pair[0].input_ids.shape
-    tokens = torch.as_tensor(answers, device=model.device)
+    tokens = model.token_ids(answers)
     if tokens.ndim != 2 or len(tokens) != n:
         raise UsageError(f"answers must be token ids [{n}, k], one row for each pair; got {list(tokens.shape)}")
     layers = range(model.anatomy.n_layers)
+    for head in free_heads:
+        path_runs.check_sender(model, head, "free head")
     held = set(layers if held_mlps == "all" else () if held_mlps == "none" else held_mlps)
     if not held <= set(layers):
         raise UsageError(f"held_mlps names a layer that does not exist: {model.name} has layers 0 to {layers[-1]}")

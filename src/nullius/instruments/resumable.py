@@ -8,7 +8,7 @@ two short texts: what comes out of a run over a suffix must be what comes out of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,10 +16,11 @@ import torch
 from nullius.errors import NulliusError, SubjectError
 from nullius.instruments import wavefront
 from nullius.models.anatomy import Anatomy
+from nullius.models.dataflow import with_input
 from nullius.models.language_model import LanguageModel
 
-_tried: WeakKeyDictionary[Anatomy, bool] = WeakKeyDictionary()
-INSTEAD = "sweeps and path patching cannot be done on it; taps, interventions, generation, lenses and probes can"
+_tried: WeakKeyDictionary[Anatomy, str] = WeakKeyDictionary()  # what is in the way; nothing: ""
+INSTEAD = "sweeps and path patching cannot be done on it; taps, interventions, site_paths, generation, lenses and probes can"
 
 
 @torch.no_grad()
@@ -27,18 +28,18 @@ def check(model: LanguageModel) -> None:
     """Raise SubjectError where a model's layers cannot be run so. Not tried while somebody's hooks are open: they would be tried with it."""
     anatomy = model.anatomy
     if anatomy.lies_flat:
-        _tried[anatomy] = False
+        _tried[anatomy] = "texts are laid end to end"
     if anatomy not in _tried and not _hooked(model):
-        _tried[anatomy] = True  # what is called below asks again
+        _tried[anatomy] = ""  # what is called below asks again
         try:
-            _tried[anatomy] = _same(model)
+            _tried[anatomy] = "" if _same(model) else "what comes out is not what the whole text gives"
         except torch.OutOfMemoryError:
             del _tried[anatomy]
             raise
-        except (NulliusError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):  # the model's own code
-            _tried[anatomy] = False
-    if not _tried.get(anatomy, True):
-        raise SubjectError(f"the layers of {anatomy.family} cannot be run from the middle of a text: {INSTEAD}")
+        except (NulliusError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:  # the model's own code
+            _tried[anatomy] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if _tried.get(anatomy):
+        raise SubjectError(f"the layers of {anatomy.family} cannot be run from the middle of a text ({_tried[anatomy]}): {INSTEAD}")
 
 
 @contextmanager
@@ -55,14 +56,24 @@ def rows_joining(model: LanguageModel) -> Iterator[None]:
 
 
 def _same(model: LanguageModel) -> bool:
-    size = len(model.anatomy.unembedding())
+    """Whether two texts, of which four rows arrive where the model was called with one, come out as they do whole."""
+    size, anatomy = len(model.anatomy.unembedding()), model.anatomy
     batch = model.pad([[i % size for i in row] for row in ((1, 2, 3, 4, 5, 6), (2, 3, 4, 5, 7, 8))])
     base = wavefront.run_base(model, batch)
-    rows = base.stream[0][:, 2:].repeat(2, 1, 1)
-    last = wavefront.climb(model, base, [2], 0, lambda layer: [wavefront.Joining(2, 0, rows)] if layer == 0 else [], 512)[2]
-    plain = base.last.repeat(2, 1)
+    rows, last = base.stream[0][:, 2:].repeat(2, 1, 1), []
+    with ExitStack() as stack:
+        stack.callback(
+            anatomy.layers[0].register_forward_pre_hook(lambda _m, args, kwargs: with_input(args, kwargs, rows), with_kwargs=True).remove
+        )
+        stack.callback(anatomy.final_norm.register_forward_hook(lambda _m, _args, output: last.append(output[:, -1])).remove)
+        try:
+            wavefront.run_suffix(model, base, base.ids[:1], 2)
+        except RuntimeError:
+            if not last:  # else only what comes behind the final norm minds the number of rows, and that is not what sweeps go on with
+                raise
+    plain = base.last.repeat(2, 1).float()
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    return float((last - plain).float().norm()) <= tolerance * float(plain.float().norm())
+    return float((last[0].float() - plain).norm()) <= tolerance * float(plain.norm())
 
 
 def _hooked(model: LanguageModel) -> bool:

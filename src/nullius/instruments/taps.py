@@ -21,7 +21,7 @@ Positions = Literal["last", "all"] | Sequence[int] | Tensor
 @torch.no_grad()
 def read(
     model: LanguageModel,
-    batch: Batch,
+    batch: Batch | Sequence[str],
     sites: Sequence[str],
     layers: Sequence[int] | None = None,
     positions: Positions = "last",
@@ -36,6 +36,9 @@ def read(
     Raises UsageError for an unknown site, layer or head, and for a column that does not exist or is padding in some text; SubjectError for a site
     that this architecture lacks.
     """
+    if isinstance(layers, int):
+        raise UsageError(f"layers must be a list: [{layers}], not {layers}")
+    batch = model.batch(batch)
     layers = range(model.anatomy.n_layers) if layers is None else layers
     sites = [sites] if isinstance(sites, str) else list(sites)
     if not layers:
@@ -139,7 +142,14 @@ def edit(model: LanguageModel, site: str, layer: int, fn: Callable[[Tensor], Ten
         with attention.watched(model, {layer: fn}):
             yield
         return
-    handles = hooks.on_write(model.anatomy, model.anatomy.site(site, layer), fn)
+
+    def checked(value: Tensor) -> Tensor:
+        new = fn(value)
+        if new.shape != value.shape:  # torch would broadcast it somewhere above, or not
+            raise UsageError(f"an edit of {site} at layer {layer} must keep its shape {list(value.shape)}; it gave {list(new.shape)}")
+        return new
+
+    handles = hooks.on_write(model.anatomy, model.anatomy.site(site, layer), checked)
     try:
         yield
     finally:

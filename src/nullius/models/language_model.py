@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nullius.errors import SubjectError
+from nullius.errors import SubjectError, UsageError
 from nullius.models.anatomy import Anatomy
 
 
@@ -116,6 +116,46 @@ class LanguageModel:
         if not text or not ids:
             raise SubjectError(f"'{text}' has no token in the vocabulary of {self.name}")
         return ids[0]
+
+    def single_token(self, text: str) -> int:
+        """Token id of a continuation that is one token (a leading space counts). Raises UsageError for any other, and shows its tokens."""
+        before, whole = self.tokens("."), self.tokens(f".{text}")
+        found = whole[len(before) :] if whole[: len(before)] == before else self.tokens(text)
+        if len(found) == 1:
+            return found[0]
+        parts = " | ".join(self.tokenizer.convert_ids_to_tokens(found)) or "nothing"
+        spaced = not text.startswith(" ") and bool(text) and len(self.tokens(f" {text}")) == 1
+        raise UsageError(
+            f"'{text}' is not one token of {self.name} but {len(found)} ({parts}): "
+            + (f"' {text}', with a space before it, is one" if spaced else "take another word, or first_token for the first of them")
+        )
+
+    def token_ids(self, tokens: Any) -> Tensor:
+        """Token ids as a tensor on the model's device, of the shape of `tokens`: ids, or strings of one token each, nested as they come.
+
+        Raises UsageError for a string that is not one token, an id outside the vocabulary, and what is neither.
+        """
+
+        def read(item: Any) -> Any:
+            if isinstance(item, str):
+                return self.single_token(item)
+            return [read(one) for one in item] if isinstance(item, (list, tuple)) else item
+
+        try:
+            found = torch.as_tensor(read(tokens), device=self.device)
+        except (ValueError, TypeError):
+            raise UsageError("answers must be token ids, or strings of one token each, in rows of one length") from None
+        size = self.anatomy.unembedding().shape[0]
+        if found.numel() and (found.is_floating_point() or int(found.min()) < 0 or int(found.max()) >= size):
+            wrong = found if found.is_floating_point() else found[(found < 0) | (found >= size)]
+            raise UsageError(f"{wrong.flatten()[0].item()} is no token of {self.name}: its vocabulary has ids 0 to {size - 1}")
+        return found.long()
+
+    def batch(self, texts: Sequence[str] | Batch) -> Batch:
+        """Return texts as a batch: encoded, or as they are. Raises UsageError for one text that stands in no list."""
+        if isinstance(texts, str):
+            raise UsageError(f"one text stands in a list: ['{texts[:20]}'], not '{texts[:20]}'")
+        return texts if isinstance(texts, Batch) else self.encode(texts)
 
     def encode(self, texts: Sequence[str], bos: bool = True) -> Batch:
         """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates)."""
