@@ -21,7 +21,7 @@ EXACT = 300_000  # rows up to which each is scored; above, sign bits choose what
 MANY = 30_000  # rows from which pages of the file are given back, and files that grow are not opened again at once
 PATIENCE = 60.0  # seconds
 CANDIDATES = 500
-CHUNK = 65_536
+CHUNK = 32_768
 PIECE = 2048  # rows made float32 at a time: they stay in the processor's cache, so that all is faster than one product of ready floats
 PLANES = WIDTH // 64
 Floats = NDArray[np.float32]
@@ -57,20 +57,12 @@ class Vectors:
 
     @cached_property
     def _signs(self) -> NDArray[np.uint64]:
-        """Sign bits, transposed: plane by plane, shape (6, rows)."""
-        rows = len(self.numbers)
-        planes = np.empty((PLANES, rows), np.uint64)
-        path = self.where / "signs.u64"
-        held = min(rows, path.stat().st_size // (8 * PLANES)) if path.exists() else 0
-        for start in range(0, rows, CHUNK):
-            stop = min(start + CHUNK, rows)
-            if stop <= held:
-                planes[:, start:stop] = (
-                    np.fromfile(path, np.uint64, (stop - start) * PLANES, offset=start * 8 * PLANES).reshape(-1, PLANES).T
-                )
-            else:
-                planes[:, start:stop] = _packed(self.bytes[start:stop]).T
-        return planes
+        """Sign bits, shape (rows, 6): as they lie in their file, or made here where it has not all of them."""
+        path, size = self.where / "signs.u64", len(self.numbers) * 8 * PLANES
+        if not size or not path.exists() or path.stat().st_size < size:
+            return _packed(self.bytes)
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint64).reshape(-1, PLANES)
 
     def __len__(self) -> int:
         return int(self.live.sum())
@@ -139,9 +131,13 @@ class Vectors:
     def _candidates(self, query: Floats, count: int) -> Ints:
         """The rows whose signs differ from the query's in the fewest places."""
         signs = np.packbits(query > 0).view(np.uint64)
-        distance = np.zeros(len(self.numbers), np.uint16)
-        for plane, sign in zip(self._signs, signs, strict=True):
-            distance += np.bitwise_count(plane ^ sign)
+        distance = np.empty(len(self.numbers), np.uint16)
+        for start in range(0, len(distance), CHUNK):
+            counts = np.bitwise_count(self._signs[start : start + CHUNK] ^ signs)
+            part = distance[start : start + CHUNK]
+            np.add(counts[:, 0], counts[:, 1], out=part, dtype=np.uint16)
+            for column in range(2, PLANES):  # six short sums in a row take longer
+                part += counts[:, column]
         return np.argpartition(distance, min(count, len(distance) - 1))[:count]
 
     def _best(self, rows: Ints, scores: Floats, limit: int) -> tuple[list[int], list[float]]:
