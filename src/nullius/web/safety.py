@@ -46,11 +46,14 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, started = Headers(scope=scope), False
+        headers, started, seen = Headers(scope=scope), False, 0
+        most = self.settings.import_bytes if scope["path"].startswith(("/import", "/api/v1/imports")) else self.settings.body_bytes
 
         async def dressed(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
+                if seen > most:  # whoever read the body took it for one that cannot be read
+                    raise _TooLarge
                 started = True
                 self._dress(MutableHeaders(scope=message))
             await send(message)
@@ -59,8 +62,6 @@ class Guard:
         if problem is not None:
             await answer(problem, dressed)
             return
-        most = self.settings.import_bytes if scope["path"].startswith(("/import", "/api/v1/imports")) else self.settings.body_bytes
-        seen = 0
 
         async def measured() -> Message:
             nonlocal seen
@@ -77,6 +78,7 @@ class Guard:
         except (_TooLarge, ValueError) as error:
             if started or not isinstance(error, _TooLarge):
                 raise
+            seen = 0
             await answer(Problem(413, f"At most {most:,} bytes may be sent here.".replace(",", " ")), dressed)
 
     def _dress(self, headers: MutableHeaders) -> None:
