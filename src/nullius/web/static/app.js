@@ -115,19 +115,24 @@
   };
   const lost = 'This server cannot be reached: what you see is as it was.';
   addEventListener('offline', () => tell(lost));
-  for (const name of ['htmx:error', 'htmx:sse:error']) document.addEventListener(name, (event) => {
-    if (event.detail?.error?.name !== 'AbortError') tell(lost);
+  document.addEventListener('htmx:error', (event) => {
+    if (event.detail?.error?.name !== 'AbortError' && !document.querySelector('#progress')) tell(lost);
   });
   // where events do not get through, the page of a run that goes on is asked for again every 2 seconds
   let again = 0;
-  document.addEventListener('htmx:sse:error', () => {
+  const retry = () => {
     clearTimeout(again);
     again = setTimeout(async () => {
       const answer = await fetch(location.href, {headers: {Accept: 'text/html'}}).catch(() => null);
-      if (answer?.ok) location.reload();
+      if (answer?.ok) { location.reload(); return; }
+      tell(lost);
+      retry();
     }, 2000);
-  });
-  document.addEventListener('htmx:sse:after:connection', () => clearTimeout(again));
+  };
+  if (document.querySelector('#progress')) {
+    for (const name of ['htmx:error', 'htmx:sse:error']) document.addEventListener(name, retry);
+    document.addEventListener('htmx:sse:after:connection', () => clearTimeout(again));
+  }
   addEventListener('online', () => tell(''));
   for (const name of ['htmx:after:request', 'htmx:sse:after:connection']) document.addEventListener(name, () => tell(''));
 
