@@ -1,7 +1,8 @@
 """The gradients of a batch: forward and backward passes over its parts, made one by one, or recorded once and replayed.
 
 A step of a small model starts thousands of kernels, and the processor can take longer to start them than the GPU to run them. All passes of a
-run do the same with other numbers, so that on a GPU one of them can be recorded (a CUDA graph) and started whole from then on.
+run do the same with other numbers, so that on a GPU one of them can be recorded (a CUDA graph) and started whole from then on. What is
+recorded starts kernels by their address: `torch._dynamo.reset()`, which lets compiled ones go, may not be called while it is in use.
 """
 
 from __future__ import annotations
