@@ -68,6 +68,16 @@ def _store_state(pointer, state, index, head, heads, K: tl.constexpr, V: tl.cons
 
 
 @triton.jit
+def _share(parts, sizes, part, row, i, wanted, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """Store one chunk's share of one tile of V."""
+    inside = (i < K) & wanted
+    if parts.dtype.element_ty == tl.float16:
+        part, size = _half(part, 1)
+        tl.store(sizes + row + i, tl.reshape(size, (BK,)), mask=inside)
+    tl.store(parts + row * C + i[:, None] * C + tl.arange(0, C)[None, :], part, mask=inside[:, None])
+
+
+@triton.jit
 def walk_gradients(
     write, right, other, fade, segments, first_state, parts, sizes, kept, edges,
     chunks, blocks, heads,
@@ -127,7 +137,11 @@ def walk_gradients(
             tl.store(edges + ((tile * blocks + block) * heads + head) * K + i, edge, mask=i < K)
         elif R == 1:
             _store_state(kept, state, block, head, heads, K, V, k0, v0, BK, BV)
+        part = tl.zeros((BK, C), tl.float32)
+        row = ((tile * chunks + chunk0).to(tl.int64) * heads + head) * K
         for step in range(of * R, past):
+            # the share of the chunk before, while this one's tiles are on their way
+            _share(parts, sizes, part, row, i, step > of * R, K, C, BK)
             at = past - 1 - (step - of * R) if BACKWARDS else step
             first = begin + at * C
             count = end - first
@@ -144,10 +158,7 @@ def walk_gradients(
                     fourth, part, b_write, decay, right, other, first, count, head, heads, V, v0 + 3 * BV, C, BV, PRECISION
                 )
             row = ((tile * chunks + chunk).to(tl.int64) * heads + head) * K
-            if parts.dtype.element_ty == tl.float16:
-                part, size = _half(part, 1)
-                tl.store(sizes + row + i, tl.reshape(size, (BK,)), mask=i < K)
-            tl.store(parts + row * C + i[:, None] * C + tl.arange(0, C)[None, :], part, mask=(i < K)[:, None])
+        _share(parts, sizes, part, row, i, True, K, C, BK)
         if not BACKWARDS and R > 1:
             _store_state(kept, state, block, head, heads, K, V, k0, v0, BK, BV)
             if PIECES > 1:

@@ -163,10 +163,12 @@ def prepare(
 @triton.jit
 def _store_scores(p, total, chunk, head, heads, chunks, C: tl.constexpr):
     i = tl.arange(0, C)
-    large, small = _double(tl.where(i[:, None] >= i[None, :], total, 0.0), p.dtype.element_ty)
+    total = tl.where(i[:, None] >= i[None, :], total, 0.0)
+    # rounded, not masked as by `_double`: forwards only the first number is used
+    large = total.to(p.dtype.element_ty)
     where = _square(chunk, head, heads, C)
     tl.store(p + where, large)
-    tl.store(p + chunks.to(tl.int64) * heads * C * C + where, small)
+    tl.store(p + chunks.to(tl.int64) * heads * C * C + where, (total - large.to(tl.float32)).to(p.dtype.element_ty))
 
 
 @triton.jit
@@ -240,11 +242,17 @@ def walk(
     if not FROM_ZERO:
         state += tl.load(first_state + (start_row.to(tl.int64) * heads + head) * K * V + where_state, mask=inside, other=0.0)
     whole = tl.full((BK,), 1.0, tl.float32)
+    o = tl.zeros((BV, C), tl.float32)
     for step in range(0, n):
         at = n - 1 - step if BACKWARDS else step
         first = begin + at * C
         count = end - first
         chunk = chunk0 + at
+        factor = state.to(right.dtype.element_ty)
+        if OUT:
+            # the outputs of the chunk before, while this one's tiles are on their way
+            before = first + C if BACKWARDS else first - C
+            _store(out, tl.trans(o), before, tl.where(step > 0, end - before, 0), head, heads, V, v0, C, BV)
         b_write = _tile(write, first, count, head, heads, K, 0, C, BK)
         b_right = _tile(right, first, count, head, heads, V, v0, C, BV)
         decay = tl.exp2(tl.load(fade + (chunk * heads + head) * K + i, mask=i < K, other=0.0))
@@ -253,15 +261,17 @@ def walk(
             b_p = tl.load(p + _square(chunk, head, heads, C))
             if not BACKWARDS:
                 b_p = tl.trans(b_p)
-            o = tl.dot(state.to(right.dtype.element_ty), tl.trans(b_read), input_precision=PRECISION)
+            o = tl.dot(factor, tl.trans(b_read), input_precision=PRECISION)
             o = tl.dot(tl.trans(b_right), b_p, o, input_precision=PRECISION)
             if BACKWARDS:
                 b_p = tl.load(p + chunks * heads * C * C + _square(chunk, head, heads, C))
                 o = tl.dot(tl.trans(b_right), b_p, o, input_precision=PRECISION)
-            _store(out, tl.trans(o), first, count, head, heads, V, v0, C, BV)
         state = tl.dot(tl.trans(b_right), b_write, state * decay[None, :], input_precision=PRECISION)
         if TOTAL:
             whole *= decay
+    if OUT:
+        first = begin if BACKWARDS else begin + (n - 1) * C
+        _store(out, tl.trans(o), first, end - first, head, heads, V, v0, C, BV)
     if LAST:
         tl.store(last_state + (last_row.to(tl.int64) * heads + head) * K * V + where_state, state, mask=inside & (last_row >= 0))
     if TOTAL:

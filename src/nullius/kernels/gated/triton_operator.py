@@ -162,6 +162,7 @@ class _Launches:
             len, (at.chunks, at.blocks, at.segments, at.pieces, at.sequences)
         )
         self.cut = self.segments > self.sequences
+        self.sums_stages = 2 if exact or wide > 256 else SUMS_STAGES
         turn_k, turn_v = min(wide, GRADIENTS.k), min(tall, GRADIENTS.v)
         if exact:
             turn_k, turn_v = min(wide, 32), min(tall, 64)
@@ -192,7 +193,7 @@ class _Launches:
             "MILD": mild,
             "STRONG": min(strong, mild),
             "FADED": -12.0,
-            "STAGES": KEYS_AHEAD,
+            "STAGES": 1 if exact else KEYS_AHEAD,
             "PRECISION": precision,
         }
         join = {"K": key, "V": value, "BK": min(32, wide), "BV": min(64, tall)}
@@ -267,7 +268,7 @@ class _Launches:
         starts = torch.empty_like(sums)
         total = fade.new_empty((self.pieces, self.heads, self.K))
         tensors = (write, write, right, fade, fade, self.plan.pieces, fade, right, sums, total)
-        flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True, "num_stages": SUMS_STAGES}
+        flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True, "num_stages": self.sums_stages}
         self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.chunks, self.heads, **flags)
         joined = (sums, total, fade if first is None else first, starts, self.plan.sequences)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": first is None}
@@ -341,8 +342,9 @@ class _Launches:
         shares = (parts[0], from_earlier[1], parts[1], from_later[1])
         tensors = (*inputs, gate, fade, self.plan.blocks, squares, *within[1:], *shares, edges, d_q, d_k, d_gate)
         numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
-        for mild in (True, False):
-            self.launch(gradients.key_gradients, (_ratio(self.K, width), self.blocks, self.heads), *tensors, *numbers, GATES_ARE_MILD=mild)
+        grid = (_ratio(self.K, width), self.blocks, self.heads)
+        self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=True)
+        self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=False, STAGES=1, num_warps=4)
         return d_q, d_k, d_gate
 
 
