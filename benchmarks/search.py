@@ -70,7 +70,7 @@ def fill(count: int) -> tuple[float, float]:
                 name = f"{day:%y%m}.{number // 10 % 100_000:05}" if round_ == 0 else f"a{chr(97 + round_)}/{number % 10_000_000:07}"
                 category = CATEGORIES[number % len(CATEGORIES)]
                 yield Record(
-                    source="arxiv", external_id=f"{name}-{number}", arxiv_id=f"x/{number:09}", title=title if not round_ else f"{title} {round_}",
+                    source="arxiv", external_id=f"{name}-{number}", arxiv_id=f"cs/{number:07}", title=title if not round_ else f"{title} {round_}",
                     abstract=abstract, authors=(f"Author {number % 5000}", f"Second {number % 777}"), published=day, categories=(category,),
                     primary_category=category, days=(day,),
                 )  # fmt: skip
@@ -85,6 +85,17 @@ def fill(count: int) -> tuple[float, float]:
             store.write(connection, batch)
         wall, cpu = wall + clocks()[0] - started[0], cpu + clocks()[1] - started[1]
     return wall, cpu
+
+
+def held() -> int:
+    """Return how many papers the database has."""
+    import sqlalchemy as sa
+
+    from nullius.feed.database import reading
+    from nullius.feed.tables import paper
+
+    with reading() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(paper)).scalar_one()
 
 
 def compose(count: int) -> None:
@@ -117,7 +128,7 @@ def compose(count: int) -> None:
             one, other = draw.choice(titles), draw.choice(titles)
             title = " ".join(one[: len(one) // 2] + other[len(other) // 2 :])
             text = " ".join(draw.choices(sentences, k=7))
-            rows.append((number, f"x/{number:09}", title, title.casefold(), text, day, kind, number / 100))
+            rows.append((number, f"cs/{number:07}", title, title.casefold(), text, day, kind, number / 100))
         connection.execute("BEGIN")
         values = "?, ?, ?, ?, ?, ?, 0, 2, ?, 0, ?, 0, 0, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z'"
         connection.executemany(f"INSERT INTO paper ({paper}, added, changed) VALUES ({values})", rows)
@@ -126,7 +137,7 @@ def compose(count: int) -> None:
         connection.executemany("INSERT INTO paper_category VALUES (?, ?)", zip(numbers, kinds, strict=True))
         connection.executemany("INSERT INTO paper_day VALUES (?, ?, 'arxiv')", zip(numbers, days, strict=True))
         source = "INSERT INTO paper_source (paper, source, external_id, payload_sha256, fetched_at) VALUES (?, 'arxiv', ?, '', '')"
-        connection.executemany(source, ((number, f"x/{number}") for number in numbers))
+        connection.executemany(source, ((number, f"cs/{number:07}") for number in numbers))
         connection.execute("COMMIT")
     for _, sql in indices:
         connection.execute(sql)
@@ -176,7 +187,8 @@ def quality(among: int, half: str, only_words: bool) -> None:
     slugs = sorted(queries)
     slugs = {"tune": slugs[0::2], "report": slugs[1::2], "all": slugs}[half]
     claims.refresh()
-    fill(among)
+    if held() < among:
+        fill(among)
     words.open_index().update(wait=True)
     if not only_words:
         weights.fetch_weights()

@@ -28,7 +28,7 @@ def readable(text: str) -> str:
     if "\\" not in line and "$" not in line:
         return line
     line = _FORMULA.sub(lambda match: f"{_formula(match[1])}", line)
-    return one_line(_words(line)) if "\\" in line else line
+    return one_line(_words(line) if "\\" in line else line)  # a formula may have brought line breaks of its own
 
 
 def _formula(tex: str) -> str:
