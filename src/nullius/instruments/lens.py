@@ -62,23 +62,23 @@ def states_of(
 def read(
     model: LanguageModel,
     batch: Batch,
-    targets: Tensor | None = None,
+    targets: Tensor | Sequence[int | str] | None = None,
     *,
     layers: Sequence[int] | None = None,
     positions: Literal["last", "all"] = "last",
     top: int = 5,
     translate: Translate | None = None,
 ) -> Lens:
-    """Read the residual stream behind each layer as if it were the last. targets: token ids [N]. translate: None for the plain logit lens.
+    """Read the residual stream behind each layer as if it were the last.
 
-    At the last layer the plain lens is the model itself. Raises UsageError for an unknown layer, or targets of another number than there are
-    places.
+    targets: token ids, or words of one token [N]. translate: None for the plain logit lens. At the last layer the plain lens is the model
+    itself. Raises UsageError for an unknown layer, or targets of another number than there are places.
     """
     layers, states = states_of(model, batch, layers, positions)
     n = states.shape[1]
+    targets = None if targets is None else model.token_ids(list(targets) if not isinstance(targets, Tensor) else targets)
     if targets is not None and tuple(targets.shape) != (n,):
         raise UsageError(f"the lens reads {n} places; targets are {list(targets.shape)}")
-    targets = None if targets is None else model.token_ids(targets)
     if not 1 <= top <= len(model.anatomy.unembedding()):
         raise UsageError(f"top must lie between 1 and the vocabulary's {len(model.anatomy.unembedding())} tokens, not {top}")
     best = torch.empty(len(layers), n, top, dtype=torch.long)

@@ -106,6 +106,10 @@ class LanguageModel:
         """Token ids of a text, without any special token."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
+    def str_tokens(self, text: str) -> list[str]:
+        """The tokens of a text as text, the leading one of `encode` included: what stands at which position."""
+        return [self.tokenizer.decode([token]) for token in self.encode([text]).input_ids[0].tolist()]
+
     def first_token(self, text: str) -> int:
         """First token id of a continuation (a leading space counts). Raises SubjectError for an empty one.
 

@@ -1,0 +1,71 @@
+"""Paths between any two sites, and circuits by edge, on the tracker that was wired by hand: the four links of its chain, and no others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nullius.instruments import edge_circuits, edges, site_paths
+from nullius.instruments.edges import Edge
+from nullius.instruments.planted.tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, TRANSMITTER, wired
+from nullius.instruments.where import Where
+from nullius.lab.calibration import Trial, case
+from nullius.models.language_model import LanguageModel
+from nullius.stimuli import boxes
+
+EFFECT = 0.2  # share of the whole difference: what counts as found
+CHAIN = tuple(f"{layer}.{head}" for layer, head in (DETECTOR, TRANSMITTER, FETCHER))
+LINKS = (Edge("embed", f"q {CHAIN[0]}"), Edge(CHAIN[0], f"v {CHAIN[1]}"), Edge(CHAIN[1], f"q {CHAIN[2]}"), Edge(CHAIN[2], "logits"))
+
+
+def _pairs(model: LanguageModel, rng: np.random.Generator, n: int) -> tuple[list[str], list[str], list[list[int]]]:
+    """Pairs that ask about different boxes of one list: only the label at the end differs."""
+    items = boxes.draw(rng, n, 4, objects=OBJECTS, labels=LABELS, style="short")
+    asked = [item.about(int((item.index + rng.integers(1, 4)) % 4)) for item in items]
+    answers = [[model.first_token(item.answer), model.first_token(other.answer)] for item, other in zip(items, asked, strict=True)]
+    return list(items.field("prompt")), [other.prompt for other in asked], answers
+
+
+@case(
+    "paths between sites",
+    planted=f"along each of the four links of the wired chain its sender alone moves more than {EFFECT:.0%} of the whole difference",
+    null="the embedding or the fifteen other heads that are not the link's sender, everything between being held",
+    modules=("site_paths",),
+    seeds=5,
+)
+def links_of_the_tracker(seed: int) -> Trial:
+    """Senders: the embedding and every head's output; receivers: a query, a value, a query, the logits."""
+    model = wired(4, seed=seed)
+    pairs = _pairs(model, np.random.default_rng(seed), 4)
+    senders = {"embed": Where("resid_pre", 0)} | {f"{i}.{j}": Where("z", i, heads=[j]) for i in range(LAYERS) for j in range(HEADS)}
+    held = site_paths.all_but(model, range(LAYERS))
+    total = Trial(0, 0, 0, 0)
+    for link in LINKS:
+        site, _, place = link.reader.partition(" ")
+        layer, _, head = place.partition(".")
+        receiver = Where(site, int(layer), heads=[int(head)]) if place else None
+        found = site_paths.patch(model, *pairs[:2], list(senders.values()), pairs[2], receiver=receiver, held=held)
+        share = (found.effect().mean(0) / (found.source - found.base).mean()).abs().tolist()
+        called = {name for name, value in zip(senders, share, strict=True) if value > EFFECT}
+        total += Trial(int(link.writer in called), 1, len(called - {link.writer}), len(senders) - 1)
+    return total
+
+
+@case(
+    "circuits by edge",
+    planted="pruning keeps the four edges of the wired chain; without them circuit and model fall alike",
+    null="eight other edges, which pruning drops; a circuit of those alone, which lacks what the model has",
+    modules=("edge_circuits",),
+    seeds=3,
+)
+def edges_of_the_circuit(seed: int) -> Trial:
+    """Kept: missed by at least a tenth of the whole difference. Complete: circuit and model differ by less than that share without half of it."""
+    model, rng = wired(4, seed=seed), np.random.default_rng(seed)
+    pairs = _pairs(model, rng, 4)
+    others = [edge for edge in edges.nodes(model).edges() if edge not in LINKS]
+    idle = [others[i] for i in rng.permutation(len(others))[:8]]
+    left = edge_circuits.minimal(model, *pairs, [*LINKS, *idle], least=0.1).circuit
+    complete, lacking = (
+        edge_circuits.completeness(model, *pairs, circuit, [part])[0] for circuit, part in ((LINKS, LINKS[:2]), (idle, ()))
+    )
+    kept, added = len(set(left) & set(LINKS)), len(set(left) & set(idle))
+    return Trial(kept + int(complete < 0.1), 5, added + int(lacking < EFFECT), 9)
