@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py                       a thousand, about a quarter of an hour of one core
     python benchmarks/faults.py --importer 20 --seed 5
+    python benchmarks/faults.py --postgres            on PostgreSQL, whose server is started from its wheel
 
 What is killed is a real process with connections of its own, forked from one that has everything loaded. Half of the moments are drawn from the
 time that it takes when nobody kills it, half from its moments that matter: before and after a statement, at a commit, an fsync, a move of a
@@ -18,6 +19,7 @@ import platform
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +31,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from killed.processes import Violation, adopt_orphans, afresh
+from killed.processes import LONGEST, Violation, adopt_orphans, afresh, new_database, start_postgres
 
 KINDS = {"importer": 300, "sender": 250, "server": 300, "worker": 150}
 
@@ -37,7 +39,6 @@ KINDS = {"importer": 300, "sender": 250, "server": 300, "worker": 150}
 def template(folder: Path, log: Path, claims: bool) -> None:
     """Make a database with the catalogue in it, to be copied. claims: those of all studies too, which takes their import."""
     os.environ["NULLIUS_DATA"] = str(folder)
-    os.environ.pop("NULLIUS_DATABASE", None)
     folder.mkdir()
     afresh(_fill, claims, log=log)
 
@@ -91,8 +92,7 @@ def killing(name: str, n: int, seed: int, made: Path, where: Path) -> None:
     notes: Counter[str] = Counter()
     while sum(how.values()) < n:
         folder = where / f"{name}-{sum(how.values())}"
-        shutil.copytree(made, folder)
-        os.environ["NULLIUS_DATA"] = str(folder)
+        new_database(made, folder)
         one = kind(folder, where / f"{name}.log", rng)
         while one.kills < episode and sum(how.values()) < n:
             if done := one.kill():
@@ -116,17 +116,21 @@ def main() -> int:
     for name in KINDS:
         parser.add_argument(f"--{name}", type=int, help="how many (default: 150 to 300, or none when another kind is named)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgres", action="store_true")
     chosen = parser.parse_args()
     numbers = {name: getattr(chosen, name) for name in KINDS}
     otherwise = KINDS if all(number is None for number in numbers.values()) else {}
     numbers = {name: otherwise.get(name, 0) if number is None else number for name, number in numbers.items()}
-    adopt_orphans()
     where = Path(tempfile.mkdtemp(prefix="nullius-faults-"))
     os.nice(10)
+    os.environ.pop("NULLIUS_DATABASE", None)
+    held = Path(tempfile.mkdtemp(prefix="nullius-postgres-"))  # not below the data: where this runs as root, the server is another user
+    server = start_postgres(held) if chosen.postgres else None
+    adopt_orphans()
     print(
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", end=" · "
     )
-    print(f"Python {platform.python_version()}, seed {chosen.seed}\n")
+    print(f"Python {platform.python_version()}, {'PostgreSQL' if server else 'SQLite'}, seed {chosen.seed}\n")
     print("| killed | times | how | violations | processor | a kill | wall |\n| --- | --- | --- | --- | --- | --- | --- |")
     try:
         template(where / "template", where / "template.log", bool(numbers["server"]))
@@ -136,6 +140,11 @@ def main() -> int:
     except Violation as violation:
         print(f"VIOLATION: {violation} (data and logs are left in {where})")
         return 1
+    finally:
+        if server:  # nothing of it is to be kept
+            server.send_signal(signal.SIGQUIT)
+            server.wait(LONGEST)
+        shutil.rmtree(held, ignore_errors=True)
     shutil.rmtree(where)
     return 0
 

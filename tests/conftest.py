@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nullius.models.language_model import LanguageModel
+from tests.databases import ON_POSTGRES, journal_database, journal_on_postgres, only_sqlite, own_database, postgres
 
+__all__ = ["journal_database", "journal_on_postgres", "only_sqlite", "postgres"]
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 2000, "max_position_embeddings": 1024}
 GROUPED = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
 FAMILIES = {
@@ -72,6 +75,13 @@ def toy(toys: dict[str, LanguageModel]) -> LanguageModel:
 
 
 @pytest.fixture(autouse=True)
-def own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of a test go into a folder of their own."""
+def own_data_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Runs of a test go into a folder of their own, and those on PostgreSQL into a database of their own."""
     monkeypatch.setenv("NULLIUS_DATA", str(tmp_path_factory.mktemp("data")))
+    if ON_POSTGRES and request.path.parent.name in ("cli", "lab", "studies"):  # the feed's and the web's choose their own
+        with own_database(request.getfixturevalue("journal_on_postgres"), "TEMPLATE journal", monkeypatch):
+            yield
+    else:
+        yield

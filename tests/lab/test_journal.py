@@ -1,4 +1,4 @@
-"""What can be asked of the journal."""
+"""What can be asked of the journal, on both kinds of database."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import sqlalchemy as sa
 
 from nullius.errors import NulliusError, UsageError
 from nullius.lab import journal, schema
 
+pytestmark = pytest.mark.usefixtures("journal_database")
 SUBJECT = {"sha256": "ab" * 32, "name": "a", "parameters": 10, "architecture": "llama", "chat": False, "provenance": {"source": "here"}}
 OTHER = {**SUBJECT, "sha256": "cd" * 32, "name": "b"}
 INTERVAL = {"estimate": 0.5, "lo": 0.4, "hi": 0.6, "n": 9, "n_clusters": 9}
@@ -121,15 +121,6 @@ def test_subjects():
     assert [(s["name"], s["runs"]) for s in journal.subjects()] == [("a", 2), ("b", 1), ("c", 0)]
 
 
-def test_more_runs_than_a_statement_has_variables():
-    with schema.writing() as connection:
-        rows = [{"id": f"{i:026}", "started": f"{i:08}"} for i in range(40_000)]
-        common = {"slug": "p", "asked_subject": "a", "full": False, "seed": 0, "options": {}, "state": "done", "reason": ""}
-        common |= {"heartbeat": journal.now(), "host": "h", "pid": 1, "pid_started": 0.0}
-        connection.execute(schema.run.insert(), [{**common, **row} for row in rows])
-    assert len(journal.list_runs(limit=100_000)) == 40_000
-
-
 @pytest.mark.parametrize(
     ("change", "alive"),
     [
@@ -159,33 +150,6 @@ def test_a_run_taken_for_dead_by_another_machine_may_still_finish():
     journal.finish_run(run_id, {}, [], [{"claim": "c", "digest": "d", "word": "fails"}], [])
     record = journal.get_run(run_id)
     assert (record["state"], record["reason"]) == ("done", "")
-
-
-def test_reading_waits_for_nobody_and_writers_take_turns(monkeypatch):
-    monkeypatch.setattr(schema, "PATIENCE_SECONDS", 0.2)
-    first = done("01A")
-    with schema.writing() as connection:
-        connection.execute(schema.run.update().values(reason="unseen"))
-        assert journal.get_run(first)["reason"] == ""
-        with pytest.raises(NulliusError, match="another process has held it"):
-            begin("01B")
-    assert journal.get_run(first)["reason"] == "unseen"
-
-
-def test_a_folder_with_an_odd_name(tmp_path, monkeypatch):
-    folder = tmp_path / "a b?c#d%20é"
-    monkeypatch.setenv("NULLIUS_DATA", str(folder))
-    done("01A")
-    assert (folder / "nullius.db").is_file()
-    assert len(journal.list_runs()) == 1
-
-
-def test_the_database_is_in_wal_mode_and_checks_its_keys():
-    with schema.reading() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA user_version").scalar() == schema.SCHEMA_VERSION
-    with pytest.raises(NulliusError), schema.writing() as connection:
-        connection.execute(sa.insert(schema.artefact).values(run_id="nobody", name="x", bytes=1, sha256="x"))
 
 
 def test_this_process_is_alive():

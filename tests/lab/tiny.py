@@ -69,10 +69,17 @@ drawing.svg(FIGURE), drawing.html(FIGURE)
 gc.freeze()
 
 
-def run_tiny(folder: str, before: Callable[[], None] | None = None, which: str = "tiny_study", limit: int = 0) -> None:
-    """What a process of its own does: one run in a data folder. Exit code 0, 1 (its one line stands in FOLDER.line) or 130 (Ctrl-C)."""
+def run_tiny(
+    folder: str, database: str | None = None, before: Callable[[], None] | None = None, which: str = "tiny_study", limit: int = 0
+) -> None:
+    """What a process of its own does: one run in a data folder (database: where the journal is, if not there).
+
+    Exit code 0, 1 (its one line stands in FOLDER.line) or 130 (Ctrl-C).
+    """
     os.environ["NULLIUS_DATA"] = folder
     os.environ.pop("NULLIUS_DATABASE", None)
+    if database:
+        os.environ["NULLIUS_DATABASE"] = database
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if limit:
         import resource

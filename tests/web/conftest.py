@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from aiosmtpd.controller import Controller
 from filelock import FileLock
 from starlette.testclient import TestClient
-from tests.feed.conftest import _leave, _order, _postgres, postgres
+from tests.databases import ON_POSTGRES, leave, order, own_database
 from tests.web import made
 from tests.web.letterbox import Box, free_port
 
@@ -29,8 +29,6 @@ from nullius.web.app import create
 from nullius.web.settings import Settings, settings
 
 PORT = 8000
-__all__ = ["postgres"]
-ON_POSTGRES = os.environ.get("NULLIUS_TEST_DATABASE") == "postgres"
 ON_BOTH = {  # what reads and writes most of the tables
     "test_pages_of_ones_own",
     "test_a_verdict_is_on_the_day_the_paper_and_the_run",
@@ -65,7 +63,7 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def library_postgres(postgres: sa.URL, library_folder: Path) -> sa.URL:
     """What is in the library's database, on PostgreSQL: the database `library`, to be copied, and `looked_at`, which nobody changes."""
-    _order(postgres, "CREATE DATABASE library")
+    order(postgres, "CREATE DATABASE library")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NULLIUS_DATABASE", postgres.set(database="library").render_as_string(hide_password=False))
         database.make_ready(schema.url())
@@ -74,8 +72,8 @@ def library_postgres(postgres: sa.URL, library_folder: Path) -> sa.URL:
             copy(old, new)
         source.dispose()
         schema._engine(schema.url()).dispose()
-    _leave(postgres, "library")
-    _order(postgres, "CREATE DATABASE looked_at TEMPLATE library")
+    leave(postgres, "library")
+    order(postgres, "CREATE DATABASE looked_at TEMPLATE library")
     return postgres
 
 
@@ -135,7 +133,7 @@ def own_data_folder(
         if database_kind == "postgres":
             server = request.getfixturevalue("library_postgres")
             if changing:
-                kept.enter_context(_postgres(server, "TEMPLATE library", monkeypatch))
+                kept.enter_context(own_database(server, "TEMPLATE library", monkeypatch))
             else:
                 monkeypatch.setenv("NULLIUS_DATABASE", server.set(database="looked_at").render_as_string(hide_password=False))
         verdicts.forget()
