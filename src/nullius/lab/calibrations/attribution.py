@@ -33,6 +33,7 @@ def _heads(seed: int, changed: Literal["answer", "key"], steps: int) -> Trial:
     planted=f"head 1.2 of an induction, whose estimated effect of another word to copy is above {CALLED:.0%} of the difference",
     null="the seven other heads",
     modules=("attribution",),
+    seeds=40,
 )
 def copied_word(seed: int) -> Trial:
     """What is copied changes, where it is copied from does not: the way from the word to the logits is linear."""
@@ -57,6 +58,7 @@ def saturated_attention(seed: int) -> Trial:
     planted=f"heads 0.1 and 1.2 of an induction whose base text has nothing to match: by 20 steps above {CALLED:.0%} of the difference",
     null="the six other heads",
     modules=("attribution",),
+    seeds=20,
 )
 def saturated_attention_in_steps(seed: int) -> Trial:
     """The same with the gradient averaged along the way."""

@@ -67,6 +67,7 @@ def classes_in_groups(seed: int) -> Trial:
     planted="no difference of means above a thousandth of what it was is left between the tones of the texts that it was learnt from",
     null="the difference of the animate and the inanimate, called lost where nine tenths of it are gone",
     modules=("erasure",),
+    seeds=40,
 )
 def tone_erased(seed: int) -> Trial:
     """What the closed form promises holds on the states that it has seen; on others as far as their covariances agree."""
@@ -87,6 +88,7 @@ def tone_erased(seed: int) -> Trial:
     planted="steered along the tone at a twentieth of the stream's RMS, and against it, nine in ten texts say good, and bad",
     null="animacy and eight random directions among those that hold the noun, in place of the tone: nine in ten texts turned to one side",
     modules=("steering",),
+    seeds=20,
 )
 def steered(seed: int) -> Trial:
     """One new token, written."""
@@ -133,6 +135,7 @@ def writers(seed: int) -> Trial:
     planted="head 2.2 writes more than half of the logit difference of context and memory, and all parts sum to it to 0.1 %",
     null="the eleven other heads",
     modules=("direct_effects",),
+    seeds=20,
 )
 def parts_of_a_logit(seed: int) -> Trial:
     """The copying head, among all parts."""

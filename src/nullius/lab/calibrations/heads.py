@@ -35,6 +35,7 @@ def _only(model: LanguageModel, *true: Head) -> torch.Tensor:
     planted="scaled by 0, the copying head 2.2 loses half of the in-context answers or more",
     null="the eleven other heads",
     modules=("heads",),
+    seeds=40,
 )
 def copying_head_off(seed: int) -> Trial:
     """Memory answers as soon as the copying head is silent."""
@@ -50,6 +51,7 @@ def copying_head_off(seed: int) -> Trial:
     planted="head 2.2 writes more than half of the logit difference between context and memory",
     null="the eleven other heads",
     modules=("heads",),
+    seeds=40,
 )
 def copying_head_writes(seed: int) -> Trial:
     """The head writes its city by itself."""
@@ -82,7 +84,7 @@ def head_that_others_read(seed: int) -> Trial:
     planted="scaling head 0.1 or head 2.2 by 0 loses half of the right answers or more",
     null="the ten other heads, scaled by −2",
     modules=("damage",),
-    seeds=5,
+    seeds=12,
 )
 def answers_lost(seed: int) -> Trial:
     """Right answers are the capitals where the text names no city, and the city where it names one."""

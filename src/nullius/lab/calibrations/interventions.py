@@ -45,6 +45,7 @@ def interchanged_heads(seed: int) -> Trial:
     planted="heads 0.1 and 1.2 are the two best of a screened sweep (integrated gradients in 8 steps, 4 candidates, 3 drawn)",
     null="the six other heads",
     modules=("screening",),
+    seeds=20,
 )
 def screened_heads(seed: int) -> Trial:
     """The estimate puts forward, exact cells decide."""
@@ -61,6 +62,7 @@ def screened_heads(seed: int) -> Trial:
     planted="without head 0.1, or without head 1.2, fewer than half of the answers are left",
     null="the six other heads",
     modules=("knockout",),
+    seeds=20,
 )
 def knocked_out_heads(seed: int) -> Trial:
     """Each head of each text in turn is replaced by its mean over all of them, position by position."""

@@ -38,7 +38,7 @@ def _tally(called: Iterable[Head], planted: Iterable[tuple[int, int]], among: Se
     planted=f"along each link of the wired tracker's chain, one head takes more than {EFFECT} nats off the answer's log-probability",
     null="the fifteen other heads at each link",
     modules=("paths", "path_runs", "circuit_search"),
-    seeds=5,
+    seeds=10,
 )
 def chain_of_the_tracker(seed: int) -> Trial:
     """Fetcher → its queries' teller → that one's → that one's."""
@@ -81,7 +81,7 @@ def edges_of_the_tracker(seed: int) -> Trial:
     planted="the mask for the position finds the detector and, at the last token, the transmitter; the one for the object the fetcher",
     null="the fifteen other heads in each, and every head for the label, which this tracker does not carry",
     modules=("masks",),
-    seeds=3,
+    seeds=6,
 )
 def masks_of_the_tracker(seed: int) -> Trial:
     """A mask that does not bring the target out on more than half of the test pairs has found nothing."""
@@ -107,7 +107,7 @@ def masks_of_the_tracker(seed: int) -> Trial:
     planted=f"transmitter and fetcher of the whole tracker, pasted alone, add more than {EFFECT:.0%} to one whose transmitter is half broken",
     null="the fourteen other heads, each pasted at the last token; all heads pasted from the broken one itself",
     modules=("cross_model",),
-    seeds=5,
+    seeds=10,
 )
 def pastes_into_a_broken_tracker(seed: int) -> Trial:
     """Two of four places are not passed on by the broken one: prompts ask about these."""

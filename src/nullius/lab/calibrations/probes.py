@@ -34,7 +34,7 @@ def _decodable(states: Tensor, labels: NDArray, groups: NDArray, rng: np.random.
     " than two standard errors on unseen words",
     null="eight labels drawn at random",
     modules=("probes", "depth"),
-    seeds=8,
+    seeds=16,
 )
 def planted_directions(seed: int) -> Trial:
     """Logistic probes, layers chosen on earlier items."""
@@ -54,6 +54,7 @@ def planted_directions(seed: int) -> Trial:
     planted="the direction between the means of two tones lies within 30 degrees of the planted one",
     null="the directions between the means of eight random halves of the texts",
     modules=("probes",),
+    seeds=40,
 )
 def direction_of_means(seed: int) -> Trial:
     """After layer 0, where the direction was written."""
@@ -69,6 +70,7 @@ def direction_of_means(seed: int) -> Trial:
     planted="tone is decoded better than a random label of each noun, by 0.1 or more (selectivity)",
     null="a random label of each noun, which memory of the nouns alone can decode, in the place of tone",
     modules=("probes",),
+    seeds=40,
 )
 def selectivity(seed: int) -> Trial:
     """Nouns lie along dimensions of their own: a probe can learn any label of theirs, and selectivity must see through that."""
@@ -137,6 +139,7 @@ def used_directions(seed: int) -> Trial:
     planted="a direction added from one layer on: its rise depth lies within a layer and a half of it",
     null="a concept that was never added, called decodable",
     modules=("depth", "probes"),
+    seeds=20,
 )
 def planted_onset(seed: int) -> Trial:
     """Synthetic states of twelve layers, items in groups that share noise."""
@@ -170,6 +173,7 @@ def _stream(rng: np.random.Generator, onset: int, strength: float, d: int = 32) 
     planted="three classes a standard deviation apart: their discrimination value is below 99 % of those of permuted labels",
     null="eight labellings in runs that have nothing to do with the points",
     modules=("separation",),
+    seeds=20,
 )
 def planted_classes(seed: int) -> Trial:
     """Points of a text, neighbours alike; labels in runs of three."""

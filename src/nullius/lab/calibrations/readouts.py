@@ -38,7 +38,7 @@ def capital_in_the_lens(seed: int) -> Trial:
     planted="a vector that the last layer adds to every state is learnt: held-out KL falls to less than a tenth of the logit lens's",
     null="the lens that was trained for another vector, in its place: KL falls by half or more",
     modules=("tuned_lens", "lens"),
-    seeds=6,
+    seeds=16,
 )
 def shift_between_layers(seed: int) -> Trial:
     """A random network of two layers, of which the last does nothing else."""
@@ -71,7 +71,7 @@ def _shifted(seed: int, shift: int) -> LanguageModel:
     planted=f"a direction made of a group's unembeddings, under half as much noise, scores above {SHARP:.0f} standard errors for that group",
     null="the three other groups, and all four for random directions",
     modules=("vocabulary",),
-    seeds=20,
+    seeds=40,
 )
 def groups_of_words(seed: int) -> Trial:
     """Random unembeddings of a network that has learnt nothing; four groups of four words."""
@@ -115,6 +115,7 @@ def agreement_of_signs(seed: int) -> Trial:
     " through the final norm",
     null="all other neurons of the layer, among them one that writes as strongly for a word",
     modules=("entropy_neurons",),
+    seeds=40,
 )
 def neuron_that_scales(seed: int) -> Trial:
     """Two neurons of the planted recall are overwritten; its unembedding reads a fifth of the dimensions."""
