@@ -8,12 +8,15 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+import sqlalchemy as sa
+from markupsafe import escape
 from tests.web import made
 
 from nullius.feed import tables
 from nullius.feed.database import writing
-from nullius.lab import journal
+from nullius.lab import journal, schema
 from nullius.web import assets, page_shapes, registry, words
+from nullius.web.pages import runs, subjects
 
 PAGES = [
     "/",
@@ -406,7 +409,7 @@ def test_every_verdict_leads_to_the_calibration_of_what_it_rests_on(visitor):
     (found,) = [r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == "smollm2-135m"]
     resting = {name for v in found["verdicts"] for name in v["rests_on"]}
     assert resting
-    for path in ("/papers/factual-recall", f"/runs/{found['id']}"):
+    for path in ("/papers/factual-recall", f"/runs/{found['id']}", "/compare/factual-recall", "/subjects/smollm2-135m"):
         linked = {link.split("#")[1] for link in outline(visitor.get(path).text).links if link.startswith("/calibration#")}
         assert linked >= {name.replace(" ", "-") for name in resting}, path
     assert {name.replace(" ", "-") for name in resting} <= set(outline(visitor.get("/calibration").text).ids)
@@ -427,6 +430,73 @@ def test_verdicts_on_earlier_wordings_stay_with_them(owner, monkeypatch):
     (row,) = [row for row in owner.get("/subjects/smollm2-135m.json").json()["questions"]["mechanisms"] if row["slug"] == "factual-recall"]
     assert (row["earlier"], reworded in [v["claim"] for v in row["verdicts"]]) == (1, False)
     registry._held.clear()
+
+
+def test_a_comparison_has_one_wording_of_a_claim(owner):
+    """What was found with other words is not put beside it: there the subject was not run."""
+    one, other = (
+        next(r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == name) for name in ("smollm2-135m", "gemma3-270m")
+    )
+    assert one["finished"] < other["finished"]
+    claim = one["verdicts"][0]["claim"]
+    own = sa.and_(schema.verdict.c.run_id == one["id"], schema.verdict.c.claim == claim)
+    with schema.writing() as connection:
+        detail = connection.execute(sa.select(schema.verdict.c.detail).where(own)).scalar_one()
+        connection.execute(schema.verdict.update().where(own).values(detail={**detail, "digest": "of other words"}))
+    subjects.compared.cache_clear()  # a verdict never changes, but for tests
+    claims = owner.get("/compare/factual-recall.json").json()["claims"]
+    shown = {c["claim"]: [row["subject"] for row in c["subjects"]] for c in claims}
+    assert shown.pop(claim) == ["gemma3-270m"]
+    assert {tuple(sorted(names)) for names in shown.values()} == {("gemma3-270m", "smollm2-135m")}
+    assert owner.get("/compare/factual-recall").text.count("not run") == 1
+    subjects.compared.cache_clear()
+
+
+def test_a_verdict_leads_to_its_row_on_the_page_of_its_run(visitor):
+    links = {link for link in outline(visitor.get("/papers/factual-recall").text).links if re.match(r"/runs/\w+#", link)}
+    assert len(links) > 10
+    for run_id in {link.split("/")[2].split("#")[0] for link in links}:
+        there = set(outline(visitor.get(f"/runs/{run_id}").text).ids)
+        assert {link.split("#")[1] for link in links if run_id in link} <= there
+
+
+def test_a_figure_has_its_size_and_is_told_in_words(visitor):
+    """The page does not jump when it comes; who does not see it reads what it shows."""
+    (found,) = [r for r in journal.list_runs("factual-recall") if r["subject"]["name"] == "smollm2-135m"]
+    page = visitor.get(f"/runs/{found['id']}.json").json()
+    html = visitor.get(f"/runs/{found['id']}").text
+    assert len(page["figures"]) == 2
+    for figure in page["figures"]:
+        width, height = figure["size"]
+        assert 400 < width < 1200
+        assert f'width="{width}" height="{height}"' in html
+        assert len(figure["words"]) > 20
+        assert str(escape(figure["words"])) in html
+
+
+def test_differences_of_two_runs_are_told_in_words():
+    pairs = {
+        "seed": (0, 1),
+        "full": (False, True),
+        "options": ({}, {"task": "sum"}),
+        "torch": ("2.11", "2.13"),
+        "instruments/heads.py": (None, "5787c58c14bc5c6e"),
+    }
+    told, sources = runs._told(pairs)
+    assert told == ["seed 0 → 1", "options none → task sum", "torch 2.11 → 2.13", "scale quick → full"]
+    assert sources == ["instruments/heads.py"]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        ("2025-11-03", "2025-11-09", "3–9 Nov 2025"),
+        ("2025-09-29", "2025-10-05", "29 Sep – 5 Oct 2025"),
+        ("2025-12-29", "2026-01-04", "29 Dec 2025 – 4 Jan 2026"),
+    ],
+)
+def test_a_span_of_days_says_no_more_than_it_must(first, last, told):
+    assert words.days(first, last) == told
 
 
 @pytest.mark.parametrize(
