@@ -19,7 +19,7 @@ def best_of(sweep, top):
 def test_exact_where_it_was_spent(toys, family):
     model = toys[family]
     base, source = pairs(model)
-    found = screening.residual(model, base, source, ANSWERS, top=3, candidates=8, cheap=0.01, sample=5)
+    found = screening.residual(model, base, source, ANSWERS, top=3, candidates=8, cheap=0.01, sample=5, reach=0)
     _, effect = best_of(patching.residual(model, base, source, ANSWERS), 3)
     spent = ~found.exact.isnan()
     assert int(spent.sum()) == 14  # the last layer at the last position costs next to nothing
@@ -30,8 +30,11 @@ def test_exact_where_it_was_spent(toys, family):
 
 def test_with_every_cell_but_one_it_is_the_sweep(toy):
     base, source = pairs(toy)
-    for screen, sweep, cells in ((screening.residual, patching.residual, 18), (screening.heads, patching.heads, 12)):
-        found = screen(toy, base, source, ANSWERS, top=5, candidates=cells - 1, cheap=0, sample=5)
+    for screen, sweep, cells, more in (
+        (screening.residual, patching.residual, 18, {"reach": 0}),
+        (screening.heads, patching.heads, 12, {}),
+    ):
+        found = screen(toy, base, source, ANSWERS, top=5, candidates=cells - 1, cheap=0, sample=5, **more)
         assert list(found.best) == best_of(sweep(toy, base, source, ANSWERS), 5)[0]
         assert (found.passed_over, found.sampled) == (1, 1)
 
@@ -50,6 +53,23 @@ def test_what_costs_least_is_patched_whatever_the_estimate_says(toy, monkeypatch
     spent = {divmod(int(i), 10) for i in (~found.exact.isnan()).flatten().nonzero()}
     assert spent == {(0, 4), (2, 9), (2, 8), (1, 9), (2, 7), (0, 9)}  # of 126 in all: 1 + 2 + 2 + 3 + 3
     assert found.interval == (0, 1)
+
+
+def test_the_layers_around_the_best_are_patched_until_none_is_better(toy, monkeypatch):
+    """With an estimate that puts forward one cell of the best position, the others of that position are found, and nothing else is spent."""
+    base, source = pairs(toy, first=9)
+    grid = patching.residual_grid(toy, base, source, ANSWERS, "resid_pre", None, patching.difference)
+    _, effect = best_of(patching.residual(toy, base, source, ANSWERS), 1)
+    scores = torch.zeros(2, 3, 10)
+    scores[:, 2, 9] = 1
+    monkeypatch.setattr(attribution, "estimate", lambda cells, at: scores)
+    found = screening.screen(grid, top=1, candidates=1, cheap=0, sample=0, reach=1)
+    up = [2] if abs(effect[2, 9]) > abs(effect[1, 9]) else [2, 1] if abs(effect[1, 9]) > abs(effect[0, 9]) else [2, 1, 0]
+    assert found.best == ((up[-1], 9),)
+    spent = {divmod(int(i), 10) for i in (~found.exact.isnan()).flatten().nonzero()}
+    assert spent == {(layer, 9) for layer in range(max(0, up[-1] - 1), 3)}
+    alone = screening.screen(grid, top=1, candidates=1, cheap=0, sample=0, reach=0)
+    assert alone.best == ((2, 9),)
 
 
 def test_planted_one_head_is_found_and_nothing_is_missed(tokenizer):
@@ -77,7 +97,7 @@ def test_null_a_blind_estimate_is_told_by_its_miss_rate(toy, monkeypatch):
     _, effect = best_of(honest, 18)
     upside_down = 1 / (effect.abs() + 1e-9)  # the smallest effects first
     monkeypatch.setattr(attribution, "estimate", lambda cells, at: upside_down[None].repeat(2, 1, 1))
-    found = screening.residual(toy, base, source, ANSWERS, top=4, candidates=4, cheap=0, sample=14)
+    found = screening.residual(toy, base, source, ANSWERS, top=4, candidates=4, cheap=0, sample=14, reach=0)
     assert found.missed == 4
     assert found.miss_rate == pytest.approx(4 / 14)
     assert found.interval[0] > 0.05

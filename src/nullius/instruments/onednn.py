@@ -31,7 +31,7 @@ _gated: dict[type, bool] = {}  # by class of feed-forward block: whether it is w
 def maps(layer: nn.Module) -> Iterator[None]:
     """While open, a layer's linear maps run by oneDNN, where they can. Hooks on its modules work as ever; gradients do not flow."""
     changed: list[nn.Module] = []
-    linears = {module: _Linear(module) for module in layer.modules() if _can(module)}
+    linears = {module: Linear(module.weight, module.bias) for module in layer.modules() if can(module)}
     try:
         for module, linear in linears.items():
             module.forward = linear
@@ -53,21 +53,35 @@ def suits(x: Tensor) -> bool:
     return tokens % 128 == 0 or (tokens >= 384 and tokens % 8 == 0)
 
 
-class _Linear:
-    """activation(x · W.T + b), and that times y; a number of tokens that does not suit is left to torch (and has no activation)."""
+class Linear:
+    """activation(x · W.T + b), and that times or plus y; a number of tokens that does not suit is left to torch (and has no activation).
 
-    def __init__(self, module: Any) -> None:
-        self.weight, self.bias = module.weight.detach(), module.bias
+    only: the one number of tokens that suits (None: see `suits`).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, only: int | None = None) -> None:
+        self.weight, self.bias, self.only = weight.detach(), bias, only
         self.packed: Tensor | None = None
         self.uses = 0
 
+    def suits(self, x: Tensor) -> bool:
+        """Whether a tensor of so many tokens goes to oneDNN."""
+        return suits(x) if self.only is None else x.numel() // x.shape[-1] == self.only
+
     def __call__(self, x: Tensor, kind: str = "none", algorithm: str = "") -> Tensor:
-        if not suits(x):
+        if not self.suits(x):
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._packed(), self.bias, kind, [], algorithm)
 
     def times(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.suits(x):
+            return F.linear(x, self.weight, self.bias).mul_(y)
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed(), self.bias, "mul")
+
+    def plus(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.suits(x):
+            return F.linear(x, self.weight, self.bias).add_(y)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed(), self.bias, "add")
 
     def _packed(self) -> Tensor:
         self.uses += 1
@@ -81,7 +95,7 @@ class _Linear:
 class _Gated:
     """down(activation(gate(x)) · up(x)) in three kernels; a number of tokens that does not suit goes the block's own way."""
 
-    def __init__(self, block: Any, gate: _Linear, up: _Linear, kind: tuple[str, str]) -> None:
+    def __init__(self, block: Any, gate: Linear, up: Linear, kind: tuple[str, str]) -> None:
         self.block, self.gate, self.up, self.kind = block, gate, up, kind
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -94,26 +108,32 @@ class _Gated:
 def available() -> bool:
     """Whether this build of torch has what is needed."""
     try:
-        linear = _Linear(nn.Linear(2, 2))
+        made = nn.Linear(2, 2)
+        linear = Linear(made.weight, made.bias)
         return torch.backends.mkldnn.is_available() and linear(torch.ones(128, 2)).shape == (128, 2)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
 
-def _can(module: nn.Module) -> bool:
+def can(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() and available()
 
 
-def _fused(block: nn.Module, linears: dict[nn.Module, _Linear]) -> _Gated | None:
+def activation(function: Callable[[Tensor], Tensor]) -> tuple[str, str] | None:
+    """What oneDNN calls an activation function; None where it is none of `ACTIVATIONS`."""
+    points = torch.linspace(-6, 6, 64)
+    return next((kind for kind, known in ACTIVATIONS.items() if torch.allclose(function(points), known(points), atol=1e-6)), None)
+
+
+def _fused(block: nn.Module, linears: dict[nn.Module, Linear]) -> _Gated | None:
     """A feed-forward block in three kernels, if that is what it does; each class of block is tried out once."""
     parts = dict(block.named_children())
     if set(parts) != GATED or any(parts[name] not in linears for name in GATED - {"act_fn"}) or "forward" in vars(block):
         return None
-    points = torch.linspace(-6, 6, 64)
-    kind = next((kind for kind, known in ACTIVATIONS.items() if torch.allclose(parts["act_fn"](points), known(points), atol=1e-6)), None)
+    kind = activation(parts["act_fn"])
     if kind is None:
         return None
     gated = _Gated(block, linears[parts["gate_proj"]], linears[parts["up_proj"]], kind)

@@ -8,6 +8,7 @@ Every sweep checks itself: some random cells are run the plain way, whole, and m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -179,20 +180,20 @@ class Cells:
         gap = self._gap(values, cells, checks) if len(cells) else 0.0
         return Sweep(values, pair.metric_base, pair.metric_source, checks if len(cells) else 0, gap)
 
-    def _flights(self, ordered: Sequence[tuple[int, int, int]], few: int) -> Iterator[list[tuple[int, int, int]]]:
-        """Cut cells (start, layer, column) into groups whose rows fit into memory together."""
+    def _flights(self, cells: Sequence[tuple[int, int, int]], few: int) -> Iterator[list[tuple[int, int, int]]]:
+        """Cut cells (start, layer, column) into groups whose rows fit into memory together: highest layers first, which need no others."""
         room = tokens_in_flight(self.pair.model)
         some: list[tuple[int, int, int]] = []
         held = 0
-        for cell in ordered:
+        for cell in sorted(cells, key=lambda cell: -cell[1]):
             size = few * (self.pair.length - cell[0])
             if some and held + size > room:
-                yield some
+                yield sorted(some)
                 some, held = [], 0
             some.append(cell)
             held += size
         if some:
-            yield some
+            yield sorted(some)
 
     def _last(self, cells: Sequence[tuple[int, int, int]], pairs: slice, tokens: int) -> Tensor:
         """The final norm's output for cells (start, layer, column), in order: [cells, pairs, d_model]."""
@@ -207,9 +208,10 @@ class Cells:
                 for i in range(0, len(columns), size):
                     yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs, start))
 
-        starts = sorted({start for start, _, _ in cells})
-        last = wavefront.climb(pair.model, few, starts, min(by_layer), joining, tokens)
-        return torch.cat([last[start].unflatten(0, (-1, len(few.ids))) for start in starts])
+        counts = Counter(start for start, _, _ in cells)
+        rows = {start: counts[start] * len(few.ids) for start in sorted(counts)}
+        last = wavefront.climb(pair.model, few, rows, min(by_layer), joining, tokens)
+        return torch.cat([last[start].unflatten(0, (-1, len(few.ids))) for start in rows])
 
     def _gap(self, values: Tensor, cells: Sequence[tuple[int, int]], checks: int) -> float:
         """Run random cells of random pairs the plain way, whole texts through all layers, and return the largest difference.
@@ -257,8 +259,8 @@ def tokens_per_pass(model: LanguageModel) -> int:
 
 
 def tokens_in_flight(model: LanguageModel) -> int:
-    """Positions whose residual stream is kept between two layers: 32 MB of them on a CPU, on a GPU a quarter of the free memory."""
-    room = 2**25 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
+    """Positions whose residual stream is kept between two layers: 16 MB of them on a CPU, on a GPU a quarter of the free memory."""
+    room = 2**24 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
     return int(room) // (model.anatomy.d_model * model.dtype.itemsize)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import lcm
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nullius.instruments import onednn, resume, suffix_attention, taps
+from nullius.instruments import onednn, resume, suffix_attention, taps, usual_layers
 from nullius.models import hooks
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_input, first_output, with_input
@@ -155,44 +155,86 @@ class Joining:
 
 @torch.no_grad()
 def climb(
-    model: LanguageModel, base: Base, starts: Sequence[int], lowest: int, cells: Callable[[int], Iterable[Joining]], tokens: int
+    model: LanguageModel, base: Base, rows: Mapping[int, int], lowest: int, cells: Callable[[int], Iterable[Joining]], tokens: int
 ) -> dict[int, Tensor]:
     """Send patched rows up through the model, all of them layer by layer; return, by start, the final norm's output at the last position [rows, d].
 
-    cells(layer), asked from the lowest layer up: what is patched there, and joins at that layer's input or at the next one's. Rows of a start come
-    back in the order in which they joined. tokens: positions that a layer is given at once; what comes between two layers is kept for all.
+    rows: how many there will be, by start. cells(layer), asked from the lowest layer up: what is patched there, and joins at that layer's input or
+    at the next one's. Rows of a start come back in the order in which they joined. tokens: positions that a layer is given at once; what comes
+    between two layers is kept for all.
     """
-    anatomy, n = model.anatomy, len(base.ids)
+    anatomy, length = model.anatomy, base.ids.shape[1]
     top = anatomy.n_layers - 1
-    calls = {start: _calls(model, base, start) for start in starts}
-    there: dict[int, list[Tensor]] = {start: [] for start in starts}
+    calls = {start: _calls(model, base, start) for start in rows}
+    sizes = [count * (length - start) for start, count in rows.items()]
+    places = base.stream.new_empty(sum(sizes), anatomy.d_model).split(sizes)
+    stream = {start: place.view(count, length - start, -1) for place, (start, count) in zip(places, rows.items(), strict=True)}
+    joined = dict.fromkeys(rows, 0)
+    ends: dict[int, list[Tensor]] = {start: [] for start in rows}
 
     def join(new: Joining) -> None:
-        parts, most = there[new.start], tokens // new.rows.shape[1]
-        unit = lcm(n, 8) if lcm(n, 8) <= most else n  # whole copies, and if it can be a number of tokens that `onednn` takes
-        size = max(1, most // unit) * unit
-        rows = torch.cat([parts.pop(), new.rows]) if parts and len(parts[-1]) < size else new.rows
-        parts += rows.split(size)
+        before, joined[new.start] = joined[new.start], joined[new.start] + len(new.rows)
+        stream[new.start][before : joined[new.start]] = new.rows
 
     with suffix_attention.in_products(model):
         for layer in range(lowest, anatomy.n_layers):
-            with onednn.maps(anatomy.layers[layer]), ExitStack() as stack:
-                joining = list(cells(layer))
-                for new in joining:
-                    if new.layer == layer:
-                        join(new)
-                if layer == top:
-                    for module in _behind_the_attention(anatomy):
-                        stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
-                for start, parts in there.items():
-                    args, kwargs = calls[start][layer]
-                    for i, rows in enumerate(parts):
-                        out = first_output(anatomy.layers[layer](rows, *args, **kwargs))
-                        parts[i] = out if layer < top else out[:, -1:].contiguous()
+            joining = list(cells(layer))
+            for new in joining:
+                if new.layer == layer:
+                    join(new)
+            here = {start: stream[start][:count] for start, count in joined.items() if count}
+            run = _run_together if _is_usual(base, layer, here, calls, anatomy) else _run_apart
+            for start, end in run(base, layer, here, calls, anatomy, tokens).items():
+                ends[start].append(end)
             for new in joining:
                 if new.layer > layer:
-                    join(replace(new, rows=new.rows[:, -1:]) if layer == top else new)
-    return {start: torch.cat([anatomy.final_norm(rows)[:, -1] for rows in parts]) for start, parts in there.items()}
+                    if layer == top:
+                        ends[new.start].append(new.rows[:, -1])
+                    else:
+                        join(new)
+    return {start: anatomy.final_norm(torch.cat(parts)[:, None])[:, 0] for start, parts in ends.items()}
+
+
+Calls = Mapping[int, Sequence[tuple[Any, Any]]]  # by start: what each layer is called with, behind the stream
+
+
+def _is_usual(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy) -> bool:
+    """Whether a layer can take the rows of all suffixes together; tried, where it is not known, on one copy over the shortest suffix."""
+    if not here:
+        return False
+    start = max(here)
+    args, kwargs = calls[start][layer]
+    some = here[start][: len(base.ids)]
+    return not args and usual_layers.usual(anatomy.layers[layer], kwargs, some, (base.keys[layer], base.values[layer]))
+
+
+def _run_together(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy, _tokens: int) -> dict[int, Tensor]:
+    """Run the rows of all suffixes through a layer of the usual kind, in place; of the last layer return what leaves it at the last position."""
+    prefix = base.keys[layer], base.values[layer]
+    suffixes = [usual_layers.together(rows, calls[start][layer][1], prefix) for start, rows in here.items()]
+    ends = usual_layers.Layer(anatomy.layers[layer]).run(suffixes, last=layer == anatomy.n_layers - 1)
+    return dict(zip(here, ends, strict=False))
+
+
+def _run_apart(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy, tokens: int) -> dict[int, Tensor]:
+    """The same with any layer, as it is: some rows of one suffix at a time."""
+    n, block, is_top = len(base.ids), anatomy.layers[layer], layer == anatomy.n_layers - 1
+    ends: dict[int, Tensor] = {}
+    with onednn.maps(block), ExitStack() as stack:
+        for module in _behind_the_attention(anatomy) if is_top else ():
+            stack.callback(module.register_forward_pre_hook(_last_only, with_kwargs=True).remove)
+        for start, rows in here.items():
+            args, kwargs = calls[start][layer]
+            most = tokens // rows.shape[1]
+            unit = lcm(n, 8) if lcm(n, 8) <= most else n  # whole copies, and if it can be a number of tokens that `onednn` takes
+            parts = rows.split(max(1, most // unit) * unit)
+            outs = (first_output(block(part, *args, **kwargs)) for part in parts)
+            if is_top:
+                ends[start] = torch.cat([out[:, -1] for out in outs])
+            else:
+                for part, out in zip(parts, outs, strict=True):
+                    part.copy_(out)
+    return ends
 
 
 def _calls(model: LanguageModel, base: Base, start: int) -> list[tuple[Any, Any]]:
