@@ -183,12 +183,33 @@ for a, b in zip(values_and_gradients([t.float() for t in x], "triton", **packed)
 """
 
 
-def test_triton_kernels_under_the_interpreter():
+BRAIN_FLOATS = """
+import tests.kernels.interpreted
+import torch
+from nullius.kernels.gated import gated_linear_attention
+from tests.kernels.test_gated import close, tensors
+def run(x, upstream, backend):
+    leaves = [t.clone().requires_grad_() for t in x]
+    o, end = gated_linear_attention(*leaves[:4], initial_state=leaves[4], return_state=True, backend=backend)
+    return [o.detach(), end.detach(), *torch.autograd.grad([o, end], leaves, [upstream.to(o.dtype), 3 * end.detach()])]
+# of the output, the last state, gradients of q, k, v, the gate, the first state: bf16 itself rounds by 1.7e-3
+bounds = (2.7e-3, 1.8e-3, 2e-3, 2.5e-3, 2.8e-3, 3e-3, 2.3e-3)
+for length, strength in ((150, 16.0), (100, 0.02), (100, 2.0)):
+    x = [t.bfloat16() if i < 3 else t.float() for i, t in enumerate(tensors(1, length, 1, 32, 32, strength))]
+    upstream = tensors(1, length, 1, 32, 32, 1.0, seed=1)[2].bfloat16()
+    exact = run([t.double() for t in x], upstream, "recurrence")
+    for i, (a, b, bound) in enumerate(zip(run(x, upstream, "triton"), exact, bounds)):
+        assert close(a.double(), b, bound), (length, strength, i)
+"""
+
+
+@pytest.mark.parametrize("script", [INTERPRETED, BRAIN_FLOATS], ids=["float32 and float16", "bfloat16"])
+def test_triton_kernels_under_the_interpreter(script):
     """The Triton kernels, interpreted on the CPU, against the recurrence in float64 (a process of its own: the choice is made at import)."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

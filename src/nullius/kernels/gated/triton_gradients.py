@@ -345,6 +345,6 @@ def key_gradients(
             if (FADED > MILD or not GATES_ARE_MILD) and strongest <= FADED:
                 beyond = tl.where(last > FADED, beyond, tl.sum(taken, 0))
             db -= taken
-            dg = _running_sum(db, dtype, C, True) + beyond[None, :]
+            dg = _running_sum(db, dtype, C, True, 3) + beyond[None, :]
             beyond += tl.sum(db, 0)
         _store(d_gate, dg, first, count, head, heads, K, k0, C, BK)

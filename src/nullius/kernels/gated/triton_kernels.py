@@ -48,34 +48,45 @@ def _gate(
 
 
 @triton.jit
-def _double(x, dtype: tl.constexpr):
-    """x ≈ large + small, both of `dtype`: twice its bits. bf16 is the upper half of fp32: conversions there and back cost many times a mask."""
-    large = x.to(dtype).to(tl.float32)
+def _upper(x, dtype: tl.constexpr):
+    """The part of x in fp32 that `dtype` holds. bf16 is the upper half of fp32: conversions there and back cost many times a mask."""
+    upper = x.to(dtype).to(tl.float32)
     if dtype == tl.bfloat16:
-        large = (x.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        upper = (x.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return upper
+
+
+@triton.jit
+def _double(x, dtype: tl.constexpr):
+    """x ≈ large + small, both of `dtype`: twice its bits."""
+    large = _upper(x, dtype)
     return large.to(dtype), (x - large).to(dtype)
 
 
 @triton.jit
-def _running_sum(x, dtype: tl.constexpr, C: tl.constexpr, REVERSE: tl.constexpr):
+def _running_sum(x, dtype: tl.constexpr, C: tl.constexpr, REVERSE: tl.constexpr, TERMS: tl.constexpr = 2):
     """Running sum along the rows of x [C, *], fp32, as a product with a triangle of ones: a scan would wait for other warps at every step.
 
-    x in fp32 is taken apart into two numbers of `dtype`; where that is fp32 too there is no matrix unit to use, and it is scanned."""
+    x in fp32 is taken apart into TERMS numbers of bf16, or two of fp16, in units that make them fit; where `dtype` is fp32 there is no matrix
+    unit to use, and it is scanned."""
     if dtype == tl.float32:
         return tl.cumsum(x.to(tl.float32), 0, reverse=REVERSE)
     i = tl.arange(0, C)
     triangle = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), 1.0, 0.0).to(dtype)
-    TWICE: tl.constexpr = x.dtype == tl.float32 or dtype == tl.float16
+    terms: tl.constexpr = 2 if dtype == tl.float16 else TERMS if x.dtype == tl.float32 else 1
     x = x.to(tl.float32)
     scale = 1.0
     if dtype == tl.float16:
-        largest = tl.max(tl.abs(x))
-        scale = tl.maximum(largest, 1e-30) * 2.0**-14
+        scale = tl.maximum(tl.max(tl.abs(x)), 1e-30) * 2.0**-14
         x *= 1.0 / scale
-    large, small = _double(x, dtype)
-    total = tl.dot(triangle, large)
-    if TWICE:
-        total = tl.dot(triangle, small, total)
+    large = _upper(x, dtype)
+    total = tl.dot(triangle, large.to(dtype))
+    if terms > 2:
+        x -= large
+        large = _upper(x, dtype)
+        total = tl.dot(triangle, large.to(dtype), total)
+    if terms > 1:
+        total = tl.dot(triangle, (x - large).to(dtype), total)
     return total * scale
 
 
