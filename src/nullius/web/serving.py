@@ -72,12 +72,13 @@ def _worker() -> Iterator[None]:
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "nullius.web.working", str(os.getpid())], start_new_session=True)
 
+    process = start()
+
     def keep() -> None:
         nonlocal process
         while process.wait() < 0 and not ending.wait(RESTART_SECONDS):  # one that ended by itself has said why
             process = start()
 
-    process = start()
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     try:
