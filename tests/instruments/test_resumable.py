@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.models.test_dataflow import DECODERS, build
+from tests.models.test_dataflow import DECODERS, HYBRIDS, build
 
 from nullius.errors import SubjectError
 from nullius.instruments import direct_effects, edges, interchange, patching, paths, resumable, taps
@@ -49,6 +49,12 @@ def test_what_cannot_be_run_from_the_middle_is_said(name, tokenizer):
     if model.anatomy.lies_flat:
         with pytest.raises(SubjectError, match="edges cannot be cut there"):
             edges.nodes(model)
+
+
+def test_recurrences_are_named(tokenizer):
+    model = build("lfm2", tokenizer, **HYBRIDS["lfm2"])
+    with pytest.raises(SubjectError, match=r"cannot be run from the middle of a text \(layer 0 mixes tokens by Lfm2ShortConv\)"):
+        patching.residual(model, model.pad(BASE), model.pad(SOURCE), ANSWERS)
 
 
 def test_rows_that_do_not_join(tokenizer):

@@ -130,7 +130,7 @@ def test_other_decoders_map(name, tokenizer):
 
 def test_what_does_not_map_is_named(tokenizer):
     for family, sizes, what in (
-        ("mamba", {}, "cannot map mamba: no list of equal layers that hold an attention"),
+        ("mamba", {}, "cannot map mamba: no list of layers that hold an attention"),
         ("rwkv", {"attention_hidden_size": 32}, "cannot map rwkv: what its layers add to the residual stream is not the sum of two parts"),
         ("openai-gpt", OLD, "cannot map openai-gpt: no final norm beside the layers"),
         (
@@ -141,6 +141,45 @@ def test_what_does_not_map_is_named(tokenizer):
     ):
         with pytest.raises(SubjectError, match=what):
             build(family, tokenizer, **sizes)
+
+
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 8}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_expand": 2, "mamba_n_groups": 1}
+HYBRIDS = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_next": {
+        **EXPERTS,
+        **DELTA,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    "jamba": {**EXPERTS, "num_experts_per_tok": 1, "mamba_d_state": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+}
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+@torch.no_grad()
+def test_layers_that_do_not_attend_have_no_heads(family, tokenizer):
+    """Convolutions and recurrences between attentions: the stream and what is added to it are there in every layer, heads where there are some."""
+    model = build(family, tokenizer, **HYBRIDS[family])
+    _self_test(model)
+    batch = model.encode(["The capital of France is"])
+    plain = model.hf(input_ids=batch.input_ids, use_cache=False).logits
+    sites = taps.read(model, batch, ["resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post", "logits"], positions="all")
+    size = float(sites["resid_post"].abs().max())
+    assert torch.equal(sites["logits"], plain)
+    assert torch.allclose(sites["resid_pre"] + sites["attn_out"], sites["resid_mid"], atol=1e-5 * size)
+    assert torch.allclose(sites["resid_mid"] + sites["mlp_out"], sites["resid_post"], atol=1e-5 * size)
+    z = taps.read(model, batch, ["z"], [1], positions="all")["z"][0]
+    attention = taps.read(model, batch, ["attn_out"], [1], positions="all")["attn_out"][0]
+    assert torch.allclose(model.anatomy.added(1, "attn", torch.einsum("bthd,hdm->btm", z, model.anatomy.o_weight(1))), attention, atol=1e-4)
+    with pytest.raises(SubjectError, match=f"layer 2 of {family} mixes tokens by .*: it has no z"):
+        taps.read(model, batch, ["z"], [1, 2])
+    with pytest.raises(SubjectError, match=f"layer 0 of {family} mixes tokens by .*: it has no heads"):
+        model.anatomy.o_weight(0)
+    with taps.edit(model, "attn_out", 0, torch.zeros_like):
+        assert not torch.equal(model.logits(batch, "all"), plain)
 
 
 def test_heads_of_different_widths_are_read_layer_by_layer(tokenizer):

@@ -29,6 +29,9 @@ def check(model: LanguageModel) -> None:
     anatomy = model.anatomy
     if anatomy.lies_flat:
         _tried[anatomy] = "texts are laid end to end"
+    other = next((layer for layer in range(anatomy.n_layers) if not anatomy.attends(layer)), None)
+    if other is not None:
+        _tried[anatomy] = f"layer {other} mixes tokens by {type(anatomy.attn(other)).__name__}"
     if anatomy not in _tried and not _hooked(model):
         _tried[anatomy] = ""  # what is called below asks again
         try:

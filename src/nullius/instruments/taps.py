@@ -51,7 +51,7 @@ def read(
         for name in sites:
             if name == "logits":
                 continue
-            chosen = _chosen(model, name, heads)
+            chosen = _chosen(model, name, layers[0], heads)
             for layer in layers:
                 site = model.anatomy.site(name, layer)
                 keep = partial(_keep, kept[name], layer, name == "pattern", columns, chosen)
@@ -120,9 +120,9 @@ def _keep(
     into[layer] = value.detach().clone()
 
 
-def _chosen(model: LanguageModel, site: str, heads: Sequence[int] | None) -> Tensor | None:
+def _chosen(model: LanguageModel, site: str, layer: int, heads: Sequence[int] | None) -> Tensor | None:
     """The heads to keep of a site; None where it has none, or all are wanted."""
-    there = model.anatomy.n_heads if site == "pattern" else model.anatomy.site(site, 0).heads
+    there = model.anatomy.n_heads if site == "pattern" else model.anatomy.site(site, layer).heads
     if heads is None or not there:
         return None
     wrong = next((head for head in heads if not 0 <= head < there), None)

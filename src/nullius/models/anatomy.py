@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nullius.errors import SubjectError, UsageError, nearest
-from nullius.models import dataflow
+from nullius.models import dataflow, stated
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "q", "k", "v", "pattern", "z", "mlp_post", "mlp_out")
 
@@ -80,10 +80,10 @@ class Anatomy:
             raise SubjectError(f"cannot map {self.family}: {error}") from None
         self.logit_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         body = hf.get_decoder() or hf  # of an image-and-text model, the part that reads text
-        lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1]
-        lists = [module for module in lists if any(dataflow.is_attention(part) for part in module[0].modules())]
+        lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
+        lists = [module for module in lists if any(dataflow.is_attention(part) for part in module.modules())]
         if not lists:
-            raise SubjectError(f"cannot map {self.family}: no list of equal layers that hold an attention")
+            raise SubjectError(f"cannot map {self.family}: no list of layers that hold an attention")
         stack = max(lists, key=len)
         self.layers: list[nn.Module] = list(stack)
         self.n_layers = len(self.layers)
@@ -97,8 +97,8 @@ class Anatomy:
         self.parallel: bool = self._flows[0].resid_mid is None
         with_neurons = [layer for layer, flow in enumerate(self._flows) if flow.down_proj is not None]
         self.d_mlp: int = dataflow.width(self.down_proj(with_neurons[0]))[0] if with_neurons else config.intermediate_size
-        self._stated_kv_heads = _stated(config, "num_key_value_heads") or self.n_heads
-        self.logit_scale: float = _logit_scale(hf, self, _numbers(config))
+        self._stated_kv_heads = stated.number_of(config, "num_key_value_heads") or self.n_heads
+        self.logit_scale: float = stated.logit_scale(hf, self.unembed, self.logit_softcap, stated.numbers(config))
 
     def _traced(self, hf: Any, config: Any) -> list[dataflow.Flow]:
         """Find the parts of every layer; layers that are made alike are traced once."""
@@ -115,8 +115,8 @@ class Anatomy:
                         lambda: self.decoder(input_ids=tokens, use_cache=False),
                         block,
                         self.n_heads,
-                        _stated(config, "num_key_value_heads"),
-                        _numbers(config),
+                        stated.number_of(config, "num_key_value_heads"),
+                        stated.numbers(config),
                     )
                 except (
                     SubjectError,
@@ -214,6 +214,10 @@ class Anatomy:
         """Whether some blocks see the tokens of all texts laid end to end."""
         return any(flow.flat for flow in self._flows)
 
+    def attends(self, layer: int) -> bool:
+        """Whether a layer mixes tokens by an attention (or by one of the project's own mixers), not by a convolution or a recurrence."""
+        return self._flow(layer).o_proj is not None
+
     def adds_stream(self, layer: int) -> bool:
         """Whether the feed-forward block is given the stream too, and adds itself to it (MPT, BLOOM)."""
         return self._flow(layer).adds_stream
@@ -236,8 +240,13 @@ class Anatomy:
         return self.logit_softcap * torch.tanh(out / self.logit_softcap) if self.logit_softcap else out
 
     def o_proj(self, layer: int) -> nn.Module:
-        """Return the output projection of the attention, from heads · d_head to d_model."""
-        return self.attn(layer).get_submodule(self._flow(layer).o_proj)
+        """Return the output projection of the attention, from heads · d_head to d_model. Raises SubjectError in a layer that does not attend."""
+        name = self._flow(layer).o_proj
+        if name is None:
+            raise SubjectError(
+                f"layer {self._layer(layer)} of {self.family} mixes tokens by {type(self.attn(layer)).__name__}: it has no heads"
+            )
+        return self.attn(layer).get_submodule(name)
 
     def down_proj(self, layer: int) -> nn.Module:
         """Return the last linear map of the feed-forward block, whose inputs are the neurons. Raises SubjectError where experts are mixed."""
@@ -276,6 +285,8 @@ class Anatomy:
         if own is not None and name in ("q", "k", "v", "z", "pattern") and name not in own:
             raise SubjectError(f"layer {layer} mixes tokens by {self.attn(layer).name}: it has no {name}")
         flow = self._flow(layer)
+        if flow.o_proj is None and name in ("q", "k", "v", "z", "pattern"):
+            raise SubjectError(f"layer {layer} of {self.family} mixes tokens by {type(self.attn(layer)).__name__}: it has no {name}")
         shape = self._shape if name in flow.flat else None
         match name:
             case "resid_pre":
@@ -355,39 +366,6 @@ def self_test(anatomy: Anatomy, read: Any, edit: Any, run: Any) -> None:
         with edit(site, layers[-1], torch.zeros_like):
             if torch.equal(run(), plain):
                 raise SubjectError(f"cannot map {anatomy.family}: zeroing {site} changes nothing")
-
-
-def _stated(config: Any, name: str) -> int | None:
-    """A number of heads that a configuration states, where it states one for all layers."""
-    try:
-        return int(getattr(config, name, None) or 0) or None
-    except (AttributeError, TypeError, ValueError):  # transformers raises one of these where a number differs from layer to layer
-        return None
-
-
-def _numbers(config: Any) -> tuple[float, ...]:
-    """The numbers of a configuration, and one over each."""
-    plain = [
-        float(value) for value in config.to_dict().values() if isinstance(value, (int, float)) and not isinstance(value, bool) and value
-    ]
-    return tuple(plain + [1 / value for value in plain])
-
-
-@torch.no_grad()
-def _logit_scale(hf: Any, anatomy: Anatomy, factors: tuple[float, ...]) -> float:
-    """The factor between the vocabulary projection and the logits, seen on two tokens; 1 where it is none, or cannot be seen."""
-    if anatomy.logit_softcap:
-        return 1.0
-    raw: list[Tensor] = []
-    handle = anatomy.unembed.register_forward_hook(lambda _module, _args, output: raw.append(output.double()))
-    try:
-        given = hf(input_ids=torch.tensor([[0, 1]], device=hf.device), use_cache=False).logits.double()
-    finally:
-        handle.remove()
-    if not raw or raw[-1].shape != given.shape or float(raw[-1].norm()) == 0:
-        return 1.0
-    scale = float((raw[-1] * given).sum() / raw[-1].square().sum())
-    return dataflow.near(scale, (1.0, *factors))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

@@ -29,6 +29,7 @@ class Flow:
     attn, mlp: the two blocks. attn_out, mlp_out: the modules whose outputs are added to the residual stream (the blocks, norms after them, or the
     maps that the blocks end in). attn_factor, mlp_factor: by what they are multiplied before they are added (Granite; else 1).
     attn_norm, mlp_norm: the norms before them. resid_mid: the module whose input is the stream between the two (None when they run in parallel).
+    In a layer that does not attend (`o_proj` is None) attn is whatever else mixes tokens there: a convolution, a recurrence.
     o_proj, down_proj: the linear maps that the blocks end in; down_proj is "" when the block is itself that map, None when there is no such
     map (mixtures of experts). columns: for q, k, v the linear map and which of its outputs belong to each head, [heads, d_head].
     adds_stream: the feed-forward block takes the stream as well, and adds itself to it. changed: sites whose tensor
@@ -43,7 +44,7 @@ class Flow:
     attn_norm: str | None
     mlp_norm: str | None
     resid_mid: str | None
-    o_proj: str
+    o_proj: str | None
     down_proj: str | None
     columns: Mapping[str, tuple[str, Tensor]]
     attn_factor: float = 1.0
@@ -160,9 +161,7 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
     """
     children = {name: child for name, child in layer.named_children() if not isinstance(child, (nn.Dropout, nn.Identity))}
     attn = next((name for name, child in children.items() if is_attention(child)), None)
-    if attn is None:
-        raise SubjectError("its layers have no attention")
-    inner = {f"{attn}/{name}": part for name, part in linears(children[attn]).items()}
+    inner = {} if attn is None else {f"{attn}/{name}": part for name, part in linears(children[attn]).items()}
     others = {f"{n}/{name}": part for n, child in children.items() if n != attn for name, part in linears(child).items() if name}
     bare = {name: child for name, child in children.items() if _is_norm(child) or is_linear(child)}
     pair, noisy, stream = None, None, None
@@ -186,16 +185,27 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
 
     # an output norm is added in place of the block whose output it reads
     behind = {name: source(noisy.inputs.get(name), [*children, *inner, *others]) for name in pair}
-    attn_out = next((name for name in pair if _block(name) == attn or _block(behind[name]) == attn), None)
+    attends = attn is not None
+    if attends:
+        attn_out = next((name for name in pair if _block(name) == attn or _block(behind[name]) == attn), None)
+    else:  # of two blocks the one that tells the other
+
+        def read(name: str) -> bool:
+            return any(_same(stream + pair[name] * noisy.noise[name].view_as(stream), noisy.inputs.get(child)) for child in children)
+
+        attn_out = next((name for name in pair if read(name)), None)
     if attn_out is None:
-        raise SubjectError("what its attention returns is not added to the residual stream")
+        raise SubjectError("what its attention returns is not added to the residual stream" if attends else "its layers have no attention")
+    if attn is None:
+        attn = attn_out.partition("/")[0]
+        attn = _block(behind[attn_out]) or attn if _is_norm(children[attn]) else attn
     (mlp_out,) = pair.keys() - {attn_out}
     mlp = mlp_out.partition("/")[0]
     if behind[mlp_out] is not None and _is_norm(children[mlp]):
         mlp = _block(behind[mlp_out]) or mlp
     middle = stream + pair[attn_out] * noisy.noise[attn_out].view_as(stream)
     o_proj = source(noisy.outputs[attn], inner) or (attn_out if attn_out in inner else None)
-    if o_proj is None:
+    if o_proj is None and attends:
         raise SubjectError("what its attention returns is not the output of one linear map")
     ends = [name for name in others if name.startswith(f"{mlp}/")]
     down_proj = source(noisy.outputs[mlp], ends) or (mlp_out if mlp_out in ends else None)
@@ -212,9 +222,9 @@ def trace(run: Callable[[], Any], layer: nn.Module, n_heads: int, n_kv_heads: in
         attn_norm=source(noisy.inputs.get(attn), children),
         mlp_norm=source(noisy.inputs.get(mlp), [name for name in children if _is_norm(children[name])]),
         resid_mid=resid_mid,
-        o_proj=o_proj.partition("/")[2],
+        o_proj=o_proj and o_proj.partition("/")[2],
         down_proj="" if is_linear(children[mlp]) else down_proj and down_proj.partition("/")[2],
-        columns=_columns(noisy, inner, noisy.inputs[o_proj], n_heads, n_kv_heads),
+        columns={} if o_proj is None else _columns(noisy, inner, noisy.inputs[o_proj], n_heads, n_kv_heads),
         attn_factor=pair[attn_out],
         mlp_factor=pair[mlp_out],
         adds_stream=mlp not in noisy.noise,
