@@ -433,8 +433,13 @@ def test_many_vectors_that_grow_are_opened_again_after_a_while(tmp_path, monkeyp
         vectors.append(tmp_path, [number], made[:1], scales[:1])
         rows.append(len(vectors.open_vectors(tmp_path)))
     assert rows == [1, 2, 3, 3]
+    vectors.append(tmp_path, [5], made[:1], scales[:1])
+    vectors.forget(tmp_path)
+    assert len(vectors.open_vectors(tmp_path)) == 5
+    vectors.append(tmp_path, [6], made[:1], scales[:1])
+    assert len(vectors.open_vectors(tmp_path)) == 5
     clock[0] += vectors.PATIENCE
-    assert len(vectors.open_vectors(tmp_path)) == 4
+    assert len(vectors.open_vectors(tmp_path)) == 6
     for path in tmp_path.iterdir():  # made anew by another process
         path.unlink()
     vectors.append(tmp_path, [9], made[:1], scales[:1])

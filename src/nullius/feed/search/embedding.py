@@ -77,6 +77,7 @@ def embed(
                     break
     except Timeout:
         pass  # another process is at it
+    vectors.forget(where)  # who embeds and then searches finds what was embedded
     return done
 
 

@@ -149,6 +149,11 @@ class Vectors:
         return self.numbers[rows[order]].tolist(), scores[order].tolist()
 
 
+def forget(where: Path) -> None:
+    """Open the vectors in a folder anew when they are next asked for."""
+    _opened.pop(where, None)
+
+
 def append(where: Path, numbers: Sequence[int], vectors: NDArray[np.int8], scales: Floats) -> None:
     """Add rows to the files, the numbers last. What an interrupted call left behind them is cut off first. One process at a time."""
     where.mkdir(parents=True, exist_ok=True)
