@@ -31,7 +31,7 @@ _gated: dict[type, bool] = {}  # by class of feed-forward block: whether it is w
 def maps(layer: nn.Module) -> Iterator[None]:
     """While open, a layer's linear maps run by oneDNN, where they can. Hooks on its modules work as ever; gradients do not flow."""
     changed: list[nn.Module] = []
-    linears = {module: Linear(module.weight, module.bias) for module in layer.modules() if can(module)}
+    linears = {module: _taken_over(module) for module in layer.modules() if can(module)}
     try:
         for module, linear in linears.items():
             module.forward = linear
@@ -104,6 +104,10 @@ class _Gated:
         return self.block.down_proj(self.up.times(x, self.gate(x, *self.kind)))
 
 
+def _taken_over(module: Any) -> Linear:
+    return Linear(module.weight, module.bias)
+
+
 @cache
 def available() -> bool:
     """Whether this build of torch has what is needed."""
@@ -116,6 +120,7 @@ def available() -> bool:
 
 
 def can(module: nn.Module) -> bool:
+    """Whether a module is a linear map that oneDNN can take over, and nobody else has."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight

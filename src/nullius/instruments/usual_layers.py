@@ -53,16 +53,17 @@ def _is_usual(layer: nn.Module, kwargs: dict[str, Any], rows: Tensor, prefix: tu
     if set(parts) != PARTS or {name for name, _ in parts["self_attn"].named_children()} != ATTENTION:
         return False
     gated = dict(parts["mlp"].named_children())
-    maps = [*parts["self_attn"].children(), *(gated.get(name) for name in onednn.GATED - {"act_fn"})]
-    if set(gated) != onednn.GATED or onednn.activation(gated["act_fn"]) is None or not all(map(onednn.can, maps)):
+    if set(gated) != onednn.GATED:
+        return False
+    if not all(onednn.can(part) for part in [*parts["self_attn"].children(), *(gated[name] for name in onednn.GATED - {"act_fn"})]):
         return False
     try:
         suffixes = together(rows.clone(), kwargs, prefix)
+        Layer(layer).run([suffixes])
         expected = layer(rows, **kwargs)
     except (KeyError, TypeError, AttributeError, RuntimeError):
         return False
     expected = expected[0] if isinstance(expected, tuple) else expected
-    Layer(layer).run([suffixes])
     return torch.allclose(suffixes.rows, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -75,7 +76,7 @@ def together(rows: Tensor, kwargs: dict[str, Any], prefix: tuple[Tensor, Tensor]
 
 
 class Layer:
-    """A layer's weights, arranged for as long as this object lives."""
+    """A layer's weights, arranged for as long as this object lives. Raises TypeError, AttributeError where a layer is of another kind."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -88,7 +89,10 @@ class Layer:
         weight = torch.cat([attention.k_proj.weight, attention.v_proj.weight])
         self.kv = onednn.Linear(weight, None if biases[0] is None else torch.cat(biases), BLOCK)
         self.heads, self.groups = len(self.q.weight) // self.width, len(self.kv.weight) // self.width // 2
-        self.activation, self.act_fn = onednn.activation(mlp.act_fn), mlp.act_fn
+        kind = onednn.activation(mlp.act_fn)
+        if kind is None:
+            raise TypeError("an activation function that oneDNN does not have")
+        self.activation, self.act_fn = kind, mlp.act_fn
 
     @torch.no_grad()
     def run(self, suffixes: Sequence[Suffixes], last: bool = False) -> list[Tensor]:
