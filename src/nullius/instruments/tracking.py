@@ -71,11 +71,11 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Models:
-    """Base, tuned and unrelated model, and the prompts that they can read."""
+    """Base and tuned model, one that is unrelated to them and as good (None where there is none), and the prompts that they can read."""
 
     base: LanguageModel
     tuned: LanguageModel
-    stranger: LanguageModel
+    stranger: LanguageModel | None
     told: int
     objects: tuple[str, ...]
     labels: tuple[str, ...]
