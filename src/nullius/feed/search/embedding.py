@@ -107,7 +107,7 @@ def _embed_batch(where: Any, encode: Encode, batch: Sequence[tuple[int, str]]) -
     vectors.append(where, numbers, packed, scales)  # before the table: what is lost in between is made again
     with writing() as connection:
         found_now = connection.execute(sa.select(*COLUMNS).where(paper.c.id.in_(numbers))).mappings()
-        present = {row["id"]: text_of(row) for row in found_now}
+        present = {row["id"]: text_of(dict(row)) for row in found_now}
         connection.execute(embedding.delete().where(embedding.c.paper.in_(numbers), embedding.c.model == MODEL))
         rows = [
             {"paper": number, "model": MODEL, "text_sha256": _digest(text), "vector": packed[i].tobytes(), "scale": float(scales[i])}
