@@ -344,7 +344,7 @@ class _Launches:
         numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
         grid = (_ratio(self.K, width), self.blocks, self.heads)
         self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=True)
-        self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=False, STAGES=1, num_warps=4)
+        self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=False)
         return d_q, d_k, d_gate
 
 
