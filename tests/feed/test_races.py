@@ -160,10 +160,13 @@ Status: 5.1.1
 
 def test_two_workers_embed_one_paper(database, tmp_path):
     number = papers.find("embers").id
+    with feed_database.reading() as connection:
+        row = connection.execute(sa.select(*embedding.COLUMNS).where(tables.paper.c.id == number)).mappings().one()
+        text = embedding.text_of(dict(row))
 
     def embed(where) -> int:
         where.mkdir()
-        return embedding._embed_batch(where, lambda texts: np.ones((len(texts), 384), np.float32), [(number, "its text")])
+        return embedding._embed_batch(where, lambda texts: np.ones((len(texts), 384), np.float32), [(number, text)])
 
     at_once("INSERT INTO embedding", *(lambda name=name: embed(tmp_path / name) for name in "ab"))
     assert count(tables.embedding, tables.embedding.c.paper == number) == 1
