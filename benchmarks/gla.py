@@ -1,6 +1,6 @@
 """Gated linear attention on a GPU: checks, then times, then prints a table.
 
-    python benchmarks/gla.py [--check [float32 bfloat16 float16]] [--tokens 32768] [--peer | --peer-untuned]
+    python benchmarks/gla.py [--check [float32 bfloat16 float16]] [--tokens 32768] [--kernels] [--peer | --peer-untuned]
 
 Peers, when installed: flash-linear-attention (chunk_gla) and PyTorch's softmax attention. Times are medians of CUDA events in ms: forward,
 forward + backward as called from Python, and forward + backward replayed from a CUDA graph, which leaves out the processor that launches.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import platform
+import statistics
 from collections.abc import Callable
 from datetime import date
 
@@ -46,7 +47,7 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def check(peer: Callable[..., torch.Tensor] | None, types: list[str]) -> None:
     """Compare with plain PyTorch in float64 (itself tested against the recurrence) over types, gate strengths, odd lengths; print errors."""
-    print("relative errors against float64: o, dq, dk, dv, dgate")
+    print("relative errors against float64: o, dq, dk, dv, dgate; in 16 bits dgate also with the gate in fp32, as the peer has it")
     for dtype in (getattr(torch, name) for name in types):
         for batch, length, heads, key, value, normaliser in (
             (2, 200, 2, 64, 64, 16.0), (1, 333, 2, 128, 256, 1.0), (1, 130, 1, 256, 512, 16.0), (1, 2000, 2, 64, 128, 16.0),
@@ -56,9 +57,11 @@ def check(peer: Callable[..., torch.Tensor] | None, types: list[str]) -> None:
             exact = gradients(lambda *t: gated_linear_attention(*t, backend="chunks"), [t.double() for t in x])
             ours = gradients(lambda *t: gated_linear_attention(*t, backend="triton"), x)
             line = " ".join(f"{error(a, b):.1e}" for a, b in zip(ours, exact, strict=True))
+            wide = [t.float() if i == 3 else t for i, t in enumerate(x)]
+            if dtype != torch.float32:
+                line += f" / {error(gradients(lambda *t: gated_linear_attention(*t, backend='triton'), wide)[4], exact[4]):.1e}"
             if peer and dtype != torch.float32:
-                theirs = [t.float() if i == 3 else t for i, t in enumerate(x)]  # which wants its gate in fp32
-                line += "   fla " + " ".join(f"{error(a, b):.1e}" for a, b in zip(gradients(peer, theirs), exact, strict=True))
+                line += "   fla " + " ".join(f"{error(a, b):.1e}" for a, b in zip(gradients(peer, wide), exact, strict=True))
             print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
         packed(dtype)
 
@@ -126,6 +129,30 @@ def measure(function: Callable[..., torch.Tensor], x: list[torch.Tensor]) -> tup
     return forward, whole, do_bench(graph.replay, warmup=25, rep=100, return_mode="median"), memory
 
 
+def kernels(tokens: int) -> None:
+    """Print how long each kernel of forward + backward takes on the GPU, in microseconds: those of the same name in the order of their launch."""
+    runs = 5
+    for name, (heads, key, value) in HEADS.items():
+        for length in (2048, 8192):
+            x = inputs(tokens // length, length, heads, key, value, torch.bfloat16)
+            leaves = [t.requires_grad_() for t in x[:4]]
+            found: dict[str, list[float]] = {}
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                for _ in range(runs + 1):
+                    torch.autograd.grad(gated_linear_attention(*leaves, backend="triton"), leaves, x[4])
+                torch.cuda.synchronize()
+            for event in sorted(profile.events(), key=lambda event: event.time_range.start):
+                if event.device_type == torch.autograd.DeviceType.CUDA:
+                    found.setdefault(event.name[:24], []).append(event.time_range.elapsed_us())
+            each = {kernel: len(took) // (runs + 1) for kernel, took in found.items()}
+            medians = {
+                kernel: "+".join(f"{statistics.median(took[each[kernel] + i :: each[kernel]]):.0f}" for i in range(each[kernel]))
+                for kernel, took in found.items()
+                if each[kernel]
+            }
+            print(f"{name}  T={length:6}  " + "  ".join(f"{kernel} {took}" for kernel, took in medians.items()), flush=True)
+
+
 def softmax(tokens: int) -> None:
     """Time PyTorch's softmax attention, 16 heads of 128."""
     for length in (2048, 8192, 32768):
@@ -158,6 +185,7 @@ if __name__ == "__main__":
         "--peer-untuned", action="store_true", help="the same for its errors and memory, without tuning: its times mean nothing"
     )
     parser.add_argument("--tokens", type=int, default=32768, help="of a step that is timed; 0: none")
+    parser.add_argument("--kernels", action="store_true", help="also how long each kernel takes")
     arguments = parser.parse_args()
     print(
         f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  triton {triton.__version__}  {platform.python_version()}"
@@ -167,4 +195,6 @@ if __name__ == "__main__":
         check(other, arguments.check or TYPES)
     if arguments.tokens:
         times(arguments.tokens, other)
+        if arguments.kernels:
+            kernels(arguments.tokens)
         softmax(arguments.tokens)
