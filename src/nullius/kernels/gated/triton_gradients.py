@@ -254,8 +254,9 @@ def key_gradients(
     chunk fades by more than 2^FADED all of it comes from the chunk's own keys, Σ_t k ⊙ dK of dH alone, and is taken from these: it will be
     subtracted again, and what is left is small. In fp32 (R = 1) nothing is subtracted: `edges` leaves out the chunk's own keys.
     """
-    if not GATES_ARE_MILD and tl.load(fade + chunks * heads * K + 1) != 0:
-        return
+    if not GATES_ARE_MILD:
+        if tl.load(fade + chunks * heads * K + 1) != 0:
+            return
     k0 = tl.program_id(0) * BK
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -342,8 +343,9 @@ def key_gradients(
             earlier = tl.where(i[:, None] > i[None, :], 1.0, 0.0)
             dg = _running_sum(db, dtype, C, True) + beyond[None, :] + tl.dot(earlier, taken, input_precision=PRECISION)
         else:
-            if (FADED > MILD or not GATES_ARE_MILD) and strongest <= FADED:
-                beyond = tl.where(last > FADED, beyond, tl.sum(taken, 0))
+            if FADED > MILD or not GATES_ARE_MILD:
+                if strongest <= FADED:
+                    beyond = tl.where(last > FADED, beyond, tl.sum(taken, 0))
             db -= taken
             dg = _running_sum(db, dtype, C, True, 3) + beyond[None, :]
             beyond += tl.sum(db, 0)

@@ -39,10 +39,10 @@ PREPARE = Tiles(32, 0, 4, 3)
 SCORES = Tiles(32, 64, 4, 3)  # k: of P under strong gates; v: of its gradient
 WALK = Tiles(0, 128, 8, 3)  # k: all of it; v shrinks where K is larger than 256, and stages where it is larger than 128
 GRADIENTS = Tiles(128, 256, 8, 2)  # half of v and a stage more where that many programs are too few
-GRADIENTS_PIECE = 64
+GRADIENTS_PIECE = 64  # columns of v side by side: a product takes its left factor from registers, a piece at a time
 KEYS = Tiles(32, 0, 4, 1)
 KEYS_AHEAD = 2  # stages of its loop
-SUMS_STAGES = 3  # of a walk without outputs
+SUMS_STAGES = 3  # of a walk without outputs, where K is at most 256
 # A segment is a run of chunks that one program walks. Sequences are cut into segments until this many programs fill the machine.
 PROGRAMS = 128
 
@@ -372,7 +372,7 @@ _recorded: set[_Launches] = set()
 def forward(
     call: _Launches, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Four launches (six where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
+    """Three launches (five where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
     the inputs."""
     grown, faded, fade, flags, p = call.prepare(q, k, gate, scale)
     end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
