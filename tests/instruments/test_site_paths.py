@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.instruments.test_patching import ANSWERS, pairs
 from tests.instruments.test_paths import wired_chain
+from tests.models.test_dataflow import DECODERS, build
 
 from nullius.errors import UsageError
-from nullius.instruments import interventions, paths, site_paths, taps
+from nullius.instruments import interventions, patching, paths, site_paths, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.path_runs import Mlp, Receiver
 from nullius.instruments.where import Where
@@ -88,6 +89,24 @@ def test_planted_path_and_nulls(tokenizer):
         (Where("resid_pre", 0), ()),
     ):
         assert float(site_paths.patch(model, base, source, senders, ANSWERS, receiver=receiver, held=held).effect().abs().max()) < 1e-5
+
+
+def test_with_nothing_held_it_is_activation_patching(toy, tokenizer):
+    """The cells of a sweep; and on a model that no sweep can be run on, what an interchange gives."""
+    base, source = pairs(toy)
+    places = [(0, 5), (1, 9), (2, 7)]
+    found = site_paths.patch(toy, base, source, [Where("resid_pre", layer, positions=[column]) for layer, column in places], ANSWERS)
+    sweep = patching.residual(toy, base, source, ANSWERS)
+    assert torch.allclose(found.values, torch.stack([sweep.values[:, layer, column] for layer, column in places], 1), atol=1e-4)
+    bloom = build("bloom", tokenizer, **DECODERS["bloom"][1])
+    base, source = pairs(bloom)
+    head = Where("z", 1, heads=[2])
+    found = site_paths.patch(bloom, base, source, [head], ANSWERS)
+    there = taps.read(bloom, source, ["z"], [1], positions="all")["z"][0]
+    with torch.no_grad(), interventions.applied(bloom, [interventions.interchange(head, there)]):
+        logits = bloom.logits(base)
+    assert torch.allclose(found.values[:, 0], logits[[0, 1], [11, 13]] - logits[[0, 1], [12, 14]], atol=1e-5)
+    assert float(found.effect().abs().min()) > 0
 
 
 def test_texts_of_unequal_length_by_columns(toy):
