@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import axe_playwright_python
@@ -33,6 +34,7 @@ AXE = Path(os.environ.get("NULLIUS_AXE") or Path(axe_playwright_python.__file__)
 PAGES = [
     "/",
     "/week",
+    "/week/NOW",
     "/month",
     "/trending",
     "/search?q=one+head+decides",
@@ -42,6 +44,7 @@ PAGES = [
     "/papers/2511.00001",
     "/subjects",
     "/subjects/smollm2-135m",
+    "/subjects/qwen2.5-coder-0.5b",
     "/compare/factual-recall",
     "/runs",
     "/runs/RUN",
@@ -142,7 +145,8 @@ def watched(opened: BrowserContext, base: str) -> None:
 def addresses(server: Server) -> list[str]:
     runs = json.load(urllib.request.urlopen(f"{server.base}/api/v1/runs"))["runs"]
     of = {r["state"]: r["id"] for r in runs}
-    return [path.replace("RUN", of["done"]).replace("FAILED", of["failed"]) for path in PAGES]
+    week = datetime.now(UTC).strftime("%G-W%V")  # in which its verdicts were given
+    return [path.replace("RUN", of["done"]).replace("FAILED", of["failed"]).replace("NOW", week) for path in PAGES]
 
 
 def violations(page: Page, *only: str) -> list[str]:
