@@ -130,12 +130,13 @@ def test_a_subject_and_its_finetuned_copy_go_through(untaught, monkeypatch, tmp_
     words, labels = (tracking.one_token(untaught, pool) for pool in (boxes.OBJECTS, boxes.LABELS))
     some = boxes.draw(np.random.default_rng(0), 160, 4, objects=words, labels=labels)
     guessing = finetune(untaught, [(item.prompt, item.answer) for item in some], 40, rate=3e-3, name="fresh").model
-    record = runner.run(get(SLUG), guessing, options={"pair": "subject"})
+    how, first, again = {"pair": "subject"}, Heard(), Heard()
+    record = runner.run(get(SLUG), guessing, options=how, listener=first)
     measured = {verdict.claim.id for verdict in record.verdicts if verdict.effect}
     assert measured >= {"tuning-helps", "circuits-overlap", "position-tuned", "no-label", "better-fetching", "cut-object", "in-bands"}
     assert any("10 steps on boxes" in note for note in record.data["notes"])
     assert len(list((tmp_path / "finetuned").iterdir())) == 1
-    heard = Heard()
-    assert runner.run(get(SLUG), guessing, options={"pair": "subject"}, listener=heard).data["samples"] == record.data["samples"]
-    assert "tuning" not in heard.labels
-    assert {f"path patching in {name}" for name in ("fresh", "fresh (tuned)")} <= heard.labels
+    assert {"tuning", *(f"path patching in {name}" for name in ("fresh", "fresh (tuned)"))} <= first.labels
+    kept = module._models(Lab(get(SLUG), guessing, options=how, listener=again))
+    assert kept.tuned.weights_sha256 != guessing.weights_sha256
+    assert "tuning" not in again.labels
