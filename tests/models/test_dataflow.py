@@ -8,7 +8,7 @@ from tests.conftest import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nullius.errors import SubjectError
-from nullius.instruments import taps
+from nullius.instruments import direct_effects, taps
 from nullius.models.anatomy import Anatomy
 from nullius.models.language_model import LanguageModel
 from nullius.models.loading import _self_test
@@ -180,6 +180,10 @@ def test_layers_that_do_not_attend_have_no_heads(family, tokenizer):
         model.anatomy.o_weight(0)
     with taps.edit(model, "attn_out", 0, torch.zeros_like):
         assert not torch.equal(model.logits(batch, "all"), plain)
+    parts = direct_effects.decompose(model, ["The capital of France is"], [5], [7])
+    assert torch.allclose(parts.total, parts.logit, atol=1e-4)
+    assert float(parts.heads[:, [0, 2]].abs().max()) == 0 < float(parts.heads[:, 1].abs().min())
+    assert float(parts.attention_bias[:, 1].abs().max()) < 1e-4
 
 
 def test_heads_of_different_widths_are_read_layer_by_layer(tokenizer):

@@ -46,7 +46,7 @@ class DirectEffects:
     """Parts of a logit, or of a difference of two, float32, of n texts.
 
     embedding [n], attention [n, layers], mlp [n, layers], constant [n]: they sum to `logit` [n], which the model itself gave (before a soft-cap).
-    heads [n, layers, heads]: with `attention_bias` they sum to attention.
+    heads [n, layers, heads], 0 in layers that have none: with `attention_bias` they sum to attention.
     """
 
     embedding: Tensor
@@ -70,14 +70,20 @@ class DirectEffects:
 @torch.no_grad()
 def decompose(model: LanguageModel, texts: Sequence[str], first: Sequence[int], second: Sequence[int] | None = None) -> DirectEffects:
     """Take apart logit(first), or logit(first) − logit(second), behind each text. first, second: token ids [n]. Texts form one batch."""
-    caught, sites = _run(model, texts, first, ["resid_pre", "attn_out", "mlp_out", "z"])
     anatomy = model.anatomy
+    attending = [layer for layer in range(anatomy.n_layers) if anatomy.has("z", layer)]
+    parts = ["resid_pre", "attn_out", "mlp_out"]
+    if len(attending) == anatomy.n_layers:
+        caught, sites = _run(model, texts, first, [*parts, "z"])
+    else:
+        caught, sites = _run(model, texts, first, parts)
+        sites["z"] = taps.read(model, model.encode(texts), ["z"], attending)["z"] if attending else torch.empty(0)
     direction, constant, logit = _ends(model, caught.final, first, second)
     attention, mlp = ((sites[name].float() * direction).sum(-1).T.cpu() for name in ("attn_out", "mlp_out"))
-    heads = torch.empty(len(texts), anatomy.n_layers, anatomy.n_heads)
-    for layer in range(anatomy.n_layers):
+    heads = torch.zeros(len(texts), anatomy.n_layers, anatomy.n_heads)
+    for layer, z in zip(attending, sites["z"], strict=True):
         there = caught.before_norm("attn", layer, direction)
-        heads[:, layer] = torch.einsum("bhd,hdm,bm->bh", sites["z"][layer].float(), anatomy.o_weight(layer).float(), there).cpu()
+        heads[:, layer] = torch.einsum("bhd,hdm,bm->bh", z.float(), anatomy.o_weight(layer).float(), there).cpu()
     return DirectEffects((sites["resid_pre"][0].float() * direction).sum(-1).cpu(), attention, mlp, constant.cpu(), heads, logit.cpu())
 
 
