@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from nullius.feed import cards
 from nullius.feed.digest.clock import moment
 from nullius.feed.shapes import Card
-from nullius.feed.tables import account, delivered_paper, paper, paper_author, paper_day
+from nullius.feed.tables import account, delivered_paper, paper, paper_author, paper_day, standing
 from nullius.feed.text import key
 from nullius.feed.verdicts import hashes_of
 from nullius.lab.schema import finding, run, verdict
@@ -128,7 +128,7 @@ def _verdicts(
 
 def _candidates(connection: sa.Connection, kind: str, target: str, since: datetime, until: datetime) -> list[int]:
     """Numbers of papers of a kind, in the order in which they are to be shown."""
-    alive = (paper.c.merged_into.is_(None), paper.c.withdrawn.is_(False))
+    alive = (standing, paper.c.withdrawn.is_(False))
     if kind == "trending":
         query = sa.select(paper.c.id).where(*alive, paper.c.heat.is_not(None)).order_by(paper.c.heat.desc(), paper.c.id).limit(100)
         return list(connection.execute(query).scalars())
