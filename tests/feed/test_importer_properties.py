@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from nullius.feed import library, merging, papers, tables
 from nullius.feed.importers import arxiv, store
 from nullius.feed.importers.jsonstream import items
 from nullius.feed.importers.records import Record
-from nullius.feed.text import key
+from nullius.feed.text import clean, key
 
 from .documents import ANY, DOCUMENTS, HF, everything, parsed
 from .made import add_papers, paper
@@ -173,3 +174,12 @@ def test_names_in_arxivs_one_string():
 
 def test_titles_compare_without_their_form():
     assert key("Do LLMs “Feel”? Émotion") == key("DO LLMS FEEL emotion")
+
+
+@given(st.text(max_size=60) | st.text(st.characters(max_codepoint=127), max_size=60))
+@settings(deadline=None)
+def test_keys_are_letters_and_digits_of_the_decomposed_text(text):
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    assert key(text) == "".join(character for character in decomposed if character.isalnum())
+    kept = [c for c in text if (ord(c) >= 32 or c in "\t\n\r") and not 0xD800 <= ord(c) <= 0xDFFF]
+    assert clean(text) == "".join(kept)
