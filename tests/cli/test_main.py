@@ -117,6 +117,7 @@ def test_no_cuda(nullius, checkpoint):
     complains(nullius("run", "factual-recall", "-m", str(checkpoint), "--device", "abacus"), "no device 'abacus'")
 
 
+@pytest.mark.usefixtures("only_sqlite")
 def test_a_data_folder_that_cannot_be(nullius, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NULLIUS_DATA", str(tmp_path / "file" / "below"))
