@@ -38,7 +38,7 @@ BLOCK = 8  # chunks between two states that are written to memory
 PREPARE = Tiles(32, 0, 4, 3)
 SCORES = Tiles(32, 64, 4, 3)  # k: of P under strong gates; v: of its gradient
 WALK = Tiles(0, 128, 8, 3)  # k: all of it; v shrinks where K is larger than 256, and stages where it is larger than 128
-GRADIENTS = Tiles(128, 256, 8, 2)  # half of v and a stage more where that many programs are too few
+GRADIENTS = Tiles(128, 256, 8, 2)  # half of v and a stage more where K is smaller or the programs are too few
 GRADIENTS_PIECE = 64  # columns of v side by side: a product takes its left factor from registers, a piece at a time
 KEYS = Tiles(32, 0, 4, 1)
 KEYS_AHEAD = 2  # stages of its loop
@@ -166,7 +166,7 @@ class _Launches:
         turn_k, turn_v = min(wide, GRADIENTS.k), min(tall, GRADIENTS.v)
         if exact:
             turn_k, turn_v = min(wide, 32), min(tall, 64)
-        elif len(at.segments) * heads * _ratio(key, turn_k) * _ratio(value, turn_v) < 0.9 * PROGRAMS:
+        elif turn_k < 128 or len(at.segments) * heads * _ratio(key, turn_k) * _ratio(value, turn_v) < 0.9 * PROGRAMS:
             turn_v = min(turn_v, 128)
         pieces = max(1, turn_v // GRADIENTS_PIECE) if turn_k * turn_v > 64 * 128 else 1
         self.turn_k, self.turn_v, self.turn_tiles = turn_k, turn_v, _ratio(value, turn_v)
