@@ -235,7 +235,7 @@ def test_verdicts_and_subjects_filter(database, no_weights):
 
 def test_instruments_of_claims_filter(sqlite, no_weights):
     study = {"question": "mechanisms", "minutes": 1.0, "subject": "smollm2-135m", "trains_its_own": False, "options": []}
-    claim = {"id": "one", "digest": "d" * 64, "wording": "Capitals are remembered by one whale", "rests_on": ["path patching"]}
+    claim = {"id": "one", "digest": "d" * 16, "wording": "Capitals are remembered by one whale", "rests_on": ["path patching"]}
     with feed_database.writing() as connection:
         claims.write(connection, "factual-recall", "1" * 64, {"study": study, "claims": [claim]})
     assert keys('instrument:"path patching"') == ["factual-recall"]
