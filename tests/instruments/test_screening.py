@@ -72,6 +72,21 @@ def test_the_layers_around_the_best_are_patched_until_none_is_better(toy, monkey
     assert alone.best == ((2, 9),)
 
 
+def test_candidates_are_of_several_columns(toy, monkeypatch):
+    """Of an estimate that sees one position only, two layers of it are put forward before any other; with no reach the estimate alone decides."""
+    base, source = pairs(toy)
+    grid = patching.residual_grid(toy, base, source, ANSWERS, "resid_pre", None, patching.difference)
+    scores = torch.zeros(2, 3, 10)
+    scores[:, :, 5], scores[:, 1, 7] = 2, 1
+    monkeypatch.setattr(attribution, "estimate", lambda cells, at: scores)
+    asked = []
+    monkeypatch.setattr(type(grid), "run", lambda self, cells, **_: asked.append(list(cells)) or 1 / 0)
+    for reach in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            screening.screen(grid, top=1, candidates=3, cheap=0, sample=0, reach=reach)
+    assert asked == [[(0, 5), (1, 5), (2, 5)], [(0, 5), (1, 5), (1, 7)]]
+
+
 def test_planted_one_head_is_found_and_nothing_is_missed(tokenizer):
     """A model in which one head writes: the estimate puts it first, and no drawn cell belongs there."""
     model = make_toy("llama", tokenizer)

@@ -10,6 +10,7 @@ a random sample is patched exactly. How many of those would have belonged among 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,7 +103,8 @@ def screen(
     """Find the `top` cells of any grid.
 
     cheap: the share of the exact sweep's work that goes to the cells that cost least; candidates: how many of the others the estimate puts forward;
-    reach: so many layers to either side of the best are patched too, until none of them is among the best; sample: how many of those that are left
+    reach: so many layers to either side of the best are patched too, until none of them is among the best, and no more than two candidates are of one
+    column, as long as there are others; sample: how many of those that are left
     are drawn at random; at: where gradients are taken (see `attribution`).
     Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than are put forward.
     """
@@ -128,7 +130,15 @@ def screen(
     def best() -> tuple[tuple[int, int], ...]:
         return tuple(sorted(effect, key=lambda cell: -abs(effect[cell]))[:top])
 
-    forward = outright + sorted(scores, key=lambda cell: (-scores[cell], cell))[:candidates]
+    ranked = sorted(scores, key=lambda cell: (-scores[cell], cell))
+    if reach:  # the rest of a column is found from two of its layers, and other columns need candidates too
+        above: Counter[int] = Counter()
+        place = {}
+        for cell in ranked:
+            above[cell[1]] += 1
+            place[cell] = above[cell[1]] > 2
+        ranked.sort(key=lambda cell: place[cell])  # stable
+    forward = outright + ranked[:candidates]
     checks = 2
     while forward:
         patch(forward, checks)
