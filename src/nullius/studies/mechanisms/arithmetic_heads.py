@@ -10,6 +10,7 @@ layers. docs/studies/arithmetic-heads.md says what differs from the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from nullius.instruments.paths import Mlp
 from nullius.instruments.questions import Questions, ask
 from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Panel, above_control, at_least, equivalent, study
 from nullius.lab.curves import curve
+from nullius.lab.figures import Role
 from nullius.stimuli import arithmetic, capitals
 from nullius.stimuli.arithmetic import Sum
 from nullius.stimuli.prompts import Stimuli
@@ -78,13 +80,16 @@ def arithmetic_heads(lab: Lab) -> None:
     lab.note(f"key heads: {', '.join(map(str, key))}")
     random = [heads.random_heads(lab.subject, key, n_key, lab.rng) for _ in range(4)]
     _report_paths(lab, testing, key, random)
-    _report_knockouts(lab, tuning, testing, key, random)
+    mean = _mean(lab, tuning)
+    whole = _report_knockouts(lab, tuning, testing, key, random, mean)
     if known is not None:
         _report_capitals(lab, known, key)
     _report_attention(lab, testing, key, random)
     _report_tuning(lab, every, tuning, known, key, random)
     heat = Heatmap("What each head brings to the answer", "head", "layer", found.tolist(), "logits", tuple((h.layer, h.head) for h in key))
-    lab.figures.insert(0, Figure("heads", f"Arithmetic heads: {lab.subject.name}", (heat, _curve(lab, tuning, testing, key, random[0]))))
+    lab.figures.insert(
+        0, Figure("heads", f"Arithmetic heads: {lab.subject.name}", (heat, _curve(lab, testing, (key, random[0]), whole, mean)))
+    )
 
 
 def _effects(
@@ -150,19 +155,26 @@ def _mean(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
     return knockout.mean_by_position(lab.subject, ask(lab.subject, chosen).batch(lab.subject))
 
 
-def _report_knockouts(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]]) -> None:
+def _report_knockouts(
+    lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Sequence[Head]], mean: torch.Tensor
+) -> list[np.ndarray]:
+    """Return the fall on symbols without the key heads, and without the first random ones. mean: of heads over problems in symbols."""
+    whole: list[np.ndarray] = []
     forms: tuple[tuple[str, arithmetic.Form], ...] = (("knock-out-breaks", "symbols"), ("transfers-to-words", "words"))
     for claim, form in forms:
         lab.listener.step(f"knocking out heads: {form}", 0, None)
-        items, seen = (Stimuli.of(item.told(form) for item in some) for some in (testing, tuning))
+        items = Stimuli.of(item.told(form) for item in testing)
         asked = ask(lab.subject, items)
         able = [claim] if form == "words" else []
         if able and not lab.require(asked.right(lab.subject), above=0.25, what=f"solve them in {form}", claims=able):
             continue
-        key_fall, *falls = knockout.falls(lab.subject, asked, _mean(lab, seen), [key, *random])
+        instead = mean if form == "symbols" else _mean(lab, Stimuli.of(item.told(form) for item in tuning))
+        key_fall, *falls = knockout.falls(lab.subject, asked, instead, [key, *random])
+        whole = whole or [key_fall, falls[0]]
         mine, against = _drawn(lab, falls)
         note = f"accuracy falls by {key_fall.mean():.2f} without key heads, by {np.mean(falls):.2f} without random ones"
         lab.finding(claim, treated=key_fall - np.mean(falls, 0), control=mine - against, clusters=items.field("group"), note=note)
+    return whole
 
 
 def _capitals(lab: Lab) -> Questions | None:
@@ -225,13 +237,13 @@ def _report_tuning(
         lab.finding("beats-full-tuning", treated=after["key"] - after["full"], control=mine - against, clusters=groups)
 
 
-def _curve(lab: Lab, tuning: Stimuli[Sum], testing: Stimuli[Sum], key: Sequence[Head], random: Sequence[Head]) -> Panel:
-    """Accuracy as heads are knocked out one after the other: the key heads, strongest first, and random ones."""
-    asked, mean = ask(lab.subject, testing), _mean(lab, tuning)
-    counts = [k for k in lab.scale(quick=(0, 1, 4, len(key)), full=(0, 1, 2, 4, 8, 16, 32, 64)) if k <= len(key)]
-    left = [[1 - fall for fall in knockout.falls(lab.subject, asked, mean, [chosen[:k] for k in counts])] for chosen in (key, random)]
-    lines = (
-        curve("key heads", counts, left[0], testing.field("group"), "effect", (0, 1)),
-        curve("random heads", counts, left[1], testing.field("group"), "control", (0, 1)),
-    )
-    return Panel("Heads knocked out one after the other", "heads knocked out", "share of right answers left", lines, (0, 1))
+def _curve(lab: Lab, testing: Stimuli[Sum], orders: Sequence[Sequence[Head]], whole: Sequence[np.ndarray], mean: torch.Tensor) -> Panel:
+    """Accuracy as heads are knocked out one after the other: the key heads, strongest first, and random ones. whole: the fall without all of each."""
+    asked, most = ask(lab.subject, testing), len(orders[0])
+    counts = [k for k in lab.scale(quick=(1, 4), full=(1, 2, 4, 8, 16, 32, 64)) if k < most]
+    lines = []
+    for name, role, order, last in zip(("key heads", "random heads"), ("effect", "control"), orders, whole, strict=True):
+        some = knockout.falls(lab.subject, asked, mean, [order[:k] for k in counts]) if counts else []
+        left = [1 - fall for fall in (np.zeros_like(last), *some, last)]
+        lines.append(curve(name, [0, *counts, most], left, testing.field("group"), cast("Role", role), (0, 1)))
+    return Panel("Heads knocked out one after the other", "heads knocked out", "share of right answers left", tuple(lines), (0, 1))
