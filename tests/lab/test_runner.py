@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_a_run_holds_everything_needed_to_judge_and_repeat_it(subject):
     assert watcher.said[:2] == ["loading the subject 0/None", data["notes"][0]]
     assert "said-before 0/14" in watcher.said
     assert json.loads(dumps(data))["id"] == data["id"]
+
+
+def test_sums_in_no_fixed_order_are_a_note_instead_of_warnings(subject, recwarn):
+    def careless(lab: Lab) -> None:
+        warnings.warn("_bincount_cuda does not have a deterministic implementation, but you set ...", stacklevel=1)  # as torch does on CUDA
+        warnings.warn("cuDNN Attention defaults to a non-deterministic algorithm. To ...", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        good(lab)
+
+    for _ in range(2):  # the second run in a process knows as well as the first
+        notes = run(make(careless), subject).to_dict()["notes"]
+        assert [note for note in notes if "no fixed order" in note and note.endswith(": bincount_cuda, cuDNN Attention")]
+    assert {str(warning.message) for warning in recwarn} == {"something else"}
+    assert not [note for note in run(make(good), subject).to_dict()["notes"] if "no fixed order" in note]
 
 
 def test_artefacts_hold_the_samples_and_are_checked(subject):

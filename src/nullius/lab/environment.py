@@ -9,8 +9,10 @@ import importlib
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -25,6 +27,8 @@ from nullius.lab.studies import Study
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "statsmodels", "scikit-learn", "wordfreq")
 ROOT = Path(nullius.__file__).parent
+# How torch warns, when asked for deterministic algorithms, that it has none for an operation
+UNORDERED = r"([\w ]+?) (does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
 # What every run's numbers pass through, whatever its study imports
 ALWAYS = ("nullius.lab.lab", "nullius.lab.verdicts", "nullius.lab.environment", "nullius.models.loading")
 
@@ -162,6 +166,26 @@ def conditions(threads: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
         torch.use_deterministic_algorithms(strict, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def unordered() -> Iterator[set[str]]:
+    """Yield a set that gathers the operations which sum in no fixed order on this device, as torch names them: a rerun may differ in its last
+    digits. Their warnings are not printed; others are, as ever."""
+    names: set[str] = set()
+    show = warnings.showwarning
+
+    def gather(message: Warning | str, *rest: Any, **more: Any) -> None:
+        found = re.match(UNORDERED, str(message))
+        if found:
+            names.add(found[1].strip("_"))
+        else:
+            show(message, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=UNORDERED)  # the default shows each place once in a process: a second run would not know
+        warnings.showwarning = gather
+        yield names
 
 
 def seed_all(seed: int) -> None:

@@ -144,7 +144,11 @@ def run(
     else:
         journal.begin_run({**values, "full": full, "seed": seed, "options": options})
     try:
-        with _Journalling(execution.run_id, listener or Silent()) as progress, environment.conditions(threads) as used:
+        with (
+            _Journalling(execution.run_id, listener or Silent()) as progress,
+            environment.conditions(threads) as used,
+            environment.unordered() as unordered,
+        ):
             progress.step("loading the subject", 0, None)
             model = _load(subject, device)
             journal.identify(execution.run_id, _identity(model))
@@ -158,6 +162,10 @@ def run(
             except OutOfReach as gate:
                 progress.note(f"out of reach: the subject did not pass the gate '{gate}'")
             measured = time.monotonic()
+            if unordered:
+                lab.note(
+                    f"sums in no fixed order on this device, so that a rerun may differ in its last digits: {', '.join(sorted(unordered))}"
+                )
             facts = {"parameters": model.parameters, "chat": model.chat, "full": full}
             verdicts = conclude(study, lab.findings, lab.gates, **facts)  # type: ignore[arg-type]
             seconds = {"loading": loaded - execution.started, "study": measured - loaded, "statistics": time.monotonic() - measured}

@@ -144,4 +144,8 @@ def _per_sequence(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     loss, right = _losses(hf, tokens, targets, places)
     rows = places // tokens.shape[1]
     count = torch.bincount(rows, minlength=len(tokens))
-    return tuple(torch.bincount(rows, x.double(), minlength=len(tokens)) / count for x in (loss, right))  # type: ignore[return-value]
+    sums = count.new_zeros((2, len(tokens)), dtype=torch.float64)
+    for to, x in zip(sums, (loss, right), strict=True):
+        to.index_add_(0, rows, x.double())  # not bincount, which sums in no fixed order on CUDA
+    loss, right = sums / count
+    return loss, right
