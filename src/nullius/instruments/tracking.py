@@ -126,6 +126,13 @@ def guessed(model: LanguageModel, others: Stimuli[Boxes], places: Sequence[int])
     return (said == [model.first_token(f" {item.objects[place]}") for item, place in zip(others, places, strict=True)]).astype(float)
 
 
+def group_sizes(model: LanguageModel) -> dict[str, int]:
+    """Heads of each role before `prune`: the paper's shares of all heads (Prakash et al. 2024, of 1,024), and at least 4, 3, 3 and 3."""
+    every = model.anatomy.n_layers * model.anatomy.n_heads
+    shares = zip(ROLES, (0.057, 0.01, 0.025, 0.005), (4, 3, 3, 3), strict=True)
+    return {role: max(least, round(share * every)) for role, share, least in shares}
+
+
 def find(
     model: LanguageModel,
     prompts: Prompts,

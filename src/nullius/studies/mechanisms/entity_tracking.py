@@ -149,13 +149,8 @@ def _models(lab: Lab) -> Models:
 def _circuit(lab: Lab, models: Models, model: LanguageModel) -> tuple[Circuit, Means]:
     """Found on some prompts, pruned on others; mean activations of a third set."""
     prompts = models.draw(lab.rng, _sizes(lab).find)
-    n_heads = model.anatomy.n_layers * model.anatomy.n_heads
-    sizes = {
-        role: max(least, round(share * n_heads))
-        for role, share, least in zip(ROLES, (0.057, 0.01, 0.025, 0.005), (4, 3, 3, 3), strict=True)
-    }
     watch = partial(lab.progress, label=f"path patching in {model.name}")
-    circuit, found = tracking.find(model, prompts, *models.strangers(lab.rng, prompts), sizes, watch)
+    circuit, found = tracking.find(model, prompts, *models.strangers(lab.rng, prompts), tracking.group_sizes(model), watch)
     means = circuits.position_means(model, models.draw(lab.rng, _sizes(lab).means).batch)
     lab.listener.step(f"pruning the circuit of {model.name}", 0, None)
     left = tracking.prune(model, models.draw(lab.rng, _sizes(lab).prune), circuit, means)
@@ -279,8 +274,5 @@ def _draw(lab: Lab, rates: dict[str, np.ndarray], masked: np.ndarray, right: dic
     null = np.mean([null for _, null in right.values()], 0)
     series.append(curve("random", layers, list(null), None, "control", (0, 1)))
     cut = Panel("Attention cut", "layers cut", "accuracy", tuple(series), (0, 1))
-    lab.figure(
-        Figure(
-            "entity-tracking", "Entity tracking in base and tuned model", (shown, heat, cut), "Bars and bands: 95% intervals over prompts."
-        )
-    )
+    caption = "Bars and bands: 95% intervals over prompts."
+    lab.figure(Figure("entity-tracking", "Entity tracking in base and tuned model", (shown, heat, cut), caption))
