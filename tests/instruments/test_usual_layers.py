@@ -71,3 +71,15 @@ def test_a_layer_that_somebody_watches_goes_its_own_way(toy):
         with taps.edit(toy, "z", 1, lambda x: 2 * x):
             assert not usual_layers.usual(*ask)
         assert usual_layers.usual(*ask)
+
+
+def test_hooks_that_transformers_leaves_behind_do_not_matter(tokenizer):
+    from tests.conftest import make_toy
+
+    model = make_toy("llama", tokenizer)
+    with torch.no_grad():
+        model.hf(torch.tensor([[1, 2, 3]]), output_hidden_states=True, output_attentions=True)
+    assert model.anatomy.layers[1]._forward_hooks  # or it has stopped to leave any: then this can go
+    base, rows, calls = ready(model, 1, [7], 1)
+    with torch.no_grad():
+        assert usual_layers.usual(model.anatomy.layers[1], calls[7][1], rows[7], (base.keys[1], base.values[1]))

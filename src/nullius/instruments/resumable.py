@@ -17,6 +17,7 @@ from nullius.errors import NulliusError, SubjectError
 from nullius.instruments import wavefront
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import with_input
+from nullius.models.hooks import hooked
 from nullius.models.language_model import LanguageModel
 
 _tried: WeakKeyDictionary[Anatomy, str] = WeakKeyDictionary()  # what is in the way; nothing: ""
@@ -32,7 +33,7 @@ def check(model: LanguageModel) -> None:
     other = next((layer for layer in range(anatomy.n_layers) if not anatomy.attends(layer)), None)
     if other is not None:
         _tried[anatomy] = f"layer {other} mixes tokens by {type(anatomy.attn(other)).__name__}"
-    if anatomy not in _tried and not _hooked(model):
+    if anatomy not in _tried and not any(hooked(layer) for layer in model.anatomy.layers):
         _tried[anatomy] = ""  # what is called below asks again
         try:
             _tried[anatomy] = "" if _same(model) else "what comes out is not what the whole text gives"
@@ -77,8 +78,3 @@ def _same(model: LanguageModel) -> bool:
     plain = base.last.repeat(2, 1).float()
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
     return float((last[0].float() - plain).norm()) <= tolerance * float(plain.norm())
-
-
-def _hooked(model: LanguageModel) -> bool:
-    """Whether hooks are open on any layer."""
-    return any(part._forward_hooks or part._forward_pre_hooks for layer in model.anatomy.layers for part in layer.modules())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nullius.instruments import onednn
+from nullius.models.hooks import hooked
 
 BLOCK = 512  # positions in a linear map
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -41,7 +42,7 @@ class Suffixes:
 
 def usual(layer: nn.Module, kwargs: dict[str, Any], rows: Tensor, prefix: tuple[Tensor, Tensor]) -> bool:
     """Whether a layer is of the usual kind and nobody watches it: its class is tried on some rows [n, s, d_model], once for each layer."""
-    if any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in layer.modules()):
+    if hooked(layer) or any("forward" in vars(module) for module in layer.modules()):
         return False
     if layer not in _tried:
         _tried[layer] = _is_usual(layer, kwargs, rows, prefix)

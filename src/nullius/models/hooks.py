@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nullius.errors import SubjectError
@@ -65,6 +65,12 @@ def on_write(anatomy: Anatomy, site: Site, edit: Edit) -> list[RemovableHandle]:
         return with_input(args, kwargs, changed(first_input(args, kwargs)))
 
     return [site.module.register_forward_pre_hook(input_hook, with_kwargs=True)]
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks are open on a module or a part of it. transformers leaves some for good once it was asked for attentions; those only look."""
+    hooks = [hook for part in module.modules() for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
 
 
 def _own(anatomy: Anatomy, site: Site, value: Tensor) -> Tensor:
