@@ -15,7 +15,7 @@ from tests.web import made
 from nullius.feed import tables
 from nullius.feed.database import writing
 from nullius.lab import journal, schema
-from nullius.web import assets, page_shapes, registry, words
+from nullius.web import assets, page_shapes, registry, verdicts, words
 from nullius.web.pages import runs, subjects
 
 PAGES = [
@@ -146,6 +146,17 @@ def test_a_verdict_is_on_the_day_the_paper_and_the_run(visitor):
         assert shown in html
         assert holds["claim"] in html
     assert f"nullius rerun {found['id']}" in visitor.get(f"/runs/{found['id']}").text
+
+
+def test_a_run_is_expected_to_take_its_own_time_not_what_it_waited_for_others(changing):
+    found = verdicts.index().verdicts[0]
+    asked = found["slug"], found["subject"]["name"], found["full"]
+    for own, expected in ((90.0, 90.0), (900.0, 600.0), (None, 600.0)):  # more than the clock: several threads at once
+        with writing() as connection:
+            connection.execute(sa.update(schema.run).values(wall_seconds=600.0, cpu_seconds=own))
+        verdicts._index = verdicts.Index()
+        verdicts.forget()
+        assert verdicts.expected_seconds(*asked) == expected
 
 
 def test_the_matrix_has_a_cell_for_each_claim_and_subject(visitor):

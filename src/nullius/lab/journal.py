@@ -232,11 +232,11 @@ def events(run_id: str, after: int = -1) -> list[dict[str, Any]]:
 def latest_verdicts(slug: str | None = None, subject: str | None = None) -> list[dict[str, Any]]:
     """Return one entry per (claim digest, subject's weights): the newest full run's verdict, else the newest quick one's.
 
-    Each: the verdict, plus slug, run, subject (as in a record), full, seed, finished, wall_seconds, `runs` (how many gave a verdict on it) and
-    `agreeing` (how many of them said the same word).
+    Each: the verdict, plus slug, run, subject (as in a record), full, seed, finished, wall_seconds, cpu_seconds, `runs` (how many gave a verdict
+    on it) and `agreeing` (how many of them said the same word).
     """
     recover()
-    from_run = ("id", "slug", "full", "seed", "finished", "wall_seconds", "subject_sha256")
+    from_run = ("id", "slug", "full", "seed", "finished", "wall_seconds", "cpu_seconds", "subject_sha256")
     query = sa.select(verdict.c.detail, *(run.c[name] for name in from_run)).join(run, run.c.id == verdict.c.run_id)
     query = query.where(run.c.state == "done").order_by(run.c.started, run.c.id, verdict.c.position)
     query = query if slug is None else query.where(run.c.slug == slug)
@@ -245,7 +245,7 @@ def latest_verdicts(slug: str | None = None, subject: str | None = None) -> list
     with reading() as connection:
         about = {found["sha256"]: dict(found) for found in connection.execute(sa.select(_subject)).mappings()}
         for row in connection.execute(query).mappings():
-            own = {name: row[name] for name in ("slug", "full", "seed", "finished", "wall_seconds")}
+            own = {name: row[name] for name in ("slug", "full", "seed", "finished", "wall_seconds", "cpu_seconds")}
             entry = {**row["detail"], **own, "run": row["id"], "subject": about[row["subject_sha256"]]}
             groups.setdefault((row["slug"], entry["digest"], row["subject_sha256"]), []).append(entry)
     chosen = []
