@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py import [--papers 2500000] [--data FOLDER]
     OMP_NUM_THREADS=1 python benchmarks/scale.py web --data FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/scale.py lists --data FOLDER
 
 Import: records as arXiv's OAI-PMH gives them (arXivRaw), made of recombined sentences of the real abstracts that NULLIUS_ABSTRACTS names, from
 files of 100,000 that another process writes while nothing is timed. Web: memory of a server over a data folder that is there already (an
 import's, or that of `benchmarks/search.py speed --data FOLDER`), after pages of every kind and searches were asked for, and how long each takes.
+Lists: the same folder's lists of papers, asked for in this process.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -126,6 +129,22 @@ def web(chosen: argparse.Namespace) -> None:
         print(f"\n{total:,} papers; resident memory {memory.rss / 1e6:.0f} MB, of it {memory.shared / 1e6:.0f} MB of mapped files")
 
 
+def lists(_chosen: argparse.Namespace) -> None:
+    """Print the processor time of each list of papers: the median of five."""
+    from nullius.feed import listings
+
+    orders: tuple[listings.Order, ...] = ("newest", "voted", "contested", "untested")
+    asked: dict[str, Callable[[], object]] = {"trending": listings.trending, "trending, 30 days": lambda: listings.trending(within=30)}
+    asked |= {f"all papers, {order}": lambda order=order: listings.papers(order=order) for order in orders}
+    for name, ask in asked.items():
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            ask()
+            times.append(1000 * (time.process_time() - began))
+        print(f"{name}: {at(times, 0.5):.0f} ms", flush=True)
+
+
 def files(path: Path, count: int) -> None:
     """Write a file of records for every line that comes in, until there are as many as wanted."""
     from search import abstracts
@@ -170,7 +189,7 @@ def clocks() -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("import", "web"))
+    parser.add_argument("what", choices=("import", "web", "lists"))
     parser.add_argument("--papers", type=int, default=2_500_000)
     parser.add_argument("--data", default="", help="keep the data there")
     chosen = parser.parse_args()
@@ -183,7 +202,7 @@ def main() -> None:
     os.environ["NULLIUS_DATA"] = folder
     os.environ.pop("NULLIUS_DATABASE", None)
     try:
-        (import_ if chosen.what == "import" else web)(chosen)
+        {"import": import_, "web": web, "lists": lists}[chosen.what](chosen)
     finally:
         if not chosen.data:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
     python benchmarks/web.py pages            requests a second at 50 connections, from one server process
     python benchmarks/web.py anew             a day of 53 cards and a matrix of 20 x 10, made anew each time
+    python benchmarks/web.py paint            first paint in a browser (playwright, Chromium), its cache empty
     python benchmarks/web.py watch            200 watchers of one run
     python benchmarks/web.py beside           pages beside a run, and a run beside pages
     python benchmarks/web.py all --seconds 5  everything, each for so long
@@ -325,7 +326,30 @@ print(json.dumps(times))
 """
 
 
-PARTS = {"pages": pages, "anew": anew, "watch": watch, "beside": beside}
+def paint(folder: Path, seconds: float) -> None:
+    """Print how long a browser with nothing in its cache takes to the first thing that it shows, on loopback."""
+    from playwright.sync_api import sync_playwright
+
+    asked = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    with serving(folder) as (_, base), sync_playwright() as playwright:
+        # None: Playwright's own Chromium
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name in ("day", "paper, 20 x 10", "search"):
+            times: list[float] = []
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times) < 3:
+                context = browser.new_context()
+                page = context.new_page()
+                page.goto(base + PAGES[name])
+                while (shown := page.evaluate(asked)) is None:  # wait_for_function would evaluate text, which the page's policy forbids
+                    page.wait_for_timeout(20)
+                times.append(float(shown))
+                context.close()
+            print(f"first paint, {name}: p50 {at(times, 0.5):.0f}, p95 {at(times, 0.95):.0f} ms of {len(times)} visits", flush=True)
+        browser.close()
+
+
+PARTS = {"pages": pages, "anew": anew, "paint": paint, "watch": watch, "beside": beside}
 
 
 def main() -> None:

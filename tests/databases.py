@@ -82,6 +82,17 @@ def own_database(server: sa.URL, how: str, monkeypatch: pytest.MonkeyPatch) -> I
     order(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@contextmanager
+def of_kind(request: pytest.FixtureRequest, server: str, how: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database of the kind that a fixture was asked for: SQLite in the data folder, or one of its own on the server that a fixture gives."""
+    if request.param == "sqlite":
+        monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
+        yield "sqlite"
+    else:
+        with own_database(request.getfixturevalue(server), how, monkeypatch):
+            yield "postgres"
+
+
 @pytest.fixture(scope="session")
 def journal_on_postgres(postgres: sa.URL) -> sa.URL:
     """A server with the database `journal`, a template that holds the lab's tables."""
@@ -95,12 +106,8 @@ def journal_on_postgres(postgres: sa.URL) -> sa.URL:
 @pytest.fixture(params=KINDS)
 def journal_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A journal with no run in it, on either kind of database. Gives its kind."""
-    if request.param == "sqlite":
-        monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
-        yield "sqlite"
-    else:
-        with own_database(request.getfixturevalue("journal_on_postgres"), "TEMPLATE journal", monkeypatch):
-            yield "postgres"
+    with of_kind(request, "journal_on_postgres", "TEMPLATE journal", monkeypatch) as kind:
+        yield kind
 
 
 @pytest.fixture

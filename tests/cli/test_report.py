@@ -225,7 +225,7 @@ def test_a_comparison_lines_up_its_subjects():
     ]
     pair = {"a": "A", "b": "long-name", "difference": interval(0.25, 0.125, 0.375)}
     claim = {"claim": "one-head-decides", "wording": "Scaling a head flips the answer", "subjects": rows, "differences": [pair]}
-    assert shown(report.render_compare, {"claims": [claim], "figure": "/tmp/x.svg"}) == (
+    assert shown(report.render_compare, {"claims": [claim], "figure": "x.svg"}) == (
         "one-head-decides\n"
         "  Scaling a head flips the answer\n"
         "  ● holds         A                 0.40 [0.30, 0.50]\n"
@@ -233,7 +233,7 @@ def test_a_comparison_lines_up_its_subjects():
         "  ○ out of reach  long-name (full)\n"
         "  A less long-name: 0.25 [0.12, 0.38], paired over the stimuli they share\n"
         "\n"
-        "figure  /tmp/x.svg\n"
+        "figure  x.svg\n"
     )
 
 

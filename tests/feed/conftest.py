@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nullius.feed import database as feed_database
 from nullius.lab import schema
-from tests.databases import KINDS, ON_POSTGRES, leave, order, own_database
+from tests.databases import KINDS, ON_POSTGRES, leave, of_kind, order, own_database
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +54,8 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(params=KINDS)
 def empty_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database with nothing in it. Gives its kind."""
-    if request.param == "sqlite":
-        monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
-        yield "sqlite"
-    else:
-        with own_database(request.getfixturevalue("postgres"), "", monkeypatch):
-            yield "postgres"
+    with of_kind(request, "postgres", "", monkeypatch) as kind:
+        yield kind
 
 
 @pytest.fixture

@@ -70,6 +70,30 @@ def test_every_residual_cell_is_the_plain_run(model, site):
     assert sweep.checked == 8
 
 
+def test_noising_is_denoising_with_the_texts_exchanged(toy):
+    good, bad = pairs(toy)
+    for base, source in ((good, bad), (bad, good)):
+        sweep = patching.residual(toy, base, source, ANSWERS)
+        assert torch.allclose(sweep.values, cell_by_cell(toy, base, source, "resid_pre", "position"), atol=1e-4)
+
+
+def test_no_layer_below_a_patch_no_position_before_it_and_no_word_that_is_not_asked_for(toy):
+    base, source = pairs(toy, first=4, length=10)
+    layers, through, projected = toy.anatomy.n_layers, [], []
+
+    def count(_module, args, kwargs):
+        through.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel())
+
+    handles = [layer.register_forward_pre_hook(count, with_kwargs=True) for layer in toy.anatomy.layers]
+    handles.append(toy.anatomy.unembed.register_forward_pre_hook(lambda _module, args: projected.append(args[0].shape[:-1].numel())))
+    patching.residual(toy, base, source, ANSWERS, checks=0)
+    for handle in handles:
+        handle.remove()
+    patched = 2 * sum((layers - layer) * 6 * 6 for layer in range(layers))  # texts × (layers above × positions × columns) that differ
+    assert patched <= sum(through) <= patched + 2 * (2 * 10) * layers  # and at most two whole runs of the two texts
+    assert sum(projected) <= 2  # the rest reads the words of the answers alone
+
+
 def test_every_head_cell_is_the_plain_run(model):
     base, source = pairs(model)
     sweep = patching.heads(model, base, source, ANSWERS)

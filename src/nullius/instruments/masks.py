@@ -22,7 +22,7 @@ from nullius.errors import UsageError
 from nullius.instruments import taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.interchange import check_read_out, read_out
-from nullius.instruments.patching import _check_lengths
+from nullius.instruments.patching import check_lengths
 from nullius.instruments.path_runs import positions
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -151,7 +151,7 @@ class _Ready:
     @torch.no_grad()
     def __init__(self, model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> None:
         self.model, self.heads, self.targets = model, tuple(heads), pairs.targets
-        _check_lengths(model, pairs.base, pairs.source)
+        check_lengths(model, pairs.base, pairs.source)
         model.token_ids(list(pairs.targets))
         self.ids = pairs.base.input_ids
         n, length = self.ids.shape

@@ -284,7 +284,7 @@ class Pair:
     ) -> None:
         self.model, self.metric = model, metric
         self.base, self.source = (model.batch(texts) for texts in (base, source))
-        _check_lengths(model, self.base, self.source)
+        check_lengths(model, self.base, self.source)
         self.n, self.length = self.base.input_ids.shape
         self.answers = model.token_ids(answers)
         if self.answers.ndim != 2 or len(self.answers) != self.n:
@@ -310,7 +310,7 @@ class Pair:
         return found.view(last.shape[:3])
 
 
-def _check_lengths(model: LanguageModel, base: Batch, source: Batch) -> None:
+def check_lengths(model: LanguageModel, base: Batch, source: Batch) -> None:
     """Pairs must have one length, without padding: a patch at a position must mean the same in both texts."""
     if base.input_ids.shape[0] != source.input_ids.shape[0]:
         raise UsageError(f"{base.input_ids.shape[0]} base texts but {source.input_ids.shape[0]} source texts")

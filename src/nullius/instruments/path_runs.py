@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nullius.errors import UsageError
 from nullius.instruments import resumable, resume, taps, wavefront
 from nullius.instruments.heads import Head
-from nullius.instruments.patching import Metric, _check_lengths
+from nullius.instruments.patching import Metric, check_lengths
 from nullius.models import hooks
 from nullius.models.dataflow import first_input, first_output
 from nullius.models.language_model import Batch, LanguageModel
@@ -63,7 +63,7 @@ def positions(at: At, n: int, length: int) -> Tensor | None:
 
 def check(model: LanguageModel, base: Batch, source: Batch, senders: Sequence[Sender], receivers: Sequence[Receiver]) -> None:
     """Raise UsageError for pairs of unequal length and for components that the model does not have."""
-    _check_lengths(model, base, source)
+    check_lengths(model, base, source)
     anatomy = model.anatomy
     if not senders:
         raise UsageError("no sender: give at least one head or feed-forward block")
@@ -252,7 +252,7 @@ class Run:
             width = self.where.shape[1]
             ids = self.base.ids[:1, :1].expand(1, width)
             positions = torch.arange(width, device=ids.device)[None]
-            stack.enter_context(resumable.rows_joining(model))
+            stack.enter_context(resume.rows_joining(model))
             out = anatomy.decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
         return out[:, -1].unflatten(0, (copies, self.n))
 

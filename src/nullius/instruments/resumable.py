@@ -7,8 +7,7 @@ two short texts: what comes out of a run over a suffix must be what comes out of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,19 +43,6 @@ def check(model: LanguageModel) -> None:
             _tried[anatomy] = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if _tried.get(anatomy):
         raise SubjectError(f"the layers of {anatomy.family} cannot be run from the middle of a text ({_tried[anatomy]}): {INSTEAD}")
-
-
-@contextmanager
-def rows_joining(model: LanguageModel) -> Iterator[None]:
-    """While open, a model that does not bear rows that join on the way (GPT-BigCode) says so in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "is invalid for input of size" not in str(error):
-            raise
-        raise SubjectError(
-            f"{model.anatomy.family} does not bear rows that join on the way up: path patching cannot be done on it"
-        ) from None
 
 
 def _same(model: LanguageModel) -> bool:

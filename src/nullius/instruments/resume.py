@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullius.errors import SubjectError
 from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -56,3 +57,16 @@ def skipped(model: LanguageModel, layers: Iterable[int]) -> Iterator[None]:
     finally:
         for block in blocks.values():
             del block.forward  # uncovers the method of its class
+
+
+@contextmanager
+def rows_joining(model: LanguageModel) -> Iterator[None]:
+    """While open, a model that does not bear rows that join on the way (GPT-BigCode) says so in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "is invalid for input of size" not in str(error):
+            raise
+        raise SubjectError(
+            f"{model.anatomy.family} does not bear rows that join on the way up: path patching cannot be done on it"
+        ) from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from nullius.errors import UsageError
 from nullius.instruments import taps
 from nullius.instruments.interventions import Intervention, applied, interchange
-from nullius.instruments.patching import Metric, _check_lengths, difference
+from nullius.instruments.patching import Metric, check_lengths, difference
 from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -65,7 +65,7 @@ def patch(
     """
     here, there = model.batch(base), model.batch(source)
     if source_positions is None:
-        _check_lengths(model, here, there)
+        check_lengths(model, here, there)
     elif len(here.input_ids) != len(there.input_ids):
         raise UsageError(f"{len(here.input_ids)} base texts but {len(there.input_ids)} source texts")
     n = len(here.input_ids)

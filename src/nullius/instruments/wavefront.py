@@ -274,8 +274,6 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
     joining: (layer, rows) by ascending layer: the residual stream at that layer's input [copies · n, T − start, d_model], copy by copy (layer
     n_layers: at the final norm). Rows come back in this order. Hooks of the caller see all rows that have joined, the newest last.
     """
-    from nullius.instruments import resumable
-
     anatomy = model.anatomy
     above = [rows for layer, rows in joining if layer == anatomy.n_layers]
     out = []
@@ -286,7 +284,7 @@ def travel(model: LanguageModel, base: Base, start: int, joining: Sequence[tuple
             stack.enter_context(resume.from_layer(model, lowest, first[:1]))
             for i, (layer, rows) in enumerate(inside):
                 stack.callback(anatomy.layers[layer].register_forward_pre_hook(_joining(rows, alone=i == 0), with_kwargs=True).remove)
-            stack.enter_context(resumable.rows_joining(model))
+            stack.enter_context(resume.rows_joining(model))
             out.append(run_suffix(model, base, base.ids[:1], start)[:, -1])  # one row, until rows join
     out += [anatomy.final_norm(rows[:, -1:])[:, -1] for rows in above]
     return torch.cat(out)
