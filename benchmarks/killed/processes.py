@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -9,6 +10,7 @@ import pickle
 import random
 import shutil
 import signal
+import sqlite3
 import struct
 import sys
 import time
@@ -239,6 +241,8 @@ def new_database(made: Path, folder: Path) -> None:
             _order(f"DROP DATABASE {before} WITH (FORCE)")
         os.environ["NULLIUS_DATABASE"] = sa.make_url(named).set(database=name).render_as_string(hide_password=False)
     else:
+        with contextlib.closing(sqlite3.connect(made / "nullius.db")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # whoever made it ended without closing: most of it stands in the log
         shutil.copy(made / "nullius.db", folder / "nullius.db")
 
 
