@@ -61,9 +61,9 @@ def estrange_gates(model: DecoderForCausalLM) -> None:
             module.log_gate = _estranged(module.log_gate)  # type: ignore[method-assign, assignment]
 
 
-def _estranged(own: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
-    def gate(x: Tensor) -> Tensor | None:
-        found = own(x)
+def _estranged(own: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    def gate(x: Tensor, *narrow: Tensor) -> Tensor | None:
+        found = own(x, *narrow)
         return found if found is None or found.ndim == 1 else found.roll(1, 0)
 
     return gate

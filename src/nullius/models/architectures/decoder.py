@@ -28,6 +28,7 @@ from nullius.models.architectures.mixers import (
     SoftmaxAttention,
     StaticAttention,
 )
+from nullius.models.architectures.projection import project
 from nullius.models.architectures.queryfree import QueryFreeAttention
 
 CLASSES: dict[str, Any] = {
@@ -53,7 +54,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """x [B, T, d] → [B, T, d]."""
-        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = project(hidden_states, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
     def unhooked(self, x: Tensor) -> Tensor:
         """The same, unseen by hooks."""

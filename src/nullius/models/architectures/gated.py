@@ -13,6 +13,7 @@ from nullius.models.architectures.cache import State
 from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
 from nullius.models.architectures.mixers import Mixer, RMSNorm
+from nullius.models.architectures.projection import bare, project
 
 
 def operate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, **how: Any) -> tuple[Tensor, Tensor]:
@@ -58,14 +59,15 @@ class GatedLinearAttention(Mixer):
             self.q_conv1d, self.k_conv1d = (ShortConv(keys, config.short_conv) for _ in range(2))
             self.v_conv1d = ShortConv(values, config.short_conv)
 
-    def log_gate(self, x: Tensor) -> Tensor | None:
-        """Logarithm of the gate in float32: [B, T, H, K] (gla), [B, T, H] (scalar), [H] (retnet), None (ungated). x: [B, T, d]."""
+    def log_gate(self, x: Tensor, narrow: Tensor | None = None) -> Tensor | None:
+        """Logarithm of the gate in float32: [B, T, H, K] (gla), [B, T, H] (scalar), [H] (retnet), None (ungated). x: [B, T, d]; narrow: x W1,
+        where it is made already."""
         if self.name == "ungated":
             return None
         if self.name == "retnet":
             head = torch.arange(self.heads, device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
             return torch.log1p(-(2.0 ** (-5.0 - head)))
-        raw = self.gk_proj(x)
+        raw = self.gk_proj(x) if narrow is None else self.gk_proj[1](narrow)
         gate = F.logsigmoid(raw if raw.dtype == torch.float64 else raw.float()) / self.temperature
         return gate.unflatten(-1, (self.heads, -1)) if self.name == "gla" else gate
 
@@ -73,8 +75,10 @@ class GatedLinearAttention(Mixer):
         """x [B, T, d] → [B, T, d]. The state goes into the cache where there is one."""
         x = hidden_states
         memory = None if context.cache is None else context.cache.layers[self.layer]
-        parts = {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
-        gate = self.log_gate(x)
+        before_gate = [self.gk_proj[0]] if self.name in ("gla", "scalar") and bare(self.gk_proj) else []
+        q, k, v, swish, *narrow = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, *before_gate)
+        parts = {"q": q, "k": k, "v": v}
+        gate = self.log_gate(x, *narrow)
         if context.real is not None:
             real = context.real.unsqueeze(-1)
             parts = {name: part * real for name, part in parts.items()}
@@ -90,7 +94,7 @@ class GatedLinearAttention(Mixer):
         if isinstance(memory, State):
             memory.put(state=state)
             memory.count(x.shape[1])
-        z = self.g_norm_swish_gate(o).flatten(2) * F.silu(self.g_proj(x))
+        z = self.g_norm_swish_gate(o).flatten(2) * F.silu(swish)
         return self.o_proj(z), None
 
     def mixing_flops_per_token(self, length: int) -> float:

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from nullius.models.architectures.cache import gather
 from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
+from nullius.models.architectures.projection import project
 
 
 class RMSNorm(nn.RMSNorm):
@@ -86,23 +87,26 @@ class SoftmaxAttention(Mixer):
 
     def queries_and_keys(self, source: Tensor, turn: tuple[Tensor, Tensor], hooked: bool = True) -> tuple[Tensor, Tensor]:
         """Project, norm and rotate: [B, H, T, D] each. turn: see `turns`. hooked: whether hooks on the maps are to see it."""
-        maps = [(self.q_proj, self.q_norm), (self.k_proj, self.k_norm)]
-        made = [norm(self.split(project(source) if hooked else project.forward(source))) for project, norm in maps]
-        q, k = (rotate(x, turn) for x in made)
-        return q, k
+        maps = self.q_proj, self.k_proj
+        q, k = project(source, *maps) if hooked else (map.forward(source) for map in maps)
+        return self.turned(q, k, turn)
+
+    def turned(self, q: Tensor, k: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Norm and rotate what was projected, [B, T, d] each: [B, H, T, D]."""
+        return rotate(self.q_norm(self.split(q)), turn), rotate(self.k_norm(self.split(k)), turn)
 
     def forward(self, hidden_states: Tensor, context: Context, source: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x [B, T, d] → [B, T, d], with the pattern [B, H, T, S] where the context asks for it."""
-        q, k = self.find(hidden_states, context, source)
-        v = self.split(self.v_proj(hidden_states))
+        q, k, v = self.find(hidden_states, context, source)
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer)
         z, pattern = self.attend(q, k, v, context)
         return self.o_proj(z.flatten(2)), pattern
 
-    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries and keys of this pass."""
-        return self.queries_and_keys(x, context.turn or self.turns(context.positions, x))
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of this pass, [B, H, T, D] each."""
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        return *self.turned(q, k, context.turn or self.turns(context.positions, x)), self.split(v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """q [B, H, T, D], k, v [B, H, S, D] → z [B, T, H, D], and the pattern where the kernel forms it."""
@@ -169,10 +173,10 @@ class ApproximateAttention(SoftmaxAttention):
 class StaticAttention(SoftmaxAttention):
     """Queries and keys from the (normed) input embeddings of the tokens, at every depth; values from the stream."""
 
-    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Project the embeddings."""
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project the embeddings, and the stream."""
         assert source is not None
-        return self.queries_and_keys(source, context.turn or self.turns(context.positions, source))
+        return *self.queries_and_keys(source, context.turn or self.turns(context.positions, source)), self.split(self.v_proj(x))
 
 
 class ShadowAttention(SoftmaxAttention):
@@ -180,12 +184,12 @@ class ShadowAttention(SoftmaxAttention):
 
     sites = ("v", "z", "pattern")
 
-    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor]:
+    def find(self, x: Tensor, context: Context, source: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Take the shadow's queries and keys at each token's position."""
         assert source is not None
         places = torch.arange(source.shape[1], device=source.device).unsqueeze(0)
         q, k = self.queries_and_keys(source, self.turns(places, source), hooked=False)
-        return gather(q, context.positions), gather(k, context.positions)
+        return gather(q, context.positions), gather(k, context.positions), self.split(self.v_proj(x))
 
 
 class NoMixing(Mixer):
@@ -201,7 +205,8 @@ class NoMixing(Mixer):
         """x [B, T, d] → [B, T, d], token by token."""
         if context.cache is not None:
             context.cache.layers[self.layer].count(hidden_states.shape[1])  # type: ignore[union-attr]
-        return self.o_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)), None
+        gate, up = project(hidden_states, self.gate_proj, self.up_proj)
+        return self.o_proj(F.silu(gate) * up), None
 
     def mixing_flops_per_token(self, length: int) -> float:
         """None."""
