@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nullius.models.language_model import LanguageModel
+from tests import devices
 from tests.databases import ON_POSTGRES, journal_database, journal_on_postgres, only_sqlite, own_database, postgres
 
 __all__ = ["journal_database", "journal_on_postgres", "only_sqlite", "postgres"]
@@ -33,6 +34,10 @@ FAMILIES = {
     "olmo2": {**GROUPED},
     "phi3": {**GROUPED, "pad_token_id": 0},
 }
+
+
+if devices.DEVICE != "cpu":
+    devices.wrap_there()
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +77,18 @@ def toys(tokenizer: PreTrainedTokenizerFast) -> dict[str, LanguageModel]:
 def toy(toys: dict[str, LanguageModel]) -> LanguageModel:
     """A tiny random Llama."""
     return toys["llama"]
+
+
+@pytest.fixture(autouse=True)
+def one_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU a test's tensors follow the subject's; what is about the CPU's kernels is left out there."""
+    if devices.DEVICE == "cpu":
+        yield
+        return
+    if request.node.get_closest_marker("cpu"):
+        pytest.skip("about kernels of the CPU")
+    with devices.OnOneDevice():
+        yield
 
 
 @pytest.fixture(autouse=True)

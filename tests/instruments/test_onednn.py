@@ -9,7 +9,7 @@ from torch import nn
 
 from nullius.instruments import onednn, taps
 
-pytestmark = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
+pytestmark = [pytest.mark.cpu, pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

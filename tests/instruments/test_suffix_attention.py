@@ -7,6 +7,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nullius.instruments import suffix_attention
 
+pytestmark = pytest.mark.cpu
+
 
 class Module(nn.Module):
     def __init__(self, shared):

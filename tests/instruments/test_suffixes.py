@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ def cost(model, cells, rows, whence, call):
     return spent + call * sum(layers - bottom for bottom in bottoms.values())
 
 
+@pytest.mark.cpu
 @settings(max_examples=60, deadline=None)
 @given(
     cells=st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(0, 2)), min_size=1, max_size=8),
@@ -49,6 +51,7 @@ def test_no_cut_costs_less(toy, cells, rows, call):
     assert abs(cost(toy, cells, rows, found, call) - min(every)) < 1e-6 * max(every)
 
 
+@pytest.mark.cpu
 def test_calls_that_cost_nothing_are_not_saved_and_dear_ones_are(toy, monkeypatch):
     cells = [(start, 0) for start in range(4, LENGTH)]
     monkeypatch.setitem(suffixes.CALL, "cpu", 0.0)

@@ -8,7 +8,7 @@ from tests.instruments.test_patching import ANSWERS, pairs
 from nullius.instruments import onednn, patching, taps, usual_layers, wavefront
 from nullius.models.dataflow import first_output
 
-pytestmark = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
+pytestmark = [pytest.mark.cpu, pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")]
 USUAL = {"llama", "mistral", "qwen2", "gemma", "olmo"}
 
 

@@ -1,0 +1,58 @@
+"""Tests of the instruments on a GPU: with NULLIUS_TEST_DEVICE=cuda every subject that a test wraps lives there.
+
+A test makes its own tensors on the CPU. Where the test itself computes from both, the CPU's are moved; where the package does, nothing is
+moved, so that a device which the package forgot still fails the test.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from nullius.models.language_model import LanguageModel
+
+DEVICE = os.environ.get("NULLIUS_TEST_DEVICE", "cpu")
+TESTS = str(Path(__file__).parent)
+PACKAGE = str(Path(TESTS).parent / "src")
+TO_ARRAYS = (torch.Tensor.numpy, torch.Tensor.__array__)
+
+
+def _asked_by_a_test() -> bool:
+    """Whether the innermost frame that is the project's own is a test's, not the package's."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(PACKAGE):
+            return False
+        if name.startswith(TESTS) and name != __file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class OnOneDevice(TorchFunctionMode):
+    """Moves a test's own tensors beside the subject's."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The call, with tensors of both devices on the GPU; arrays are made of copies on the CPU."""
+        kwargs = kwargs or {}
+        if func in TO_ARRAYS and _asked_by_a_test():
+            return func(args[0].detach().cpu() if func is torch.Tensor.__array__ else args[0].cpu(), *args[1:], **kwargs)
+        kinds = {x.device.type for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
+        if len(kinds) > 1 and _asked_by_a_test():
+            args, kwargs = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def wrap_there() -> None:
+    """From now on `LanguageModel.wrap` moves what it wraps, and values are compared wherever they lie."""
+    inner, compare = LanguageModel.wrap.__func__, torch.testing.assert_close  # type: ignore[attr-defined]
+    LanguageModel.wrap = classmethod(lambda cls, hf, *rest, **more: inner(cls, hf.to(DEVICE), *rest, **more))  # type: ignore
+    torch.testing.assert_close = lambda *values, **more: compare(*values, **{"check_device": False, **more})
