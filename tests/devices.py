@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ TO_ARRAYS = (torch.Tensor.numpy, torch.Tensor.__array__)
 
 def _asked_by_a_test() -> bool:
     """Whether the innermost frame that is the project's own is a test's, not the package's."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(PACKAGE):
@@ -53,6 +54,6 @@ class OnOneDevice(TorchFunctionMode):
 
 def wrap_there() -> None:
     """From now on `LanguageModel.wrap` moves what it wraps, and values are compared wherever they lie."""
-    inner, compare = LanguageModel.wrap.__func__, torch.testing.assert_close  # type: ignore[attr-defined]
-    LanguageModel.wrap = classmethod(lambda cls, hf, *rest, **more: inner(cls, hf.to(DEVICE), *rest, **more))  # type: ignore
+    inner, compare = LanguageModel.wrap.__func__, torch.testing.assert_close
+    LanguageModel.wrap = classmethod(lambda cls, hf, *rest, **more: inner(cls, hf.to(DEVICE), *rest, **more))
     torch.testing.assert_close = lambda *values, **more: compare(*values, **{"check_device": False, **more})
