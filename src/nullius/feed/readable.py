@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -11,10 +12,19 @@ from nullius.feed.text import one_line
 if TYPE_CHECKING:
     from pylatexenc.latex2text import LatexNodes2Text
 
-_SUPERSCRIPT = str.maketrans("0123456789+-=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ")
-_SUBSCRIPT = str.maketrans("0123456789+-=()aeijknx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₙₓ")
-_SCRIPT = re.compile(r"([_^])(?:\{([^{}\\]{1,8})\}|([A-Za-z0-9+\-]))")
-_FORMULA = re.compile(r"\$([^$\n]{1,200})\$")
+_SUPERSCRIPT = str.maketrans(
+    "0123456789+-=()abcdefghijklmnoprstuvwxyzABDEGHIJKLMNOPRTUVW",
+    "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ",
+)
+_SUBSCRIPT = str.maketrans("0123456789+-=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
+_SCRIPT = re.compile(r"([_^])(?:\{([^{}]{1,80})\}|([A-Za-z0-9+\-]))")
+_SCRIPTED = re.compile(r"(\\[A-Za-z]+)(?=[_^])")
+_PLAIN = re.compile(r"\w+|\\[A-Za-z]+")
+_RELATION = re.compile(r"\s*([≤≥∈∉≈≠→∼≪≫⊂⊆∝×↦⟶≃≅⊗⊕])\s*")
+_SILENT = "em it bf rm sc tt sl sf cal displaystyle left right big Big bigl bigr Bigl Bigr bigg Bigg operatorname limits nolimits"
+_COMMANDS = 1_000  # of TeX that are read in one text; more is no abstract, and takes seconds
+_FORMULA = re.compile(r"\$\$?([^$\n]{1,200})\$\$?")
+_DOLLAR = "\ue000"  # stands for \$, which begins no formula
 
 
 @lru_cache(maxsize=4096)
@@ -23,39 +33,53 @@ def readable(text: str) -> str:
 
     >>> readable(r"Schr\"odinger at $O(n^2)$, 5 % of $\alpha$")
     'Schrödinger at O(n²), 5 % of α'
+    >>> readable(r"$\sum_{i=1}^n \alpha_i \le \|W\|_F$ for $x \in \mathbb{R}^d$, $e^{-\beta t}$, from $5 to $7")
+    '∑ᵢ₌₁ⁿ αᵢ ≤ ‖W‖_F for x ∈ ℝᵈ, e^(-β t), from $5 to $7'
     """
     line = one_line(text)
     if "\\" not in line and "$" not in line:
         return line
-    line = _FORMULA.sub(lambda match: f"{_formula(match[1])}", line)
-    return one_line(_words(line) if "\\" in line else line)  # a formula may have brought line breaks of its own
+    line = _FORMULA.sub(_formula, line.replace(r"\$", _DOLLAR))
+    return one_line(_words(line) if "\\" in line else line).replace(_DOLLAR, "$")  # a formula may have brought line breaks of its own
 
 
-def _formula(tex: str) -> str:
-    return _words(_SCRIPT.sub(_script, tex))
+def _formula(match: re.Match[str]) -> str:
+    tex = match[1]
+    if "\\" not in tex and tex != tex.strip():  # from $5 to $7
+        return match[0]
+    tex = re.sub(r"\\[td]frac", r"\\frac", tex)
+    tex = _SCRIPT.sub(_script, _SCRIPTED.sub(r"\1{}", tex))  # {}: a raised letter is no part of the name before it
+    return _RELATION.sub(r" \1 ", _words(tex, "based-on-source"))
 
 
 def _script(match: re.Match[str]) -> str:
     table = _SUPERSCRIPT if match[1] == "^" else _SUBSCRIPT
-    inner = match[2] or match[3]
-    return inner.translate(table) if all(ord(character) in table for character in inner) else match[0]
+    inner = (match[2] or match[3]).strip()
+    if all(ord(character) in table for character in inner):
+        return inner.translate(table)
+    return f"{match[1]}{inner}" if _PLAIN.fullmatch(inner) else f"{match[1]}({inner})"
 
 
-def _words(tex: str) -> str:
-    if "\\" not in tex or tex.count("{") != tex.count("}"):
+def _words(tex: str, spaces: str = "macros") -> str:
+    if not 0 < tex.count("\\") <= _COMMANDS or tex.count("{") != tex.count("}"):
         return tex
     try:
         # what is a comment or a column to TeX is a sign in an abstract
-        return str(_decoder().latex_to_text(re.sub(r"(?<!\\)([%&#])", r"\\\1", tex))) or tex
+        return str(_decoder(spaces).latex_to_text(re.sub(r"(?<!\\)([%&#])", r"\\\1", tex))) or tex
     except Exception:  # a parser of other people's TeX: whatever it trips over is shown as written
         return tex
 
 
 @cache
-def _decoder() -> LatexNodes2Text:
-    from pylatexenc.latex2text import LatexNodes2Text
+def _decoder(spaces: str) -> LatexNodes2Text:
+    from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
 
-    return LatexNodes2Text(math_mode="text", keep_comments=False)
+    logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)  # it warns on the screen of each command that lacks its arguments
+    known = get_default_latex_context_db()
+    said = {"colon": ": ", "|": "‖", "ne": "≠", **dict.fromkeys(_SILENT.split(), "")}
+    known.add_context_category("written", prepend=True, macros=[MacroTextSpec(name, text) for name, text in said.items()])
+    known.set_unknown_macro_spec(MacroTextSpec("", lambda node: f"\\{node.macroname}{node.macro_post_space}"))  # stays as it is
+    return LatexNodes2Text(known, math_mode="text", keep_comments=False, strict_latex_spaces=spaces)
 
 
 # Scripts that one language, or a common guess, stands for; of Han it is told by what stands beside it
