@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tests.training.conftest import losses
 
 from nullius.models import architectures
-from nullius.training import evaluation
+from nullius.training import evaluation, program
+from nullius.training.config import Model, Optimiser
 from nullius.training.passes import BEFORE, Passes, recordable
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -87,6 +93,33 @@ def test_gradients_of_replayed_passes_replace_those_before(parts, monkeypatch):
         assert (made.graph is not None) == record
         found.append(torch.tensor(seen + [parameter.detach().norm().item() for parameter in body.parameters()]))
     assert torch.allclose(*found, rtol=1e-6)
+
+
+def test_a_compiled_run_is_a_recorded_one(tiny, tmp_path, monkeypatch):
+    """`compile: true` is enough; losses and measurements are those of the plain run, and a measurement between steps disturbs no graph."""
+    config = replace(
+        tiny, model=Model(new={"model_type": "nullius", **SMALL, "vocab_size": 400, "mixer": "gla"}), optimiser=Optimiser(rate=3e-3)
+    )
+    made = []
+
+    class OnAnyDevice(Passes):
+        def __init__(self, *given, record, **how):
+            super().__init__(*given, record=record, **how)
+            self.record = record
+            Graph.made, Graph.parts, Graph.adds = self, config.batch // config.micro, True
+            made.append(self)
+
+    monkeypatch.setattr(program, "Passes", OnAnyDevice)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    runs = [replace(config, out=str(tmp_path / str(compiled)), compile=compiled) for compiled in (False, True)]
+    found = [program.train(run) for run in runs]
+    assert [passes.graph is not None for passes in made] == [False, True]
+    assert losses(runs[0].out) == pytest.approx(losses(runs[1].out), rel=1e-5)
+    assert found[0].held_out == pytest.approx(found[1].held_out, rel=1e-5)
+    records = [json.loads(line) for line in (Path(runs[1].out) / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [record["step"] for record in records if "held_out" in record] == [6, 12]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
