@@ -214,7 +214,7 @@ def profile(trainer: Trainer) -> None:
         event for event in rows if "#" not in event.key
     ]  # ranges that the profiler marks (an optimiser's step) hold kernels, and are none
     print(f"  {sum(getattr(event, order) for event in rows) / 1000:8.2f} ms  all of them", flush=True)
-    for event in sorted(rows, key=lambda event: -getattr(event, order))[:30]:
+    for event in sorted(rows, key=lambda event: -getattr(event, order))[:50]:
         print(f"  {getattr(event, order) / 1000:8.2f} ms  {event.count:5}  {event.key[:110]}", flush=True)
 
 
