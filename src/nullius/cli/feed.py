@@ -47,7 +47,7 @@ def import_(
         _json({"schema": "nullius.imports/1", "imports": [report.to_dict()]})
     else:
         _show(report)
-    if not report.imported:
+    if report.useless:
         raise typer.Exit(1)
 
 

@@ -11,8 +11,8 @@ from nullius.feed import cards, catalogue, verdicts
 from nullius.feed.database import reading
 from nullius.feed.shapes import Found, Matrix, Origin, Paper, StudyFacts
 from nullius.feed.tables import paper, paper_category, paper_day, paper_name, paper_source, study
+from nullius.feed.text import arxiv_id
 
-_ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z-]{2,12})?/\d{7})(?:v\d{1,3})?", re.IGNORECASE)
 _NUMBER = re.compile(r"p(\d{1,9})")
 
 
@@ -31,8 +31,8 @@ def find_in(connection: sa.Connection, key: str) -> Found:
     asked = key.strip()
     lowered = asked.lower()
     conditions = [paper.c.slug == lowered, paper.c.doi == lowered.removeprefix("doi:").removeprefix("https://doi.org/")]
-    if match := _ARXIV.fullmatch(asked):
-        conditions.append(paper.c.arxiv_id == match[1].lower())
+    if identifier := arxiv_id(asked):
+        conditions.append(paper.c.arxiv_id == identifier[0])
     if match := _NUMBER.fullmatch(lowered):
         conditions.append(paper.c.id == int(match[1]))
     row = connection.execute(sa.select(paper).where(sa.or_(*conditions)).order_by(paper.c.id).limit(1)).mappings().first()

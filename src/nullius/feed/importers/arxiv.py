@@ -22,7 +22,7 @@ SOURCE = "arxiv"
 _WITHDRAWN = re.compile(
     r"\s*(?:(?:this|the)\s+(?:paper|article|submission|manuscript|work|preprint)\s+(?:has\s+been|is|was)\s+)?withdrawn\b", re.IGNORECASE
 )
-_PARENTHESES = re.compile(r"\([^()]*\)")
+_PARENTHESIS = re.compile(r"[()]")
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,25 @@ def names(authors: str) -> tuple[str, ...]:
     >>> names("A. Turing (Manchester), Kurt Gödel and Emmy Noether")
     ('A. Turing', 'Kurt Gödel', 'Emmy Noether')
     """
-    line = records.string(authors, "authors", records.LONGEST["abstract"])
-    while (shorter := _PARENTHESES.sub("", line)) != line:  # affiliations may hold parentheses of their own
-        line = shorter
+    line = _without_parentheses(records.string(authors, "authors", records.LONGEST["authors"]))
     found = [part.strip()[: records.LONGEST["name"]] for part in re.split(r",\s*(?:and\s+)?|\s+and\s+", line)]
     return tuple(name for name in found if name)
+
+
+def _without_parentheses(line: str) -> str:
+    """Drop what stands in parentheses, which may hold others; one that is never closed, or was never opened, stays."""
+    opened: list[int] = []
+    inside: list[tuple[int, int]] = []
+    for match in _PARENTHESIS.finditer(line):
+        if match[0] == "(":
+            opened.append(match.start())
+        elif opened:
+            start = opened.pop()
+            while inside and inside[-1][0] > start:
+                inside.pop()
+            inside.append((start, match.end()))
+    ends = [0, *(end for _, end in inside)]
+    return "".join(line[end:start] for end, start in zip(ends, [*(start for start, _ in inside), len(line)], strict=True))
 
 
 def _mail_date(value: str) -> datetime.date | None:

@@ -13,15 +13,16 @@ from bibtexparser.model import Block, DuplicateBlockKeyBlock, DuplicateFieldKeyB
 from nullius.feed.importers import records
 from nullius.feed.importers.decode import Document
 from nullius.feed.importers.records import BadRecord, Record, Reject
-from nullius.feed.text import key
+from nullius.feed.text import arxiv_id, key
 
 SOURCE = "bibtex"
 BLOCKS = 200  # entries parsed at a time, so that a file of any size takes little memory
 _ARXIV = re.compile(
-    r"(?:arxiv[.:/\s]+(?:abs/|pdf/)?|arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z-]{2,12})?/\d{7})(v\d+)?", re.IGNORECASE
+    r"(?:arxiv[.:/\s]+(?:abs/|pdf/)?|arxiv\.org/(?:abs|pdf)/)((?:\d{4}\.\d{4,5}|[a-z-]{2,12}(?:\.[a-z-]{2,12})?/\d{7})(?:v\d{1,3})?)",
+    re.IGNORECASE,
 )
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-_BRACES = re.compile(r"\{([^{}\\]*)\}")
+_BRACE = re.compile(r"\\|[{}]")
 
 
 def parse(document: Document) -> Iterator[Record | Reject]:
@@ -104,12 +105,22 @@ def _record(fields: Mapping[str, str]) -> Record:
 
 def _arxiv(fields: Mapping[str, str]) -> tuple[str | None, int | None]:
     archive = fields.get("archiveprefix", fields.get("eprinttype", "arxiv")).strip().lower()
-    if archive == "arxiv" and fields.get("eprint", "").strip():
-        return records.arxiv_id(fields["eprint"])
+    if archive == "arxiv" and (eprint := fields.get("eprint", "").strip()):
+        found = arxiv_id(eprint.split()[0]) or _linked(eprint)  # "2310.15910 [cs.CL]" and a whole address are written too
+        if found is None and "archiveprefix" in fields:
+            raise BadRecord(f"'{eprint[:40]}' is no arXiv id")
+        if found is not None:
+            return found
     for name in ("url", "note", "journal", "doi"):
-        if match := _ARXIV.search(fields.get(name, "")):
-            return match[1].lower(), int(match[2][1:]) if match[2] else None
+        if found := _linked(fields.get(name, "")):
+            return found
     return None, None
+
+
+def _linked(text: str) -> tuple[str, int | None] | None:
+    """The arXiv id that a text names, as an address or after "arXiv:"."""
+    match = _ARXIV.search(text)
+    return arxiv_id(match[1]) if match else None
 
 
 def _date(fields: Mapping[str, str]) -> tuple[datetime.date | None, bool]:
@@ -149,7 +160,14 @@ def _authors(value: str) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """Take away braces that only protect capitals; TeX commands stay as written."""
-    while (shorter := _BRACES.sub(r"\1", text)) != text:
-        text = shorter
-    return text
+    """Take away braces that only protect capitals; what holds TeX commands stays as written."""
+    opened: list[int] = []  # where braces were opened in which nothing of TeX has come yet
+    dropped: set[int] = set()
+    for match in _BRACE.finditer(text):
+        if match[0] == "\\":
+            opened.clear()
+        elif match[0] == "{":
+            opened.append(match.start())
+        elif opened:
+            dropped |= {opened.pop(), match.start()}
+    return "".join(character for place, character in enumerate(text) if place not in dropped) if dropped else text

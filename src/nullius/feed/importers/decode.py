@@ -19,6 +19,14 @@ MOST_FROM_WEB = 10_000_000
 CHUNK = 1 << 18
 _MARKS = [(codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")]
 _MARKS += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]
+_OTHER = {
+    b"PK\x03\x04": "a zip archive",
+    b"%PDF-": "a PDF",
+    b"\xfd7zXZ": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+}
+_OTHER |= {b"\x1f\x8b": "a gzip file within a gzip file", b"SQLite format 3\0": "a database"}
 _DECLARED = re.compile(
     rb"""<\?xml[^>]{0,200}?encoding=["']([A-Za-z0-9._-]{2,40})["']|<meta[^>]{0,200}?charset=["']?([A-Za-z0-9._-]{2,40})"""
 )
@@ -42,6 +50,11 @@ class Document:
     def of(cls, content: bytes, name: str = "input", most: int = MOST_FROM_FILE, charset: str | None = None) -> Document:
         """Make a document of bytes in memory."""
         return cls(io.BytesIO(content), name, most, charset)
+
+    def other(self) -> str:
+        """Return what this is, where its first bytes say that it is no text; else an empty string."""
+        first = next(self._chunks(16), b"")
+        return next((kind for mark, kind in _OTHER.items() if first.startswith(mark)), "")
 
     def start(self, size: int = 65_536) -> str:
         """Return the beginning of the text, for a look at what it is."""
@@ -83,7 +96,9 @@ class Document:
                 ("utf-16", "utf-32", "utf-7", "unicode")
             ):
                 return False
-            decoder = codecs.getincrementaldecoder(encoding)()
+            # a surrogate alone, which some programs write as three bytes, does not make all else of a text something other than UTF-8
+            errors = "surrogatepass" if codecs.lookup(encoding).name == "utf-8" else "strict"
+            decoder = codecs.getincrementaldecoder(encoding)(errors)
             for piece in self._chunks(CHUNK):
                 decoder.decode(piece)
             decoder.decode(b"", final=False)

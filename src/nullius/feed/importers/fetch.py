@@ -19,6 +19,7 @@ from nullius.feed.importers.decode import MOST_FROM_WEB, Document
 
 TRIES = 5
 LONGEST_PAUSE = 600.0
+LONGEST_ANSWER = 600.0  # seconds: a source that lets each byte wait for nearly its timeout would hold an import for a year
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 HOSTS = frozenset({"huggingface.co", "arxiv.org", "www.arxiv.org", "export.arxiv.org", "oaipmh.arxiv.org"})
 _PAUSED = {"arxiv.org", "www.arxiv.org", "export.arxiv.org", "oaipmh.arxiv.org"}  # these ask for one request in three seconds
@@ -108,8 +109,11 @@ class Fetcher:
         if answer.status_code != 200:
             raise Unreachable(f"{url} answers {answer.status_code} {answer.reason_phrase}")
         content = bytearray()
+        end = self.clock() + LONGEST_ANSWER
         for piece in answer.iter_bytes():
             content += piece
+            if self.clock() > end:
+                raise _Passing(f"{url.host} takes more than {LONGEST_ANSWER:.0f} s for one answer")
             if len(content) > self.most:
                 raise Unreachable(
                     f"{url} answers with more than {self.most // 1_000_000} MB: ask for less at a time, or import it from a file"

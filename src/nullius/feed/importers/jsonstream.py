@@ -14,7 +14,7 @@ _SPACE = re.compile(r"[ \t\n]*")
 
 def items(pieces: Iterator[str], name: str) -> Iterator[Any]:
     """Give the items of a list; a single object is the only item. Raises Unreadable, after the last whole item, for broken JSON."""
-    decoder = json.JSONDecoder(parse_constant=lambda word: None)  # NaN and Infinity are no JSON: unknown
+    decoder = json.JSONDecoder(parse_int=_number, parse_constant=lambda word: None)  # NaN and Infinity are no JSON: unknown
     buffer, at, number = "", 0, 0
     opened = closed = False
     wanted = 1
@@ -57,6 +57,11 @@ def items(pieces: Iterator[str], name: str) -> Iterator[Any]:
             if not closed:
                 raise Unreadable(f"{name}: the JSON breaks off after record {number}" if opened else f"{name} is empty")
             return
+
+
+def _number(digits: str) -> int | float:
+    """Python refuses to read whole numbers of thousands of digits; as a float it is no count, and its record alone is left out."""
+    return int(digits) if len(digits) < 100 else float(digits)
 
 
 def _skip(text: str, at: int) -> int:

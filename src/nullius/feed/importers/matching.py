@@ -82,11 +82,18 @@ class Known:
         if source in RANK:
             self.ranks[number] = max(self.ranks.get(number, (-1, 0)), (RANK[source], version or 0))
 
+    def has_doi(self, doi: str | None) -> bool:
+        """Whether a paper has this DOI."""
+        return doi in self._doi
+
     def find(self, record: Record) -> int | None:
         """Return the number of the paper that a record is, or None for one that is not known."""
-        for names, name in ((self._arxiv, record.arxiv_id), (self._doi, record.doi)):
-            if name and name in names:
-                return self._final(names[name])
+        if record.arxiv_id in self._arxiv:
+            return self._final(self._arxiv[record.arxiv_id])
+        if record.doi in self._doi:
+            number = self._final(self._doi[record.doi])
+            if not (record.arxiv_id and self.rows[number]["arxiv_id"]):  # two ids are two papers, though a journal gave them one DOI
+                return number
         if not record.title:
             return None
         number = self._by_title(record)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nullius.feed.importers import huggingface, records
+from nullius.feed.importers import huggingface, records, visible
 from nullius.feed.importers.decode import Document
 from nullius.feed.importers.records import BadRecord, Record, Reject, Unreadable
 from nullius.feed.text import key, one_line
@@ -23,26 +23,6 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _FURNITURE = re.compile(r"new|subscribe|daily papers|get trending papers\b.*|by\b.*\bAK\b.*|\d+|[·•|]", re.IGNORECASE)
 _AUTHORS = re.compile(r"(?:[•·]\s*)?(\d{1,5}) authors?", re.IGNORECASE)
 _DATE = re.compile(r"(?:[•·]\s*)?([A-Z][a-z]{2})[a-z]*\.? (\d{1,2})(?:, (\d{4}))?(?:\s+(\d{1,7}))?")
-_BLOCKS = [
-    "address",
-    "article",
-    "aside",
-    "blockquote",
-    "br",
-    "div",
-    "dd",
-    "dt",
-    "footer",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "header",
-    "li",
-]
-_BLOCKS += ["main", "nav", "ol", "p", "pre", "section", "table", "td", "tr", "ul"]
 
 
 @dataclass
@@ -60,26 +40,18 @@ class Entry:
 
 def parse_html(document: Document, day: datetime.date | None = None) -> Iterator[Record | Reject]:
     """Give the papers of a saved page. Raises Unreadable for a page that is none."""
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup("".join(document.text()), "html.parser")
-    holder = soup.select_one('[data-target="DailyPapers"][data-props]')
-    if holder is not None:
+    found = visible.read("".join(document.text()))
+    if found.data is not None:
         try:
-            items = _items(json.loads(str(holder["data-props"])))
+            items = _items(json.loads(found.data))
         except (ValueError, RecursionError):
             raise Unreadable(f"{document.name}: the data of this Daily Papers page is damaged; save the page again") from None
         for number, item in enumerate(items, start=1):
             yield huggingface.record_or_reject(item, f"record {number}")
         return
-    name = records.string(soup.title.get_text(), "title", 80) if soup.title else ""
-    for element in soup(["script", "style", "noscript", "template", "svg", "title"]):
-        element.decompose()
-    for element in soup(_BLOCKS):
-        element.insert_before("\n\n")
-        element.insert_after("\n\n")
+    name = records.string(found.title, "title", 80)
     try:
-        yield from parse_text(soup.get_text(), document.name, day)
+        yield from parse_text(found.text, document.name, day)
     except Unreadable:
         raise Unreadable(f"{document.name} is an HTML page{f' titled “{name}”' if name else ''}, not a saved Daily Papers page") from None
 
@@ -97,9 +69,8 @@ def parse_text(text: str, name: str, day: datetime.date | None = None) -> Iterat
     """Give the papers of a page of text. Raises Unreadable for a text that has neither the page's heading nor a single footer."""
     entries, printed, known = read_entries(text)
     if not known:
-        raise Unreadable(
-            f"{name} is no list of papers that nullius reads: expected JSON, Atom, OAI-PMH, BibTeX or a saved Daily Papers page"
-        )
+        begins = one_line(text[:400])[:60]
+        raise Unreadable(f"{name} is no list of papers that nullius reads (it begins “{begins}”): expected {records.EXPECTED}")
     year = day.year if day else _year(entries, printed)
     page = day
     if page is None and printed is not None:
@@ -115,11 +86,17 @@ def parse_text(text: str, name: str, day: datetime.date | None = None) -> Iterat
 
 
 def _year(entries: Sequence[Entry], printed: tuple[int, int, int | None] | None) -> int:
-    """The smallest year later than every one printed; a page that prints its own year has that; one that prints none is of this year."""
+    """The smallest year later than every one printed; a page that prints its own year has that; one that prints none is of the last year in which
+    its day, or the latest of its dates, has come."""
     if printed is not None and printed[2] is not None:
         return printed[2]
-    years = [entry.written[2] for entry in entries if entry.written is not None and entry.written[2] is not None]
-    return max(years) + 1 if years else datetime.datetime.now(datetime.UTC).year
+    written = [entry.written for entry in entries if entry.written is not None]
+    years = [year for _, _, year in written if year is not None]
+    if years:
+        return max(years) + 1
+    today = datetime.datetime.now(datetime.UTC).date()
+    latest = printed[:2] if printed else max((date[:2] for date in written), default=(1, 1))
+    return today.year - (latest > (today.month, today.day))
 
 
 def _record(entry: Entry, year: int, page: datetime.date | None, *, sure: bool) -> Record:
@@ -162,7 +139,7 @@ def read_entries(text: str) -> tuple[list[Entry], tuple[int, int, int | None] | 
             printed = _written(date)
         if not left:
             continue
-        if current is None or _begins(left, current, blocks[i + 1 :]):
+        if current is None or _begins(left, current, (blocks[j] for j in range(i + 1, len(blocks)))):
             entries.append(Entry(line, left[0], [one_line(" ".join(left[1:]))] if left[1:] else []))
             if found and len(left) < len(lines):  # title, abstract and footer in one block
                 _footer(lines, entries[-1])
@@ -216,7 +193,7 @@ def _written(date: re.Match[str]) -> tuple[int, int, int | None] | None:
     return _MONTHS.index(date[1].lower()) + 1, int(date[2]), int(date[3]) if date[3] else None
 
 
-def _begins(lines: Sequence[str], current: Entry, following: Sequence[tuple[int, list[str]]]) -> bool:
+def _begins(lines: Sequence[str], current: Entry, following: Iterable[tuple[int, list[str]]]) -> bool:
     """Whether a block begins the next paper although the current one has had no footer: a short line without a full stop before a long one."""
     if not current.paragraphs or len(lines[0]) > LONGEST_TITLE or lines[0].endswith((".", ":", ";", ",")):
         return False

@@ -11,11 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nullius.errors import NulliusError
+from nullius.feed.text import arxiv_id as parts_of
 from nullius.feed.text import clean, one_line
 
-_ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z-]{2,12})?/\d{7})(?:v(\d{1,3}))?", re.IGNORECASE)
 _DOI = re.compile(r"10\.\d{4,9}/\S+")
-LONGEST = {"title": 2_000, "abstract": 50_000, "name": 300, "short": 1_000}  # characters; longer than any real one
+LONGEST = {
+    "title": 2_000,
+    "abstract": 50_000,
+    "name": 300,
+    "short": 1_000,
+    "doi": 300,
+    "authors": 4_000_000,
+}  # characters; longer than any real one
+
+
+EXPECTED = "JSON of Hugging Face, Atom or OAI-PMH of arXiv, BibTeX or a saved Daily Papers page"
 
 
 class Unreadable(NulliusError):
@@ -23,7 +33,10 @@ class Unreadable(NulliusError):
 
 
 class BadRecord(Exception):
-    """One record cannot be used; the message says why."""
+    """One record cannot be used; the message says why, in one line that a database takes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 @dataclass(frozen=True)
@@ -77,16 +90,16 @@ def arxiv_id(text: str) -> tuple[str, int | None]:
     >>> arxiv_id("arXiv:2310.15910v2"), arxiv_id("hep-th/9901001")
     (('2310.15910', 2), ('hep-th/9901001', None))
     """
-    match = _ARXIV.fullmatch(text.strip())
-    if match is None:
+    found = parts_of(text)
+    if found is None:
         raise BadRecord(f"'{text[:40]}' is no arXiv id")
-    return match[1].lower(), int(match[2]) if match[2] else None
+    return found
 
 
 def doi(text: str) -> str | None:
     """Return a DOI in lower case, or None when the text holds none."""
     match = _DOI.search(text)
-    return match[0].rstrip(".,;)}").lower()[: LONGEST["short"]] if match else None
+    return match[0].rstrip(".,;)}").lower() if match and len(match[0]) <= LONGEST["doi"] else None
 
 
 def title(value: Any) -> str:
@@ -144,9 +157,9 @@ def count(value: Any, name: str) -> int | None:
 
 def web_address(value: Any) -> str | None:
     """Return an http(s) address, or None for anything else."""
-    if not isinstance(value, str) or not re.match(r"https?://[^\s\"'<>]{3,500}$", value.strip(), re.IGNORECASE):
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s\"'<>]{3,500}", clean(value).strip(), re.IGNORECASE):
         return None
-    return value.strip()
+    return clean(value).strip()
 
 
 def head(text: Any) -> str:

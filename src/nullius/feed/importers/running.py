@@ -6,6 +6,7 @@ Killed at any instruction, what was written is whole batches, and the same comma
 from __future__ import annotations
 
 import datetime
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,16 +27,21 @@ from nullius.feed.importers.records import Record, Reject
 from nullius.feed.importers.sources import Cursor, Found, from_web, parse
 from nullius.feed.merging import MERGING
 from nullius.feed.tables import import_reject, import_run
+from nullius.feed.text import clean, one_line
 from nullius.lab.journal import now
 from nullius.lab.schema import take_turns
 
 BATCH = 500
+STREAM = "stream"  # the window of what comes only once: nothing tells whether it is the same as last time
 MOST_REJECTS = 10_000  # kept of one import; the rest is counted
 
 
 @dataclass
 class Report:
-    """What an import came to. error: why it ended before its end, empty when it did not; cursor: where it would go on."""
+    """What an import came to. error: why it ended before its end, empty when it did not; cursor: where it would go on.
+
+    resumed: it went on where an earlier one broke off, whose records are not counted here.
+    """
 
     id: str
     address: str
@@ -45,6 +51,7 @@ class Report:
     rejected: int = 0
     error: str = ""
     cursor: str = ""
+    resumed: bool = False
     warnings: list[str] = field(default_factory=list)
     rejects: list[dict[str, str]] = field(default_factory=list)
 
@@ -52,6 +59,11 @@ class Report:
     def imported(self) -> int:
         """How many usable records there were, those already known included."""
         return self.seen
+
+    @property
+    def useless(self) -> bool:
+        """Whether nothing usable came of it; there may be nothing left for one that goes on where another was killed."""
+        return not self.imported and (bool(self.error) or bool(self.rejected) or not self.resumed)
 
     @property
     def summary(self) -> str:
@@ -78,7 +90,7 @@ def import_from(
     day: the day of a page that does not say its own. Raises UsageError for a file that is not there. What goes wrong on the way (a source that
     does not answer, a document that breaks off) stands in the report's `error`; what came before it is kept.
     """
-    if address.startswith(("http://", "https://")):
+    if address.lower().startswith(("http://", "https://")):
         window, source = "", "web"
         fetcher = fetcher or Fetcher(say=say)
         cursor = _left_off(address, window)
@@ -86,7 +98,9 @@ def import_from(
             say("going on where the last import of this broke off")
         return _run(address, source, window, from_web(address, fetcher, cursor, day), [], cursor, today)
     with _opened(address, stdin) as (document, window):
-        return _run(address, "file", window, _of_document(document, day, _left_off(address, window)), document.warnings, "", today)
+        named = clean(address)  # of a file whose name is no text, what is
+        cursor = _left_off(named, window)
+        return _run(named, "file", window, _of_document(document, day, cursor), document.warnings, cursor, today)
 
 
 def import_document(document: Document, *, day: datetime.date | None = None, today: datetime.date | None = None) -> Report:
@@ -108,27 +122,41 @@ def _of_document(document: Document, day: datetime.date | None, cursor: str) -> 
 @contextmanager
 def _opened(name: str, stdin: BinaryIO | None) -> Iterator[tuple[Document, str]]:
     if name == "-":
-        with tempfile.TemporaryFile() as held:
-            source = stdin or sys.stdin.buffer
-            while piece := source.read(1 << 20):
-                held.write(piece)
-                if held.tell() > MOST_FROM_FILE:
-                    raise NulliusError(f"standard input is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
-            yield Document(held, "standard input"), ""
+        with _held(stdin or sys.stdin.buffer, "standard input") as document:
+            yield document, STREAM
         return
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"there is no file {name}; import takes a web address, a file or - for standard input")
-    with path.open("rb") as content:
+    shown = one_line(name) if len(name) <= 200 else f"{one_line(name)[:200]}…"
+    try:
+        path = Path(name).expanduser()
         state = path.stat()
+    except (OSError, ValueError, RuntimeError):  # not there; too long, or with a NUL, for a name; of a user who is not there
+        raise UsageError(f"there is no file {shown}; import takes a web address, a file or - for standard input") from None
+    if stat.S_ISDIR(state.st_mode):
+        raise UsageError(f"{shown} is a directory; import takes one file at a time")
+    with path.open("rb") as content:
+        if not stat.S_ISREG(state.st_mode):  # a pipe, as <(zcat papers.json.gz)
+            with _held(content, shown) as document:
+                yield document, STREAM
+            return
         if state.st_size > MOST_FROM_FILE:
-            raise NulliusError(f"{name} is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
-        yield Document(content, name), f"{state.st_size} {state.st_mtime_ns}"
+            raise NulliusError(f"{shown} is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
+        yield Document(content, shown), f"{state.st_size} {state.st_mtime_ns}"
+
+
+@contextmanager
+def _held(source: BinaryIO, name: str) -> Iterator[Document]:
+    """Keep what comes only once in a file without a name, since documents are read from their beginning more than once."""
+    with tempfile.TemporaryFile() as held:
+        while piece := source.read(1 << 20):
+            held.write(piece)
+            if held.tell() > MOST_FROM_FILE:
+                raise NulliusError(f"{name} is larger than {MOST_FROM_FILE // 1_000_000} MB: import it in parts")
+        yield Document(held, name)
 
 
 def _left_off(address: str, window: str) -> str:
     """The cursor of the last import of this: from the web, if it did not come to its end; of a file, if it was killed."""
-    if address == "-":
+    if window == STREAM:
         return ""
     query = sa.select(import_run.c.cursor, import_run.c.state).where(import_run.c.address == address, import_run.c.window == window)
     with reading() as connection:
@@ -139,7 +167,7 @@ def _left_off(address: str, window: str) -> str:
 def _run(
     address: str, source: str, window: str, found: Iterator[Found], warnings: list[str], cursor: str, today: datetime.date | None
 ) -> Report:
-    report = Report(str(ULID()), address, cursor=cursor, warnings=warnings)
+    report = Report(str(ULID()), address, cursor=cursor, resumed=bool(cursor), warnings=warnings)
     with writing() as connection:
         row = {
             "id": report.id,

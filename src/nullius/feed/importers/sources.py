@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from nullius.feed.importers import arxiv, bibtex, huggingface, page
+from nullius.feed.importers import arxiv, bibtex, huggingface, page, visible
 from nullius.feed.importers.decode import Document
 from nullius.feed.importers.fetch import Fetcher
-from nullius.feed.importers.records import Record, Reject, Unreadable
+from nullius.feed.importers.records import EXPECTED, Record, Reject, Unreadable
+from nullius.feed.text import one_line
 
 ATOM_PAGE = 500
 ATOM_WINDOW = 10_000  # the search is reported to end there: bulk goes through OAI-PMH
@@ -26,17 +28,20 @@ class Cursor:
 
 
 Found = Record | Reject | Cursor
+T = TypeVar("T")
 
 
 def parse(document: Document, day: datetime.date | None = None) -> Iterator[Record | Reject]:
     """Give the papers of a document, whatever it is of the formats that nullius reads. Raises Unreadable for anything else."""
+    if other := document.other():
+        raise Unreadable(f"{document.name} is {other}: expected {EXPECTED}, as it is or packed with gzip")
     start = document.start().lstrip("\ufeff \t\n")
     if not start.strip():
-        raise Unreadable(f"{document.name} is empty")
+        raise Unreadable(f"{document.name} is empty: expected {EXPECTED}")
     lowered = start[:2000].lower()
     if start[0] in "[{":
         yield from huggingface.parse(document)
-    elif lowered.startswith("<!doctype html") or "<html" in lowered:
+    elif _is_html(lowered):
         yield from page.parse_html(document, day)
     elif "<oai-pmh" in lowered or "<listrecords" in lowered:
         yield from (found for found in arxiv.parse_oai(document) if not isinstance(found, arxiv.Token))
@@ -46,6 +51,29 @@ def parse(document: Document, day: datetime.date | None = None) -> Iterator[Reco
         yield from bibtex.parse(document)
     else:
         yield from page.parse_text("".join(document.text()), document.name, day)
+
+
+def _is_html(lowered: str) -> bool:
+    return lowered.startswith("<!doctype html") or "<html" in lowered
+
+
+def _expect(document: Document, first: str, what: str) -> Document:
+    """Return an answer that begins as it should. Raises Unreadable that says what came instead: sources in trouble answer 200 with a page."""
+    start = document.start().lstrip("\ufeff \t\n")
+    if _is_html(start[:2000].lower()):
+        title = one_line(visible.read(start).title)[:80]
+        raise Unreadable(f"{document.name} answers with an HTML page{f' titled “{title}”' if title else ''}, not with {what}")
+    if not start.startswith(first):
+        raise Unreadable(f"{document.name} answers with {f'“{one_line(start)[:80]}”' if start else 'nothing'}, not with {what}")
+    return document
+
+
+def _behind(found: Iterator[T], before: int) -> Iterator[T]:
+    """Count the records of a further page on from those before it."""
+    for one in found:
+        if before and isinstance(one, Reject) and (match := re.fullmatch(r"record (\d+)", one.position)):
+            one = replace(one, position=f"record {int(match[1]) + before}")
+        yield one
 
 
 def _atom_or_unreadable(document: Document) -> Iterator[Record | Reject | arxiv.Total]:
@@ -94,10 +122,13 @@ def _daily(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
     limit = min(max(_asked(address, "limit", 100), 1), 100)
     number = int(cursor) if cursor.isdecimal() else _asked(address, "p", 0)
     while True:
-        items = list(huggingface.parse(fetcher.get(_with(address, p=str(number), limit=str(limit)))))
-        yield from items
+        answer = _expect(fetcher.get(_with(address, p=str(number), limit=str(limit))), "[", "a list of daily papers in JSON")
+        count = 0
+        for found in _behind(huggingface.parse(answer), number * limit):
+            count += 1
+            yield found
         number += 1
-        if len(items) < limit:
+        if count < limit:
             yield Cursor("")
             return
         yield Cursor(str(number))
@@ -109,12 +140,16 @@ def _atom(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
     start = int(cursor) if cursor.isdecimal() else _asked(address, "start", 0)
     wanted = _asked(address, "max_results", ATOM_WINDOW) + _asked(address, "start", 0)
     while True:
-        found = list(_atom_or_unreadable(fetcher.get(_with(address, start=str(start), max_results=str(size)))))
-        total = next((one.value for one in found if isinstance(one, arxiv.Total)), 0)
-        entries = [one for one in found if not isinstance(one, arxiv.Total)]
-        yield from entries
-        start += len(entries)
-        if not entries or start >= min(total, wanted, ATOM_WINDOW):
+        answer = _expect(fetcher.get(_with(address, start=str(start), max_results=str(size))), "<", "an Atom feed")
+        total = count = 0
+        for found in _behind(_atom_or_unreadable(answer), start):
+            if isinstance(found, arxiv.Total):
+                total = found.value
+            else:
+                count += 1
+                yield found
+        start += count
+        if not count or start >= min(total, wanted, ATOM_WINDOW):
             yield Cursor("")
             return
         yield Cursor(str(start))
@@ -126,15 +161,20 @@ def _oai(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
     first = _with(address, verb="ListRecords", metadataPrefix="arXivRaw")
     token = cursor
     expired = False
+    count = 0
     while True:
         asked = f"{base}?{urlencode({'verb': 'ListRecords', 'resumptionToken': token})}" if token else first
-        following = ""
+        following, before = "", count
         try:
-            for found in arxiv.parse_oai(fetcher.get(asked)):
+            answer = _expect(fetcher.get(asked), "<", "OAI-PMH records")
+            for found in _behind(arxiv.parse_oai(answer), before):
                 if isinstance(found, arxiv.Token):
                     following = found.value
                 else:
+                    count += 1
                     yield found
+            if count == before and not following:  # a list without records is an error of its own, noRecordsMatch
+                raise Unreadable(f"{answer.name} is XML, but no OAI-PMH answer with records in it")
         except arxiv.Refused as refused:
             if refused.code == "noRecordsMatch":
                 yield Cursor("")

@@ -80,6 +80,8 @@ class _Writer:
         rows = [{**self._values(record), "added": self.moment, "changed": self.moment} for record in batch]
         for row in rows:
             row["heat"] = None if row["published"] is None else heat.hours(row["published"])
+            if self.known.has_doi(row["doi"]):
+                row["doi"] = None  # of another paper on arXiv, which came first
         # in whatever order they come back: rows that must come back in order go to SQLite one by one
         statement = paper.insert().returning(paper.c.title_key, paper.c.id)
         numbers = {row.title_key: row.id for row in self.connection.execute(statement, rows)}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nullius.feed.text import clean
+from nullius.feed.text import arxiv_id, clean
 
 LONGEST = 2_000  # characters that are read
 MOST_WORDS = 48
@@ -23,7 +23,6 @@ VERDICTS = {
     "out-of-reach": "out of reach",
 }
 _PIECE = re.compile(r'(-?)(?:([A-Za-z]{2,12}):)?(?:"([^"]*)"|(\S+))')
-_ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z]{2})?/\d{7})(?:v\d{1,3})?", re.IGNORECASE)
 # Papers "without one or without the other" are nearly all of them: what is said is two endings of words
 _ENDINGS = re.compile(r"(?<!\S)-([^\W\d_]+),?\s+(?:or|vs\.?|versus)\s+-([^\W\d_]+)(?!\S)", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
@@ -83,8 +82,8 @@ def parse(text: str) -> Query:
     for match in _PIECE.finditer(read):
         minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
         value = quoted if quoted is not None else bare
-        if (name == "id" and (identifier := _ARXIV.fullmatch(value))) or (identifier := _ARXIV.fullmatch(match[0].strip('"'))):
-            known.append(identifier[1].lower())
+        if (name == "id" and (identifier := arxiv_id(value))) or (identifier := arxiv_id(match[0].strip('"'))):
+            known.append(identifier[0])
         elif name in _FILTERS:
             try:
                 filters.append(Filter(name, _FILTERS[name](value.strip()), match[0]))
