@@ -1,11 +1,12 @@
 """Search: quality and speed, printed.
 
     OMP_NUM_THREADS=1 python benchmarks/search.py quality [--among 2000] [--half report|tune|all] [--words]
+    OMP_NUM_THREADS=1 python benchmarks/search.py remembered [--among 2000] [--words]
     OMP_NUM_THREADS=1 python benchmarks/search.py speed [--papers 100000] [--like FOLDER]
 
 Real abstracts come from NULLIUS_ABSTRACTS, an xz file of blocks between blank lines, title in the first line and abstract in the second. Quality:
 the catalogue's papers among real ones, three queries each (search_queries.toml, written before tuning); half was for tuning, half is reported.
---words: without vectors, where embedding would take hours.
+Remembered: one query more for each, written later, of which none was tuned on. --words: without vectors, where embedding would take hours.
 
 Speed, wall and CPU time (they differ on a busy machine): whole requests, warm, one process that does nothing else. Up to as many papers as there
 are abstracts they are imported; more are made by recombining sentences of the real ones and written straight into the tables. Vectors take the
@@ -178,14 +179,11 @@ def build() -> None:
     print(f"word index of {done:,} papers built in {spent}; {size / 1e9:.2f} GB", flush=True)
 
 
-def quality(among: int, half: str, only_words: bool) -> None:
-    """Print recall at 1 and 10 and mean reciprocal rank, with 95 % bootstrap intervals over papers, per kind of query and way of searching."""
-    from nullius.feed import claims, papers
-    from nullius.feed.search import embedding, engine, weights, words
+def prepared(among: int, only_words: bool) -> dict[str, int]:
+    """Bring the database to so many papers, indexed and embedded; return the number of each paper of the catalogue."""
+    from nullius.feed import catalogue, claims, papers
+    from nullius.feed.search import embedding, weights, words
 
-    queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
-    slugs = sorted(queries)
-    slugs = {"tune": slugs[0::2], "report": slugs[1::2], "all": slugs}[half]
     claims.refresh()
     if held() < among:
         fill(among)
@@ -195,29 +193,65 @@ def quality(among: int, half: str, only_words: bool) -> None:
         started = clocks()
         done = embedding.embed()
         print(f"{done:,} papers embedded in {clocks()[0] - started[0]:.0f} s (CPU {clocks()[1] - started[1]:.0f} s)")
-    numbers = {slug: papers.find(slug).id for slug in slugs}
+    return {entry.slug: papers.find(entry.slug).id for entry in catalogue.papers()}
+
+
+def places(texts: dict[str, str], numbers: dict[str, int], way: str) -> np.ndarray:
+    """Return at which place each query finds its paper; infinity where it does not."""
+    from nullius.feed.search import engine
+
+    found = {slug: engine.rank(text, by=way) for slug, text in texts.items()}
+    at = [found[slug].index(numbers[slug]) + 1 if numbers[slug] in found[slug] else np.inf for slug in texts]
+    return np.array(at, float)
+
+
+def row(kind: str, way: str, at: np.ndarray) -> str:
+    """Return a line of figures: recall at 1, 3 and 10 and mean reciprocal rank with its interval."""
+    lo, hi = interval(1 / at)
+    recalls = " ".join(f"{(at <= n).mean():5.2f}" for n in (1, 3, 10))
+    return f"{kind:<11} {way:<8} {recalls}  {(1 / at).mean():.2f} [{lo:.2f}, {hi:.2f}]"
+
+
+HEAD = f"{'query':<11} {'by':<8} {'R@1':>5} {'R@3':>5} {'R@10':>5}  MRR"
+
+
+def quality(among: int, half: str, only_words: bool) -> None:
+    """Print recall and mean reciprocal rank, with 95 % bootstrap intervals over papers, per kind of query and way of searching."""
+    from nullius.feed import papers
+
+    queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
+    slugs = sorted(queries)
+    slugs = {"tune": slugs[0::2], "report": slugs[1::2], "all": slugs}[half]
+    numbers = prepared(among, only_words)
     titles = {slug: papers.get(numbers[slug]).raw_title for slug in slugs}
-    print(f"{half} half: {len(slugs)} papers among {among:,} other real ones; 95 % intervals")
-    print(f"{'query':<11} {'by':<8} {'R@1':>5} {'R@10':>5}  MRR")
+    print(f"{half} half: {len(slugs)} papers among {among:,} other real ones; 95 % intervals\n{HEAD}")
     for kind in ("full title", *KINDS):
-        ranks: dict[str, np.ndarray] = {}
-        for way in WAYS[:1] if only_words else WAYS:
-            found = [engine.rank(titles[slug] if kind == "full title" else queries[slug][kind], by=way) for slug in slugs]
-            places = [
-                ranking.index(numbers[slug]) + 1 if numbers[slug] in ranking else np.inf for slug, ranking in zip(slugs, found, strict=True)
-            ]
-            ranks[way] = np.array(places, float)
-            reciprocal = 1 / ranks[way]
-            lo, hi = interval(reciprocal)
-            print(
-                f"{kind:<11} {way:<8} {(ranks[way] <= 1).mean():5.2f} {(ranks[way] <= 10).mean():5.2f}  {reciprocal.mean():.2f} [{lo:.2f}, {hi:.2f}]"
-            )
+        texts = titles if kind == "full title" else {slug: queries[slug][kind] for slug in slugs}
+        ranks = {way: places(texts, numbers, way) for way in (WAYS[:1] if only_words else WAYS)}
+        for way, at in ranks.items():
+            print(row(kind, way, at))
         if only_words:
             continue
         better = max(("words", "meaning"), key=lambda way: (1 / ranks[way]).mean())
         difference = 1 / ranks["both"] - 1 / ranks[better]
         lo, hi = interval(difference)
         print(f"{kind:<11} both − {better}: {difference.mean():+.2f} [{lo:+.2f}, {hi:+.2f}]")
+
+
+def remembered(among: int, only_words: bool) -> None:
+    """Print the same of the queries that hold no word of the title: all 53, none of which was tuned on; then each that is not found first."""
+    queries = tomllib.loads((Path(__file__).parent / "search_queries.toml").read_text("utf-8"))
+    texts = {slug: queries[slug]["remembered"] for slug in sorted(queries)}
+    numbers = prepared(among, only_words)
+    print(f"all {len(texts)} papers among {among:,} other real ones; no word of the title; 95 % intervals\n{HEAD}")
+    ranks = {way: places(texts, numbers, way) for way in (WAYS[:1] if only_words else WAYS)}
+    for way, at in ranks.items():
+        print(row("remembered", way, at))
+    print("not first (place by words, meaning, both):")
+    for i, (slug, text) in enumerate(texts.items()):
+        own = [at[i] for at in ranks.values()]
+        if own[-1] > 1:
+            print(f"  {slug:<24} {' '.join(f'{place:>4.0f}' for place in own)}  {text}")
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -312,7 +346,9 @@ def words_only(text: str) -> tuple[list[int], list[float]]:
 def main() -> None:
     """Run what was asked for in a data folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("quality", "speed", "fill", "build", "vectors", "requests"), help="the last four: steps of speed")
+    parser.add_argument(
+        "what", choices=("quality", "remembered", "speed", "fill", "build", "vectors", "requests"), help="the last four: steps of speed"
+    )
     parser.add_argument("--among", type=int, default=2000)
     parser.add_argument("--half", choices=("tune", "report", "all"), default="report")
     parser.add_argument("--words", action="store_true", help="quality of search by words only")
@@ -322,7 +358,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NULLIUS_DATA"] = arguments.data or folder
-        if arguments.what in ("quality", "speed"):
+        if arguments.what in ("quality", "remembered", "speed"):
             versions = (
                 f"Python {platform.python_version()}, numpy {np.__version__}, tantivy {version('tantivy')}, SQLite {sqlite3.sqlite_version}"
             )
@@ -330,6 +366,8 @@ def main() -> None:
             print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC · {machine} · {versions}", flush=True)
         if arguments.what == "quality":
             quality(arguments.among, arguments.half, arguments.words)
+        elif arguments.what == "remembered":
+            remembered(arguments.among, arguments.words)
         elif arguments.what == "speed":
             speed(arguments.papers, arguments.like)
         elif arguments.what == "fill":
