@@ -87,3 +87,44 @@ def test_refusals(toy, cuts, words):
         attention_knockout.up_to_each_layer(toy, batch_of(toy), [(7, 2)], heads=[4])
     with pytest.raises(UsageError, match="do not have one length"):
         attention_knockout.up_to_each_layer(toy, ["one", "one two three four"], [(-1, 0)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
+def test_a_window_says_who_sees_whom(toys, family):
+    """A later token can be seen and an earlier one not; a causal window changes nothing; a function of the ids is asked in every pass."""
+    model = toys[family]
+    batch = batch_of(model)
+    n, length = batch.input_ids.shape
+    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(n, -1, -1)
+    plain = model.logits(batch).detach()
+    with attention_knockout.window(model, causal):
+        assert torch.allclose(model.logits(batch), plain, atol=1e-5)
+    sees = causal.clone()
+    sees[:, 2, 5], sees[3, 7, 1] = True, False
+    with attention_knockout.window(model, sees, [1]):
+        below, pattern = (x.float() for x in taps.read(model, batch, ["pattern"], [0, 1], positions="all")["pattern"])
+    assert float(below[..., 2, 5].abs().max()) == 0
+    assert float(pattern[..., 2, 5].min()) > 0
+    assert float(pattern[3, :, 7, 1].abs().max()) == 0 < float(pattern[4, :, 7, 1].min())
+    asked = []
+    with attention_knockout.window(model, lambda ids: asked.append(ids.shape) or causal[: len(ids)]), torch.enable_grad():
+        loss = model.logits(batch).square().mean()
+        (gradient,) = torch.autograd.grad(loss, model.hf.get_input_embeddings().weight)
+    assert asked == [batch.input_ids.shape]
+    assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("sees", "words"),
+    [
+        (torch.ones(2, 3, 3), r"sees must be bool \[n, T, T\], or \[n, 4, T, T\]; got torch.float32 \[2, 3, 3\]"),
+        (torch.ones(2, 3, 4, 4, dtype=torch.bool), r"got torch.bool \[2, 3, 4, 4\]"),
+        (
+            torch.eye(3, dtype=torch.bool)[[0, 1, 0]][None] & torch.tensor([True, True, False]).diag(),
+            "text 0: position 2 would see nothing",
+        ),
+    ],
+)
+def test_a_window_that_cannot_be(toy, sees, words):
+    with pytest.raises(UsageError, match=words), attention_knockout.window(toy, sees):
+        pass

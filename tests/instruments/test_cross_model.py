@@ -8,7 +8,7 @@ from tests.conftest import FAMILIES, make_toy
 from tests.instruments.test_circuits import batch_of
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import cross_model, taps
+from nullius.instruments import cross_model, patching, taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.heads import Head
 from nullius.instruments.path_runs import Mlp
@@ -110,3 +110,25 @@ def test_refusals(toy, toys, tokenizer):
         cross_model.patch(toy, toy, batch, [Group("a", (Head(1, 9),))])
     with pytest.raises(UsageError, match=r"a: head 9.0 does not exist: toy-llama has layers 0 to 2"):
         cross_model.patch(toy, toy, batch, [Group("a", (Head(9, 0),))])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_a_sweep_over_two_models_is_plain_patching_cell_by_cell(toys, family, site):
+    """All cells are checked against plain runs; a model that is its own donor gives the sweep of one; one text for both leaves the models apart."""
+    model = toys[family]
+    donor = tuned(model, [Head(1, 2)]) if family == "llama" else LanguageModel.wrap(copy.deepcopy(model.hf), model.tokenizer, "tuned")
+    with torch.no_grad():
+        donor.anatomy.mlp(1).register_forward_hook(lambda _m, _a, out: out.roll(1, -1))
+    base, source = batch_of(model), batch_of(model, 12, 8)
+    source.input_ids[:, 3:] = source.input_ids[:, 3:].roll(1, 0)
+    answers = [[11, 12]] * 12
+    found = cross_model.residual(model, donor, base, source, answers, site=site, checks=24)
+    assert found.checked == 24
+    assert float((found.values - found.base[:, None, None])[:, :, :3].abs().max()) > 1e-5  # where the texts are alike the states are not
+    last = donor.logits(source).float().detach()
+    assert torch.allclose(found.source, last[:, 11] - last[:, 12], atol=1e-5)
+    itself = cross_model.residual(model, model, base, source, answers, site=site)
+    assert torch.allclose(itself.values, patching.residual(model, base, source, answers, site=site).values, atol=1e-4)
+    with pytest.raises(SubjectError, match="not of one architecture"):
+        cross_model.residual(model, toys["qwen3"], base, source, answers)

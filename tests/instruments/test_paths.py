@@ -188,12 +188,34 @@ def test_the_model_is_left_as_it_was(toy):
 def test_layers_below_the_sender_are_not_run_again(toy):
     base, source = pairs(toy)
     calls = []
-    handle = toy.anatomy.mlp(0).register_forward_hook(lambda _m, args, _out: calls.append(args[0].shape[0]))
+    handle = toy.anatomy.mlp(0).register_forward_hook(lambda _m, args, _out: calls.append(args[0].shape[:2]))
     try:
         paths.patch(toy, base, source, [Head(2, h) for h in range(4)], ANSWERS, checks=0)
     finally:
         handle.remove()
-    assert len(calls) == 4  # base and source, as kept and as the plain runs of the metric
+    first = int((base.input_ids != source.input_ids).any(0).nonzero()[0])
+    assert calls == [(2, 10), (2, 10 - first)]  # the base, and the source from where it differs
+
+
+def test_checked_senders_are_run_on_a_few_pairs_and_a_metric_sees_all(toy):
+    """A metric may weigh each pair in its own way; the plain runs behind the check are of eight pairs, the others' scores those of the base."""
+    rows = torch.randint(5, 900, (11, 6), generator=torch.Generator().manual_seed(3))
+    other = rows.clone()
+    other[:, 2] = rows[:, 2].roll(1)
+    weights = torch.arange(1.0, 12.0)
+    sizes = []
+    handle = toy.anatomy.mlp(0).register_forward_hook(lambda _m, args, _out: sizes.append(len(args[0])))
+    try:
+        found = paths.patch(
+            toy, toy.pad(rows.tolist()), toy.pad(other.tolist()), SOME, [[11, 12]] * 11, metric=lambda x: weights * (x[:, 0] - x[:, 1])
+        )
+    finally:
+        handle.remove()
+    assert found.checked == 2
+    assert found.gap < 1e-4
+    assert sizes.count(8) >= 2
+    plain = paths.patch(toy, toy.pad(rows.tolist()), toy.pad(other.tolist()), SOME, [[11, 12]] * 11)
+    assert torch.allclose(found.values, weights[:, None] * plain.values, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Attention knockout (Geva et al. 2023): which earlier token a position must be able to see, and up to which layer.
 
 An edge from a query position to a key position is cut by masking it, so that the attention that went there is shared out among the others. With
-the edges cut in all layers up to L, for each L, the curve shows in which layers the information crosses.
+the edges cut in all layers up to L, for each L, the curve shows in which layers the information crosses. `window` says who sees whom altogether.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -38,6 +38,43 @@ def blocked(
             module = model.anatomy.attn(layer)
             stack.callback(module.register_forward_pre_hook(partial(_masked, model, layer, closed), with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def window(model: LanguageModel, sees: Tensor | Callable[[Tensor], Tensor], layers: Sequence[int] | None = None) -> Iterator[None]:
+    """While open, positions attend to those that they are said to see and to no others, later ones among them, in some layers (None: in all).
+
+    sees: bool [n, query, key], or [n, heads, query, key], for batches of n texts of one length; or a function that makes it of each pass's token
+    ids [n, T]. What the layer's own mask was (causal, sliding) is replaced, and gradients flow, so that a model can be trained so too. A model that
+    sees later tokens cannot keep keys and values in generation.
+    Raises UsageError for another shape, or a query that sees nothing, when the model runs where `sees` is a function; SubjectError, when the
+    model runs, where its attention takes no mask.
+    """
+    said: dict[str, Tensor] = {}
+
+    def look(_module: Any, args: Any, kwargs: Any) -> None:
+        if callable(sees):
+            said["mask"] = _additive(model, sees(args[0] if args else kwargs["input_ids"]))
+
+    if not callable(sees):
+        said["mask"] = _additive(model, sees)
+    with ExitStack() as stack:
+        stack.callback(model.anatomy.decoder.register_forward_pre_hook(look, with_kwargs=True).remove)
+        for layer in range(model.anatomy.n_layers) if layers is None else layers:
+            hook = partial(_replaced, model.anatomy.family, said)
+            stack.callback(model.anatomy.attn(layer).register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _additive(model: LanguageModel, sees: Tensor) -> Tensor:
+    wide, heads = sees[:, None] if sees.ndim == 3 else sees, model.anatomy.n_heads
+    if sees.dtype != torch.bool or wide.ndim != 4 or wide.shape[1] not in (1, heads) or wide.shape[2] != wide.shape[3]:
+        raise UsageError(f"sees must be bool [n, T, T], or [n, {heads}, T, T]; got {sees.dtype} {list(sees.shape)}")
+    blind = (~wide).all(-1).nonzero()
+    if len(blind):
+        raise UsageError(f"text {int(blind[0, 0])}: position {int(blind[0, 2])} would see nothing; let it see at least its own token")
+    closed = ~wide.to(model.device)
+    return torch.zeros(wide.shape, dtype=model.dtype, device=model.device).masked_fill_(closed, torch.finfo(model.dtype).min)
 
 
 @torch.no_grad()
@@ -95,6 +132,13 @@ def _closed(model: LanguageModel, n: int, length: int, cuts: Sequence[Cut], head
 
 def _causal(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _replaced(family: str, said: Mapping[str, Tensor], _module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A hook before an attention: another mask."""
+    if "attention_mask" not in kwargs:
+        raise SubjectError(f"the attention of {family} is not called with a mask: no window can be put over it")
+    return args, {**kwargs, "attention_mask": said["mask"]}
 
 
 def _masked(model: LanguageModel, layer: int, closed: Tensor, _module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import taps
+from nullius.instruments import grids, patching, taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.interventions import Intervention, applied, interchange
 from nullius.instruments.path_runs import check_sender, positions
@@ -71,6 +71,34 @@ def patch(
         with applied(model, changes):
             out.append(model.logits(part).float().cpu())
     return torch.cat(out)
+
+
+@torch.no_grad()
+def residual(
+    model: LanguageModel,
+    donor: LanguageModel,
+    base: Sequence[str] | Batch,
+    source: Sequence[str] | Batch,
+    answers: Sequence[Sequence[int]],
+    *,
+    site: patching.Site = "resid_post",
+    metric: patching.Metric = patching.difference,
+    checks: int = 8,
+) -> patching.Sweep:
+    """Sweep over layers and positions: `model` on the base, each cell with what `donor` has there on the source (`patching.residual` of two models).
+
+    The sweep's `source` is the donor's own metric. base and source may be one text: only the models differ then. Raises SubjectError where the two
+    models are not of one shape, and as `patching.residual`.
+    """
+    _check(model, donor)
+    pair = patching.Pair(model, base, source, answers, metric, [site])
+    theirs = Batch(*(ids.to(donor.device) for ids in (pair.source.input_ids, pair.source.attention_mask)))
+    found = taps.read(donor, theirs, [site, "logits"], positions="all")
+    there = found[site].to(model.device, model.dtype)
+    pair.there, pair.first = {site: there}, 0  # another model's states differ from the first token on
+    pair.metric_source = metric(found["logits"][:, -1].float().to(model.device).gather(1, pair.answers))
+    cells = patching.Cells(pair, grids.Positions(model.anatomy, pair.run, there, site, None))
+    return cells.run(cells.all_cells(), checks=checks)
 
 
 def _by_layer(model: LanguageModel, group: Group, site: str) -> dict[int, list[int]]:

@@ -71,3 +71,14 @@ def choose(
         rivals = (random[int(random_rates[:half].argmax())], random[half + int(random_rates[half:].argmax())])
         choices[side] = Choice(side, chosen, random, rivals, random[int(random_rates.argmax())], float(rates.max()))
     return choices
+
+
+def two_drawn(values: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What two different sets of heads give, drawn for each item from several random sets (each [n]): twice [n].
+
+    Any two given sets differ; these two differ by nothing on average, whichever sets there are.
+    """
+    table = np.stack(values)
+    order = rng.permuted(np.tile(np.arange(len(table)), (table.shape[1], 1)), axis=1)
+    items = np.arange(table.shape[1])
+    return table[order[:, 0], items], table[order[:, 1], items]

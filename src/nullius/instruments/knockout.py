@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import resume, taps
+from nullius.instruments import questions, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.questions import Questions
 from nullius.models.language_model import Batch, LanguageModel
@@ -44,12 +44,7 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
         raise UsageError(f"{len(sets)} sets of heads for {n} texts")
     if mean is not None and mean.ndim == 4 and mean.shape[1] != length:
         raise UsageError(f"the mean by position is for texts of {mean.shape[1]} tokens, these have {length}")
-    out = torch.zeros(anatomy.n_layers, n, anatomy.n_heads, dtype=torch.bool)
-    for text, heads in enumerate(sets):
-        for head in heads:
-            if not (0 <= head.layer < anatomy.n_layers and 0 <= head.head < anatomy.n_heads):
-                raise UsageError(f"head {head} does not exist: {model.name} has {anatomy.n_layers} layers of {anatomy.n_heads} heads")
-            out[head.layer, text, head.head] = True
+    out = _out(model, sets)
     with ExitStack() as stack:
         for layer in range(anatomy.n_layers):
             if bool(out[layer].any()):
@@ -58,18 +53,60 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
         return model.logits(batch).float().cpu()
 
 
-def _instead(out: Tensor, given: Tensor, z: Tensor) -> Tensor:
-    return torch.where(out[:, None, :, None], given.to(z.dtype), z)
+def _out(model: LanguageModel, sets: Sequence[Sequence[Head]]) -> Tensor:
+    """Which heads are knocked out in each text [layers, n, heads]."""
+    anatomy = model.anatomy
+    out = torch.zeros(anatomy.n_layers, len(sets), anatomy.n_heads, dtype=torch.bool)
+    for text, heads in enumerate(sets):
+        for head in heads:
+            if not (0 <= head.layer < anatomy.n_layers and 0 <= head.head < anatomy.n_heads):
+                raise UsageError(f"head {head} does not exist: {model.name} has {anatomy.n_layers} layers of {anatomy.n_heads} heads")
+            out[head.layer, text, head.head] = True
+    return out
 
 
 def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[Sequence[Head]]) -> list[NDArray[np.float64]]:
     """Return the fall of accuracy, by question, with each set of heads knocked out to `mean` (see `last_logits`): [sets][n].
 
-    Layers below all of the heads are run once for all sets.
+    Layers below all of the heads are run once for all sets; so is what all texts begin with, where heads do there what they do on average.
     """
-    batch, before = asked.batch(model), asked.right(model)
+    batch, targets = asked.batch(model), asked.targets
+    fits = mean.ndim == 4 and mean.shape[1] == batch.input_ids.shape[1] and bool(batch.attention_mask.all())
+    if fits and questions.runs_from_middle(model):
+        base = wavefront.run_base(model, batch, ["z"])
+        if questions.reads_alike(model, base):
+            before = base.logits.argmax(-1).cpu().numpy() == targets
+            start = _unmoved(base.sites["z"], mean.to(model.device))
+            return [before - (_behind(model, base, start, mean, chosen) == targets).astype(float) for chosen in sets]
+    before = asked.right(model)
     lowest = min((head.layer for chosen in sets for head in chosen), default=0)
     _, below = resume.run_keeping(model, batch, [lowest])
     with resume.from_layer(model, lowest, below[lowest]):
         out = [last_logits(model, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
-    return [before - (token == asked.targets) for token in out]
+    return [before - (token == targets) for token in out]
+
+
+def _unmoved(z: Tensor, mean: Tensor) -> int:
+    """At how many positions, from the first on, every head of every text does what it does on average; z: [layers, n, T, heads, d_head]."""
+    room = 1e-5 * z.abs().amax((1, 2, 3, 4))  # rounding, layer by layer
+    gap = ((z - mean[:, None]).abs().amax((1, 3, 4)) > room[:, None]).any(0)
+    return min(int(gap.int().argmax()) if bool(gap.any()) else len(gap), len(gap) - 1)
+
+
+@torch.no_grad()
+def _behind(model: LanguageModel, base: wavefront.Base, start: int, mean: Tensor, chosen: Sequence[Head]) -> NDArray[np.int64]:
+    """The greedy token of each text [n] without some heads, run from a position on: before it nothing changes."""
+    if not chosen:
+        return base.logits.argmax(-1).cpu().numpy()
+    out = _out(model, [chosen]).to(model.device)
+    layers = sorted({head.layer for head in chosen})
+    with ExitStack() as stack:
+        for layer in layers:
+            given = mean[layer, start:][None].to(model.device)
+            stack.enter_context(taps.edit(model, "z", layer, partial(_instead, out[layer], given)))
+        last = wavefront.wave(model, base, start, layers[:1], 1, "resid_pre", lambda _layer, _x: None)[0, 0]
+    return model.anatomy.logits(last).argmax(-1).cpu().numpy()
+
+
+def _instead(out: Tensor, given: Tensor, z: Tensor) -> Tensor:
+    return torch.where(out[:, None, :, None], given.to(z.dtype), z)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nullius.errors import UsageError
+from nullius.errors import SubjectError, UsageError
 from nullius.instruments import resumable, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import Metric, check_lengths
@@ -111,8 +111,11 @@ class Readout:
 
     def plain(self, batch: Batch) -> Tensor:
         """Metric [n] as the model itself makes its logits."""
-        logits = self.model.logits(batch).float()
-        return self.metric(logits.gather(1, self.answers) if self.scores == "logits" else self._chosen(logits[None])[0])
+        return self.metric(self.of(self.model.logits(batch).float()))
+
+    def of(self, logits: Tensor) -> Tensor:
+        """The answers' scores [n, k] among logits [n, V]."""
+        return logits.gather(1, self.answers) if self.scores == "logits" else self._chosen(logits[None])[0]
 
     def _chosen(self, logits: Tensor) -> Tensor:
         return logits.log_softmax(-1).gather(-1, self.answers.expand(len(logits), *self.answers.shape))
@@ -126,6 +129,12 @@ def _pick(x: Tensor, where: Tensor) -> Tensor:
 def _times(x: Tensor, copies: int) -> Tensor:
     """Repeat rows [n, ...] to [copies · n, ...], copy by copy."""
     return x.repeat(copies, *[1] * (x.ndim - 1))
+
+
+def _stacked(site: str, kept: dict[int, Tensor]) -> Tensor:
+    if len({value.shape for value in kept.values()}) > 1:
+        raise SubjectError(f"the layers of this model differ in the width of {site}: path patching wants one width")
+    return torch.stack([kept[layer] for layer in sorted(kept)])
 
 
 class Run:
@@ -162,10 +171,8 @@ class Run:
         self.sent = (torch.ones_like(every, dtype=torch.bool) if at is None else every == at[:, None]).to(device)  # [n, T]
         self.local = not free
         if self.local and not bool(_pick(self.sent, self.where).any()):
-            what = "receiver" if receivers else "logit"
-            raise UsageError(
-                f"no path is left: with all heads held, what a sender writes stays at its position, and no {what} is read there"
-            )
+            what = f"no {'receiver' if receivers else 'logit'} is read there"
+            raise UsageError(f"no path is left: with all heads held, what a sender writes stays at its position, and {what}")
         self.holding = torch.tensor(
             [[Head(layer, head) not in free for head in range(anatomy.n_heads)] for layer in range(anatomy.n_layers)], device=device
         )
@@ -184,9 +191,12 @@ class Run:
             for i, receiver in enumerate(self.receivers):
                 stack.callback(hooks.on_read(anatomy, anatomy.site(receiver.site, receiver.layer), partial(self._keep_received, i)).remove)
             self.base = wavefront.run_base(model, base)
-        there = taps.read(model, source, ["z", "mlp_out"], positions="all")
+        own = {site: _stacked(site, kept) for site, kept in (("z", self.z), ("mlp_out", self.mlp_out))}
+        differs = (base.input_ids != source.input_ids).any(0)  # from the first such position on the source is run
+        first = int(differs.int().argmax()) if bool(differs.any()) else self.length
+        there, _, self.source_last = wavefront.run_source(model, replace(self.base, sites=own), source.input_ids, first, list(own))
         if at is not None:  # the sender's source value, at every position; `sent` says where it is used
-            taken = (at if source_at is None else source_at).to(device)[:, None].expand(-1, self.length)
+            taken = (source_at if source_at is not None else at).to(device)[:, None].expand(-1, self.length)
             there = {site: torch.stack([_pick(layer, taken) for layer in value]) for site, value in there.items()}
         elif source_at is not None:
             raise UsageError("source_at goes with a sender at one position; this one is patched at all of them")

@@ -7,13 +7,15 @@ there is pasted into a second run in which everything is free.
 
 The work that mathematics makes unnecessary is not done. Layers below a sender are not run again, senders of one layer are rows of one batch,
 and with all heads held nothing moves from one position to another, so that the first run needs no attention and only the receivers' own
-positions. Every call checks itself: some random senders are run the plain way, whole, and must agree.
+positions. A source is run from where it differs from its base. Every call checks itself: some random senders are run the plain way, whole, on
+some pairs, and must agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +28,8 @@ from nullius.instruments.patching import TOLERANCE, Metric, difference
 from nullius.instruments.path_runs import At, Mlp, Readout, Receiver, Run, Sender
 from nullius.models.language_model import Batch, LanguageModel
 
+CHECKED = 8  # pairs that a checked sender is run on
+
 __all__ = ["At", "Mlp", "Paths", "Receiver", "Sender", "all_senders", "patch", "receivers_of"]
 
 
@@ -33,7 +37,7 @@ __all__ = ["At", "Mlp", "Paths", "Receiver", "Sender", "all_senders", "patch", "
 class Paths:
     """values: the metric with each sender patched along the paths, [n, senders]. base, source: the metric of the plain runs [n].
 
-    checked: senders that were also run the plain way; gap: the largest difference seen there.
+    checked: senders that were also run the plain way, on up to eight pairs; gap: the largest difference seen there.
     """
 
     senders: tuple[Sender, ...]
@@ -128,13 +132,23 @@ def patch(
         readout = Readout(model, tokens[rows], metric, scores)
         where, from_where = (None if given is None else given[rows] for given in (positions, from_positions))
         run = Run(model, some[0], some[1], path_runs.cut(receivers, rows, n), where, from_where, set(free_heads), held)
-        plain_base[rows], plain_source[rows] = (readout.plain(side) for side in some)
-        seen = readout(run.base.last[None])[0]
+        base_scores, (seen, plain_source[rows]) = readout.of(run.base.logits), readout(torch.stack([run.base.last, run.source_last]))
+        plain_base[rows] = metric(base_scores)
         if float((seen - plain_base[rows]).abs().max()) > TOLERANCE[model.dtype]:
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that path patching does not know")
         values[rows] = run.values(senders, readout, plain_base[rows], max_rows).T
         if start == 0 and checked:
-            gap = max(float((run.plain(senders[i], readout) - values[rows, i]).abs().max()) for i in checked)
+            few = slice(0, CHECKED)
+            small = [Batch(side.input_ids[few], side.attention_mask[few]) for side in some]
+            given = [None if here is None else here[few] for here in (where, from_where)]
+            again = Run(model, *small, path_runs.cut(run.receivers, few, len(base_scores)), *given, set(free_heads), held)
+            whole = Readout(model, tokens[rows][few], partial(_among, metric, base_scores), scores)
+            gap = max(float((again.plain(senders[i], whole) - values[rows][few, i]).abs().max()) for i in checked)
     if gap > TOLERANCE[model.dtype]:
         raise NulliusError(f"path patching on {model.name} disagrees with plain runs by {gap:.2g}: please report this model")
     return Paths(tuple(senders), values.cpu(), plain_base.cpu(), plain_source.cpu(), len(checked), gap)
+
+
+def _among(metric: Metric, base: Tensor, few: Tensor) -> Tensor:
+    """The metric of the first pairs' scores [few, k]; the others' are those of the base run: a metric may treat each pair in its own way."""
+    return metric(torch.cat([few, base[len(few) :]]))[: len(few)]

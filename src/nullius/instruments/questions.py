@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nullius.errors import UsageError
+from nullius.errors import SubjectError, UsageError
+from nullius.instruments import patching, resumable, wavefront
+from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -54,10 +56,53 @@ class Questions:
         return out
 
     def _logits(self, model: LanguageModel, size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        run = self._run(model)
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
-            at = torch.tensor(self.targets[part], device=model.device)[:, None]
-            yield model.logits(model.pad(self.rows[part])).float(), at
+            yield run(self.rows[part]), torch.tensor(self.targets[part], device=model.device)[:, None]
+
+    def _run(self, model: LanguageModel) -> Callable[[Sequence[Sequence[int]]], torch.Tensor]:
+        """Logits behind rows; what all rows begin with (worked examples) is run once, where that is half of them and the model bears it."""
+
+        def plain(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            return model.logits(model.pad(rows)).float()
+
+        def behind(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            last = wavefront.run_suffix(model, base, model.pad(rows).input_ids, shared)[:, -1]
+            return model.anatomy.logits(last).float()
+
+        shared = self._shared()
+        if not shared or not runs_from_middle(model):
+            return plain
+        base = wavefront.run_base(model, model.pad(self.rows[:1]))
+        return behind if reads_alike(model, base) else plain
+
+    def _shared(self) -> int:
+        """How many tokens all rows begin with; 0 where they differ in length, or share less than half of it."""
+        length = len(self.rows[0]) if self.rows else 0
+        if len(self.rows) < 2 or any(len(row) != length for row in self.rows):
+            return 0
+        differs = (i for i, column in enumerate(zip(*self.rows, strict=True)) if len(set(column)) > 1)
+        shared = min(next(differs, length), length - 1)
+        return shared if 2 * shared >= length else 0
+
+
+def runs_from_middle(model: LanguageModel) -> bool:
+    """Whether texts can be run from their middle: the architecture allows it, and nobody's hooks are open, which would miss what is not run."""
+    anatomy = model.anatomy
+    if anatomy.decoder._forward_pre_hooks or any(hooks.hooked(part) for part in (*anatomy.layers, anatomy.final_norm, anatomy.unembed)):
+        return False
+    try:
+        resumable.check(model)
+    except SubjectError:
+        return False
+    return True
+
+
+def reads_alike(model: LanguageModel, base: wavefront.Base) -> bool:
+    """Whether logits made from the final norm are the model's own."""
+    gap = (model.anatomy.logits(base.last).float() - base.logits).abs().max()
+    return bool(gap <= patching.TOLERANCE[model.dtype] * max(1.0, float(base.logits.abs().max())))
 
 
 def ask(model: LanguageModel, items: Sequence[Any] | Iterable[Any], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> Questions:

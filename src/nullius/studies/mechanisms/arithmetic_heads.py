@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from nullius.instruments import attention, heads, interventions, knockout, paths
+from nullius.instruments.head_choice import two_drawn
 from nullius.instruments.heads import Head
 from nullius.instruments.paths import Mlp
 from nullius.instruments.questions import Questions, ask
@@ -127,7 +128,7 @@ def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: 
     effects, groups = _effects(lab, items, others, [*every, *blocks]), items.field("group")
     of_heads, of_blocks = np.abs(effects[:, : len(every)]), effects[:, len(every) :]
     shares = [of_heads[:, [every.index(head) for head in chosen]].sum(1) / of_heads.sum(1) for chosen in (key, *random)]
-    mine, against = _drawn(lab, shares[1:])
+    mine, against = two_drawn(shares[1:], lab.rng)
     note = f"as many random heads carry {np.mean(shares[1:]):.2f}"
     lab.finding("few-heads-matter", treated=shares[0], control=mine - against, clusters=groups, note=note)
     neither = [
@@ -138,14 +139,6 @@ def _report_paths(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], random: 
     late, early = slice(layers // 2, None), slice(0, layers // 2)
     lead, null = (x[:, late].mean(1) - x[:, early].mean(1) for x in (of_blocks, elsewhere))
     lab.finding("late-mlps-compute", treated=lead, control=null, clusters=groups)
-
-
-def _drawn(lab: Lab, sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """For each item the values of two different sets, drawn at random: their difference is null, whichever sets there are."""
-    values = np.stack(sets)
-    order = lab.rng.permuted(np.tile(np.arange(len(sets)), (values.shape[1], 1)), axis=1)
-    items = np.arange(values.shape[1])
-    return values[order[:, 0], items], values[order[:, 1], items]
 
 
 def _mean(lab: Lab, tuning: Stimuli[Sum]) -> torch.Tensor:
@@ -171,7 +164,7 @@ def _report_knockouts(
         instead = mean if form == "symbols" else _mean(lab, Stimuli.of(item.told(form) for item in tuning))
         key_fall, *falls = knockout.falls(lab.subject, asked, instead, [key, *random])
         whole = whole or [key_fall, falls[0]]
-        mine, against = _drawn(lab, falls)
+        mine, against = two_drawn(falls, lab.rng)
         note = f"accuracy falls by {key_fall.mean():.2f} without key heads, by {np.mean(falls):.2f} without random ones"
         lab.finding(claim, treated=key_fall - np.mean(falls, 0), control=mine - against, clusters=items.field("group"), note=note)
     return whole
@@ -197,7 +190,7 @@ def _report_attention(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], rand
     asked = ask(lab.subject, testing)
     columns = asked.columns(lab.subject, [list(item.spans().values()) for item in testing])
     mass = [attention.mass(lab.subject, asked.batch(lab.subject), chosen, columns).mean(1).numpy() for chosen in (key, *random)]
-    mine, against = _drawn(lab, mass[1:])
+    mine, against = two_drawn(mass[1:], lab.rng)
     lab.finding("attend-to-problem", treated=mass[0] - np.mean(mass[1:], 0), control=mine - against, clusters=testing.field("group"))
 
 
@@ -227,11 +220,11 @@ def _report_tuning(
     before = sums.log_probs(lab.subject)
     key_gain, full_gain = (float((after[name] - before).mean()) for name in ("key", "full"))
     note = f"trained {share:.2%} of the weights: {key_gain:+.2f} nats; every weight trained: {full_gain:+.2f}"
-    mine, against = _drawn(lab, [after["one"], after["other"]])
+    mine, against = two_drawn([after["one"], after["other"]], lab.rng)
     lead, groups = after["key"] - (after["one"] + after["other"]) / 2, held.field("group")
     lab.finding("precise-tuning-gains", treated=lead, control=mine - against, clusters=groups, note=note)
     if known is not None:
-        mine_kept, against_kept = _drawn(lab, [kept["one"], kept["other"]])
+        mine_kept, against_kept = two_drawn([kept["one"], kept["other"]], lab.rng)
         lab.finding("precise-tuning-spares", treated=kept["key"] - kept["full"], control=mine_kept - against_kept)
     if lab.subject.parameters >= BILLIONS.parameters:
         lab.finding("beats-full-tuning", treated=after["key"] - after["full"], control=mine - against, clusters=groups)
