@@ -159,6 +159,60 @@ def test_only_hosts_on_the_list_are_asked(sqlite, source, address):
     assert source.requests == []
 
 
+PAGE = b"<!doctype html><html><head><title>Sorry, we are\n moving</title></head><body><p>Back soon</p></body></html>"
+XHTML = b'<?xml version="1.0"?><portal><p>Accept our terms</p></portal>'
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(PAGE, "titled “Sorry, we are moving”, not with"), (XHTML, ""), (b'{"error": "Too many"}', ""), (b"", "nothing"), (b"ok", "“ok”")],
+)
+def test_what_is_no_answer_is_an_error_and_the_cursor_stays(sqlite, source, path, body, said):
+    """Sources in trouble answer 200 with something else; it is no list that happens to be empty."""
+    source.faults = [None, (200, {}, body)]
+    report = fetch_all(source, path.replace("&max_results=3", ""))
+    if "query" in path:
+        source.faults = [(200, {}, body)]
+        report = fetch_all(source, path)
+        assert report.cursor == ""
+    else:
+        assert (report.imported, report.cursor) == (3, "1" if "daily" in path else "from-3")
+    assert said in report.error
+    assert report.error
+    assert running.imports()[0]["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("path", "cut"), [(PATHS[0], b'"2401.00006"'), (PATHS[1], b"2401.00003v1"), (PATHS[2], b"oai:arXiv.org:2401.00006")]
+)
+def test_whole_records_before_a_break_in_an_answer_are_kept(database, source, path, cut):
+    """The answer is as long as it says, but what was put into it broke off."""
+    fetch_all(source, path)
+    address, query = source.requests[1 if "query" not in path else 0].split("?")
+    status, headers, body = source.answer(address, dict(part.split("=") for part in query.split("&")))
+    with feed_database.writing() as connection:
+        connection.execute(tables.paper.delete().where(tables.paper.c.arxiv_id.like("2401.%")))
+    source.faults = [*([None] if "query" not in path else []), (status, headers, body[: body.index(cut)])]
+    report = fetch_all(source, path)
+    assert (report.imported, "breaks off" in report.error) == (5 if "query" not in path else 2, True)
+    assert fetch_all(source, path).error == ""
+
+
+def test_rejects_are_counted_through_all_pages(sqlite, source):
+    source.papers[4]["id"] = source.papers[6]["id"] = "nonsense"
+    for path in (PATHS[0], PATHS[2], "/api/query?search_query=x"):
+        report = fetch_all(source, path)
+        assert [reject["position"] for reject in report.rejects] == ["record 5", "record 7"]
+
+
+def test_an_answer_that_never_ends_is_given_up(sqlite, source):
+    moments = iter(range(0, 1_000_000, 700))
+    fetcher = Clocked(source, clock=lambda: next(moments))
+    assert "takes more than 600 s" in fetch_all(source, PATHS[0], fetcher).error
+    assert len(fetcher.slept) == fetch.TRIES - 1
+
+
 def test_an_answer_that_is_too_large_is_refused(sqlite, source):
     report = fetch_all(source, PATHS[0], Clocked(source, most=500))
     assert "answers with more than" in report.error
@@ -172,6 +226,41 @@ def test_arxiv_is_asked_once_in_three_seconds():
     fetcher._wait(address)
     fetcher._wait(address)
     assert slept == [pytest.approx(2.0)]
+
+
+def synced(source, today, **how):
+    """The days and the address of arXiv that a sync asks for."""
+    source.requests.clear()
+    where = {"hub": source.address, "oai": f"{source.address}/oai", "api": f"{source.address}/api/query", "fetcher": Clocked(source)}
+    syncing.sync(**where, days=3, today=today, **how)
+    days = [path.split("date=")[1][:10] for path in source.requests if "daily" in path]
+    return [(today - datetime.date.fromisoformat(day)).days for day in days], [path for path in source.requests if "/oai" in path][:1]
+
+
+def began(day, address=""):
+    """As if the imports of an address, or all, had begun on another day."""
+    same = tables.import_run.c.address.contains(address)
+    with feed_database.writing() as connection:
+        connection.execute(tables.import_run.update().where(same).values(started=f"{day.isoformat()}T10:00:00.000+00:00"))
+
+
+def test_sync_passes_over_no_day_and_no_set(sqlite, source):
+    today = datetime.datetime.now(datetime.UTC).date()
+    first = today - datetime.timedelta(days=20)
+    source.papers = []
+    assert synced(source, first)[0] == [3, 2, 1, 0]
+    began(first)
+    fetch_all(source, "/api/daily_papers?date=2024-01-05&limit=100")  # today, by hand: an old day, today's page, a span of arXiv's
+    fetch_all(source, f"/api/daily_papers?date={today}&p=0&limit=100")
+    fetch_all(source, "/oai?set=cs:cs:CL&from=2020-01-01&until=2020-02-01")
+    days, (oai,) = synced(source, today)
+    assert days == list(range(21, -1, -1))  # all since the last time, which is longer ago than --days
+    assert f"from={first - datetime.timedelta(days=1)}" in oai
+    assert synced(source, today)[0] == [1, 0]
+    assert (
+        f"from={today - datetime.timedelta(days=3)}" in synced(source, today, oai_set="cs:cs:LG")[1][0]
+    )  # of which nothing was ever asked
+    assert f"from={today - datetime.timedelta(days=1)}" in synced(source, today, oai_set="cs:cs:LG")[1][0]
 
 
 def test_sync_fetches_what_is_new_and_goes_on_where_it_stopped(database, source):
