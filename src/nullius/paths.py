@@ -31,7 +31,9 @@ def cache_dir() -> Path:
 
 
 def _writable(folder: str, kind: str, variable: str) -> Path:
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
+    if folder.startswith("~") and str(path).startswith("~"):
+        raise NulliusError(f"the {kind} folder {folder} is in the home of a user whom nobody knows here; set {variable} to another")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

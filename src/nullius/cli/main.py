@@ -141,7 +141,9 @@ def run(
     with progress:
         from nullius.lab import runner
 
-        record = runner.run(chosen, model or chosen.subject, seed=seed, full=full, options=options, device=device, listener=progress)
+        record = runner.run(
+            chosen, chosen.subject if model is None else model, seed=seed, full=full, options=options, device=device, listener=progress
+        )
     if as_json:
         print_json(record.to_dict())
     else:
@@ -159,18 +161,20 @@ def _pair(text: str) -> tuple[str, str]:
 def runs(
     paper: Annotated[str | None, typer.Argument(help="Only runs of this paper.")] = None,
     model: Model = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most this many, newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first, failed and aborted ones too."""
     from nullius.cli import report
+    from nullius.feed import catalogue
     from nullius.lab import journal
 
-    found = journal.list_runs(slug=paper, subject=model, limit=limit)
+    slug = catalogue.paper(paper).slug if paper else None
+    found = journal.list_runs(slug=slug, subject=model, limit=limit)
     if as_json:
         print_json({"schema": "nullius.runs/1", "runs": found})
     else:
-        report.render_runs(found, console())
+        report.render_runs(found, console(), slug, model)
 
 
 @app.command()

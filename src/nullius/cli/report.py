@@ -170,10 +170,11 @@ def _files(record: Mapping[str, Any], out: Console) -> None:
     verbatim(out, rows, labels=ROOM)
 
 
-def render_runs(records: Sequence[Mapping[str, Any]], out: Console) -> None:
-    """Print runs: two lines each on a terminal, one elsewhere."""
+def render_runs(records: Sequence[Mapping[str, Any]], out: Console, slug: str | None = None, model: str | None = None) -> None:
+    """Print runs: two lines each on a terminal, one elsewhere; where there are none, how to make one. slug, model: what was asked for."""
     if not records:
-        paragraph(out, "no runs yet: nullius run factual-recall")
+        asked = f"{f' of {slug}' if slug else ''}{f' on {model}' if model else ''}"
+        paragraph(out, f"no runs{asked} yet: nullius run {slug or 'factual-recall'}{f' -m {model}' if model else ''}")
     rows = []
     for record in records:
         when = record["started"][:16].replace("T", " ")

@@ -23,18 +23,26 @@ from nullius.paths import data_dir
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically. Raises NulliusError with one line when it cannot be written."""
+    """Write a text file atomically, with its folder where there is none; through a link, and into a device or a pipe as it is.
+
+    Raises NulliusError with one line when it cannot be written.
+    """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, text.encode())
-        os.replace(temporary, target)
-        _settle(target.parent)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(text, "utf-8")  # /dev/stdout is written to, not replaced by a file
+            return
+        target = target.resolve()  # a link goes on pointing to what it points to
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, text.encode())
+            os.replace(temporary, target)
+            _settle(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise NulliusError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def publish(

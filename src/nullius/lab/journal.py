@@ -203,7 +203,9 @@ def list_runs(
 
 
 def get_run(key: str) -> dict[str, Any]:
-    """Return the record of a run by its id or the beginning of one. Raises UsageError when none or several match."""
+    """Return the record of a run by its id or the beginning of one. Raises UsageError when none or several match, and for an empty key."""
+    if not key:
+        raise UsageError("a run has an id; `nullius runs` lists them")
     recover()
     query = sa.select(run).where(run.c.id.startswith(key.upper(), autoescape=True)).order_by(run.c.id)
     with reading() as connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,19 +141,27 @@ _ADVICE = {
     "disk I/O error": "it cannot be written: the disk is full, over quota or failing",
     "readonly": "it is read-only: set NULLIUS_DATA to a folder you can write to",
     "unable to open": "it cannot be opened: set NULLIUS_DATA to a folder you can write to",
-    "not a database": "it is damaged: move it away to start a new one",
+    "not a database": "it is damaged, or no database: move it away to start a new one",
     "malformed": "it is damaged: move it away to start a new one",
     "locked": f"another process has held it for {PATIENCE_SECONDS} seconds: look for one that is stopped or stuck",
 }
 
 
 def url() -> sa.URL:
-    """Return the database's address. Raises NulliusError when NULLIUS_DATABASE is not one."""
+    """Return the database's address. Raises NulliusError when NULLIUS_DATABASE is none, or one of a database that nullius does not write to."""
     named = os.environ.get("NULLIUS_DATABASE")
+    if not named:
+        return sa.URL.create("sqlite", database=str(data_dir() / "nullius.db"))
     try:
-        return sa.make_url(named) if named else sa.URL.create("sqlite", database=str(data_dir() / "nullius.db"))
-    except ArgumentError:
-        raise NulliusError(f"NULLIUS_DATABASE is '{named}', which is no address of a database such as sqlite:////path/nullius.db") from None
+        address = sa.make_url(named)
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        shown = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", named)
+        raise NulliusError(f"NULLIUS_DATABASE is '{shown}', which is no address of a database such as sqlite:////path/nullius.db") from None
+    if address.get_backend_name() not in ("sqlite", "postgresql"):
+        raise NulliusError(
+            f"NULLIUS_DATABASE names a database of kind {address.get_backend_name()}; nullius writes to sqlite and postgresql"
+        )
+    return address
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def modules() -> dict[str, str]:
 def get(slug: str) -> Study:
     """Import and return the study of a paper, or raise UsageError with the nearest names."""
     if slug not in modules():
-        raise UsageError(f"no study for '{slug}'{nearest(slug, modules())}; `nullius papers` lists them")
+        raise UsageError(f"no study for '{slug}' yet{nearest(slug, modules())}; `nullius papers --runnable` lists those there are")
     for value in vars(importlib.import_module(modules()[slug])).values():
         if isinstance(value, Study) and value.slug == slug:
             return value

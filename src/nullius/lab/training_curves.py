@@ -20,7 +20,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"no metrics of a training run in {folder}: {error}") from None
+        raise UsageError(f"no metrics of a training run in {folder}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:

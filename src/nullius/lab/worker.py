@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
 from nullius.lab import journal, queue
 from nullius.paths import data_dir
 
@@ -50,7 +51,10 @@ class Limits:
 
 
 class Worker:
-    """Executes queued runs on one device. say: where its one-line reports go. child: the command that executes one run, its id appended."""
+    """Executes queued runs on one device. say: where its one-line reports go. child: the command that executes one run, its id appended.
+
+    Raises UsageError for a device that is neither cpu nor cuda, cuda:1 and so on; whether it is there, the first run will find.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,8 @@ class Worker:
         say: Callable[[str], None] = lambda _line: None,
         child: Sequence[str] = CHILD,
     ) -> None:
+        if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise UsageError(f"no device '{device}'; write cpu, cuda or cuda:1")
         self.device, self.limits, self.say, self.child = device, limits or Limits(), say, tuple(child)
         self.stopping = False
 

