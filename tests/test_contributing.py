@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nullius.lab import runner
+from nullius.lab import runner, studies
 from nullius.lab.studies import Study
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -37,6 +37,15 @@ def test_the_worked_example_ends_in_a_verdict(example, toy):
     assert {"samples.parquet", "figure.svg", "figure.html", "figure.json", "environment.json"} == {a["name"] for a in data["artefacts"]}
     for artefact in data["artefacts"]:
         assert Path(artefact["path"]).stat().st_size == artefact["bytes"]
+
+
+def test_its_test_passes(example, toy, monkeypatch):
+    """The page's second block is a test of the first; what it looks up by name is found by file in a checkout, and put there here."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[1]
+    monkeypatch.setattr(studies, "get", lambda slug: {"word-repetition": example}[slug])
+    names: dict[str, object] = {}
+    exec(code, names)
+    names["test_through_on_a_toy"](toy)
 
 
 def test_the_same_seed_gives_the_same_numbers(example, toy):

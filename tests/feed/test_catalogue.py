@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from nullius.errors import UsageError
+from nullius.errors import NulliusError, UsageError
+from nullius.feed import catalogue
 from nullius.feed.catalogue import paper, papers
 from nullius.lab import studies
 
 
-def test_fifty_three_papers_with_everything_a_reader_needs():
-    assert len({entry.slug for entry in papers()}) == len({entry.arxiv for entry in papers()}) == 53
+def test_papers_have_everything_a_reader_needs():
+    assert len({entry.slug for entry in papers()}) == len({entry.arxiv for entry in papers()}) == len(papers()) >= 53
     for entry in papers():
         assert re.fullmatch(r"\d{4}\.\d{5}", entry.arxiv)
         assert entry.authors >= 1
@@ -21,6 +22,15 @@ def test_fifty_three_papers_with_everything_a_reader_needs():
         assert 80 <= len(entry.about.split()) <= 150
         assert entry.about.endswith(".")
         assert "  " not in entry.about
+
+
+def test_an_entry_that_is_not_whole_is_named(monkeypatch):
+    monkeypatch.setattr(
+        catalogue, "_table", lambda: {"paper": [{"slug": "mine", "titel": "Mine", "date": None, "question": "", "summary": ""}]}
+    )
+    papers.cache_clear()
+    with pytest.raises(NulliusError, match="'mine': lacks about, lacks arxiv, lacks authors, lacks title, has 'titel'; CONTRIBUTING"):
+        papers()
 
 
 def test_newest_first():

@@ -6,12 +6,12 @@ import datetime
 import re
 import tomllib
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from nullius.errors import UsageError, nearest
+from nullius.errors import NulliusError, UsageError, nearest
 from nullius.lab import studies
 
 
@@ -50,8 +50,18 @@ def _table() -> dict[str, Any]:
 @cache
 def papers() -> tuple[Paper, ...]:
     """Return all papers, newest first."""
-    entries = [{**entry, "about": " ".join(entry["about"].split())} for entry in _table()["paper"]]
-    return tuple(sorted((Paper(**entry) for entry in entries), key=lambda paper: (paper.date, paper.slug), reverse=True))
+    return tuple(sorted(map(_entry, _table()["paper"]), key=lambda paper: (paper.date, paper.slug), reverse=True))
+
+
+def _entry(entry: dict[str, Any]) -> Paper:
+    """A paper from its entry in papers.toml. Raises NulliusError where it lacks something, or has what no entry has."""
+    needed = {field.name for field in fields(Paper) if field.default is MISSING}
+    wrong = [f"lacks {name}" for name in sorted(needed - entry.keys())] + [
+        f"has '{name}'" for name in sorted(entry.keys() - needed - {"code"})
+    ]
+    if wrong:
+        raise NulliusError(f"papers.toml, entry '{entry.get('slug', '')}': {', '.join(wrong)}; CONTRIBUTING.md shows a whole one")
+    return Paper(**{**entry, "about": " ".join(entry["about"].split())})
 
 
 @cache
