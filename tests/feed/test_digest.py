@@ -360,6 +360,53 @@ def test_refused_for_now_it_is_offered_again_and_then_given_up(sqlite, smtp):
     assert len(smtp.mails) == 1
 
 
+def test_what_was_missed_or_given_up_comes_with_the_next(sqlite, smtp):
+    """The sender rested from one day's mail to three days later: too late for that mail, whose papers come with the next one."""
+    subscribe(smtp)
+    numbers = stand_on(date(2026, 2, 10), ["First"])
+    assert deliveries.plan(smtp.settings, NOW) == 1
+    later = NOW + timedelta(days=3)
+    numbers += stand_on(date(2026, 2, 12), ["Second"]) + stand_on(date(2026, 2, 13), ["Third"])
+    before = stand_on(date(2026, 2, 7), ["From before the subscription"])
+    assert send(smtp, later).counts == {}
+    assert states() == {"skipped": 1}
+    assert deliveries.plan(smtp.settings, later) == 1
+    smtp.rcpt = ["450 greylisted"] * 5
+    for minutes in (0, 6, 37, 160, 650):
+        send(smtp, later + timedelta(minutes=minutes))
+    assert states() == {"skipped": 1, "failed": 1}
+    last = NOW + timedelta(days=5)
+    deliveries.plan(smtp.settings, last)
+    assert send(smtp, last).counts == {"sent": 1}
+    assert smtp.parsed()[0]["Subject"] == "3 papers · Sun 15 Feb"
+    with reading() as connection:
+        assert sorted(connection.execute(sa.select(tables.delivered_paper.c.paper)).scalars()) == numbers
+    assert before[0] not in numbers
+
+
+def test_one_that_cannot_be_written_keeps_no_other_back(sqlite, smtp, caplog):
+    """An address from before addresses were checked, say."""
+    subscribe(smtp, "ädä@reader.example")
+    subscribe(smtp, "bob@reader.example")
+    stand_on(date(2026, 2, 10), ["First"])
+    deliveries.plan(smtp.settings, NOW)
+    assert send(smtp).counts == {"failed": 1, "sent": 1}
+    assert [to for _, to, _ in smtp.mails] == ["bob@reader.example"]
+    assert states() == {"failed": 1, "sent": 1}
+    assert "cannot be written" in caplog.text
+
+
+def test_a_mail_is_less_than_90_kb_in_any_script(sqlite, smtp):
+    """As it travels: three bytes for each that is not plain. What does not fit is not said to be in it, and comes with the next."""
+    subscribe(smtp, wish=Wish("daily", "", DAILY.schedule, 50))
+    stand_on(date(2026, 2, 10), [f"{i} 言語モデルの注意機構の解析と介入による因果的な検証" * 4 for i in range(50)])
+    deliveries.plan(smtp.settings, NOW)
+    assert send(smtp).counts == {"sent": 1}
+    assert 60_000 < len(smtp.mails[0][2]) < 90_000
+    shown = int(smtp.parsed()[0]["Subject"].split()[0])
+    assert smtp.parsed()[0].get_body(("plain",)).get_content().count("https://lab.example/papers/") == shown < 50
+
+
 def test_a_connection_that_breaks_after_the_text_is_never_tried_again(sqlite, smtp):
     subscribe(smtp)
     stand_on(date(2026, 2, 10), ["First"])
@@ -466,6 +513,23 @@ def test_a_complaint_ends_it(sqlite, smtp):
         b"Original-Rcpt-To: ada@reader.example\r\n\r\n--b--\r\n"
     )
     assert bounces.take(smtp.settings, complaint, NOW) == "complaint"
+    assert subscriptions.describe(number)["state"] == "left"
+
+
+def test_a_mail_to_the_address_that_unsubscribes_does(sqlite, smtp):
+    """What List-Unsubscribe offers beside the link: an empty mail with the token in its subject, from whoever holds it."""
+    number = subscribe(smtp)
+    stand_on(date(2026, 2, 10), ["First"])
+    deliveries.plan(smtp.settings, NOW)
+    send(smtp)
+    offered = smtp.parsed()[0]["List-Unsubscribe"].replace("\r\n", "").split("<mailto:")[1].rstrip(">")
+    to, _, subject = offered.partition("?subject=")
+    for wrong in ("unsubscribe", subject[:-1] + ("A" if subject[-1] != "A" else "B"), ""):
+        assert bounces.take(smtp.settings, f"To: {to}\r\nSubject: {wrong}\r\n\r\n".encode(), NOW) == "ignored"
+    assert bounces.take(smtp.settings, f"To: list@lab.example\r\nSubject: {subject}\r\n\r\n".encode(), NOW) == "ignored"
+    assert subscriptions.describe(number)["state"] == "active"
+    folded = f"From: eve@reader.example\r\nTo: <{to.upper()}>\r\nSubject: Re:\r\n {subject}\r\n\r\nbye".encode()
+    assert [bounces.take(smtp.settings, folded, NOW) for _ in range(2)] == ["left", "left"]
     assert subscriptions.describe(number)["state"] == "left"
 
 

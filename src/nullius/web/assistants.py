@@ -16,14 +16,15 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import nullius
 from nullius.errors import NulliusError, nearest
 from nullius.feed.tables import LOCAL
 from nullius.lab import journal, queue
 from nullius.lab.records import dumps
-from nullius.web import asking, finding, limiting, registry, shelf, verdicts, who
+from nullius.web import asking, finding, limiting, registry, shelf, site, verdicts, who
 from nullius.web.assistant_shapes import (
     ClaimSeen,
     Comparison,
@@ -65,14 +66,28 @@ def routes(server: MCPServer, settings: Settings) -> list[BaseRoute]:
     """Return the routes of /mcp; the server's session manager must run while they are served."""
     guard = TransportSecuritySettings(allowed_hosts=sorted(settings.hosts), allowed_origins=sorted(settings.origins))
     app = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=guard)
-    return list(app.routes)
+    return [Route(route.path, _Known(route.app, settings)) for route in app.routes if isinstance(route, Route)]
 
 
-def _person(context: Context, settings: Settings) -> who.Person:
+class _Known:
+    """Before anything of a request is read: a private server is private here too, and a token that is none is refused."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await site.visit_of(Request(scope), self.settings)
+        await self.app(scope, receive, send)
+
+
+def _person(context: Context, settings: Settings, *, searching: bool = False) -> who.Person:
     request = context.request_context.request
     if isinstance(request, Request):
         person = who.identify(request, settings)
+        who.need(person, "read", settings)
         limiting.page(person, request, settings)
+        if searching:
+            limiting.search(person, request, settings)
         return person
     return who.Person("maintainer", LOCAL, "you")
 
@@ -102,7 +117,7 @@ def _reading(server: MCPServer, settings: Settings) -> None:
         """Find papers by words or by an idea. verdict, subject: only papers with such a verdict (on that subject)."""
 
         def find() -> Found:
-            person = _person(context, settings)
+            person = _person(context, settings, searching=bool(query.strip()))
             wish = finding.Wish(query, "", "", "", "newest", runnable, verdict or "", subject or "smollm2-135m", cursor or "", limit)
             found = finding.papers(person, wish)
             return Found(
@@ -232,7 +247,7 @@ def _running(server: MCPServer, settings: Settings) -> None:
         paper: str,
         subject: str = "smollm2-135m",
         scale: Literal["quick", "full"] = "quick",
-        seed: Annotated[int, Field(ge=0)] = 0,
+        seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
     ) -> Handle:
         """Queue a run of a paper on a model. Returns at once: poll get_run with the id."""
 
@@ -254,8 +269,9 @@ def _running(server: MCPServer, settings: Settings) -> None:
     async def get_run(context: Context, run_id: str, wait_s: Annotated[float, Field(ge=0, le=25)] = 0) -> RunSeen:
         """Read a run: state, progress, verdicts, the command that repeats it. wait_s: wait so long for it to end."""
         end = time.monotonic() + wait_s
+        await _do(lambda: _person(context, settings))  # once: to wait is one request
         while True:
-            seen: RunSeen = await _do(lambda: _run(_person(context, settings), run_id, settings))
+            seen: RunSeen = await _do(lambda: _run(run_id, settings))
             if seen.state not in queue.OPEN or time.monotonic() >= end:
                 return seen
             await asyncio.sleep(min(0.5, max(0.05, end - time.monotonic())))
@@ -268,13 +284,13 @@ def _running(server: MCPServer, settings: Settings) -> None:
             person = _person(context, settings)
             found = run_pages.record(run_id)
             asking.cancel(person, found["id"], settings)
-            return _run(person, found["id"], settings)
+            return _run(found["id"], settings)
 
         result: RunSeen = await _do(stop)
         return result
 
 
-def _run(_asker: who.Person, run_id: str, settings: Settings) -> RunSeen:
+def _run(run_id: str, settings: Settings) -> RunSeen:
     found = run_pages.record(run_id)
     told, left = "", None
     if found["state"] == "running":

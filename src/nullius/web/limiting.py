@@ -14,6 +14,7 @@ from nullius.web.settings import Settings
 from nullius.web.who import Person
 
 PAGES, SEARCHES, CHANGES, MAILS = (parse(text) for text in ("300/minute", "60/minute", "30/minute", "5/hour"))
+LEAVING = "/u/"
 _limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
 
@@ -29,12 +30,18 @@ def page(person: Person, request: Request, settings: Settings) -> None:
         if (request.query_params.get("q") and "search" in request.url.path) or (
             request.url.path == "/api/v1/papers" and "q" in request.query_params
         ):
-            _count(SEARCHES, request, "searches")
+            search(person, request, settings)
+
+
+def search(person: Person, request: Request, settings: Settings) -> None:
+    """Count a search. Raises Problem 429."""
+    if settings.shared and person.role == "visitor":
+        _count(SEARCHES, request, "searches")
 
 
 def change(person: Person, request: Request, settings: Settings) -> None:
-    """Count a change. Raises Problem 429."""
-    if settings.shared and person.role != "maintainer":
+    """Count a change. Raises Problem 429. To leave a digest is never too much: a mail provider posts for all its readers from a few addresses."""
+    if settings.shared and person.role != "maintainer" and not request.url.path.startswith(LEAVING):
         _count(CHANGES, request, "changes", person.account or _address(request))
 
 

@@ -54,8 +54,14 @@ class Live:
         watch = self.watches.get(run_id)
         if watch is None or watch.over:
             watch = self.watches[run_id] = _Watch(run_id)
-            await self._look(watch)
-            watch.task = asyncio.create_task(self._follow(watch))
+            watch.task = asyncio.create_task(self._follow(watch))  # at once: who waits for the first look may go away meanwhile
+            watch.watchers += 1
+            try:
+                await self._look(watch)
+            except BaseException:
+                self._leave(watch)
+                raise
+            return watch
         watch.watchers += 1
         return watch
 

@@ -14,7 +14,9 @@ from nullius.web.problems import Problem
 from nullius.web.settings import Settings
 
 log = logging.getLogger("nullius.web")
-_ADDRESS = re.compile(r"[^\s@<>\"',;:\\()\[\]]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?\.[A-Za-z]{2,63}")
+_WORD, _LABEL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+", r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# RFC 5321 without quotes and literals, in ASCII: what every server takes; `=?` would begin an encoded word of a header
+_ADDRESS = re.compile(rf"(?!.{{65,}}@)(?!.*=\?){_WORD}(?:\.{_WORD})*@(?:{_LABEL}\.)+(?:[A-Za-z]{{2,63}}|xn--[A-Za-z0-9-]{{1,59}})")
 
 
 def setup(settings: Settings) -> MailSettings | None:

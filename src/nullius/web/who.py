@@ -89,11 +89,11 @@ def identify(request: HTTPConnection, settings: Settings) -> Person:
     if scheme:
         if scheme.lower() != "bearer":
             raise Problem(401, "Only bearer tokens are known here.", "Make one under /account.", headers={"WWW-Authenticate": "Bearer"})
-        return _by_token(token.strip())
+        return _by_token(token.strip(), settings)
     cookie = request.cookies.get(settings.cookie, "")
     if not cookie:
         return NOBODY
-    return _by_session(cookie) if settings.shared else _owner(cookie, settings)
+    return _by_session(cookie, settings) if settings.shared else _owner(cookie, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ alone
@@ -149,6 +149,14 @@ def use_ticket(key: str, purpose: str) -> dict[str, Any] | None:
         return dict(found) if found else None
 
 
+def tickets(purpose: str, email: str, *, hours: float) -> int:
+    """Return how many links of a purpose were made for an address in the last hours."""
+    ticket, since = tables.ticket, _later(hours=-hours)
+    query = sa.select(sa.func.count()).where(ticket.c.purpose == purpose, ticket.c.email == email.lower(), ticket.c.created > since)
+    with reading() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def make_ticket(purpose: str, email: str, *, minutes: float, payload: dict[str, Any] | None = None) -> str:
     """Make a link that works once, and return the secret in it."""
     key = secrets.token_urlsafe(32)
@@ -160,7 +168,7 @@ def make_ticket(purpose: str, email: str, *, minutes: float, payload: dict[str, 
 
 def account_for(email: str, settings: Settings, name: str = "") -> str:
     """Return the id of the account with an e-mail address, made now if there is none. Those named as maintainers are maintainers."""
-    email = email.strip().lower()
+    email, name = email.strip().lower(), "".join(letter for letter in name if letter.isprintable()).strip()[:100]
     account = tables.account
     role = "maintainer" if email in settings.maintainers else "member"
     with writing() as connection:
@@ -197,11 +205,16 @@ def close_session(sha256: str, account: str) -> None:
         connection.execute(tables.session.delete().where(tables.session.c.sha256 == sha256, tables.session.c.account == account))
 
 
-def _person(row: Any, **more: Any) -> Person:
-    return Person(row["role"], row["id"], row["name"] or (row["email"] or "").split("@")[0], row["email"] or "", **more)
+def _person(row: Any, settings: Settings, **more: Any) -> Person:
+    """Who an account is. On a shared server its rights are those of the settings now: a maintainer who is named no more is a member."""
+    email = row["email"] or ""
+    role: Role = row["role"]
+    if settings.shared:
+        role = "maintainer" if email.lower() in settings.maintainers else "member"
+    return Person(role, row["id"], row["name"] or email.split("@")[0], email, **more)
 
 
-def _by_session(cookie: str) -> Person:
+def _by_session(cookie: str, settings: Settings) -> Person:
     session, account = tables.session, tables.account
     query = sa.select(account, session.c.sha256, session.c.seen).join(session, session.c.account == account.c.id)
     query = query.where(session.c.sha256 == digest(cookie), session.c.expires > now(), account.c.disabled_at.is_(None))
@@ -212,17 +225,17 @@ def _by_session(cookie: str) -> Person:
     if found["seen"] < (datetime.now(UTC) - timedelta(hours=1)).isoformat():
         with writing() as connection:
             connection.execute(session.update().where(session.c.sha256 == found["sha256"]).values(seen=now()))
-    return _person(found, session=found["sha256"])
+    return _person(found, settings, session=found["sha256"])
 
 
-def _by_token(token: str) -> Person:
+def _by_token(token: str, settings: Settings) -> Person:
     held, account = tables.api_token, tables.account
     query = sa.select(account, held.c.scopes, held.c.expires.label("token_expires")).join(held, held.c.account == account.c.id)
     with reading() as connection:
         found = connection.execute(query.where(held.c.sha256 == digest(token), account.c.disabled_at.is_(None))).mappings().first()
     if found is None or (found["token_expires"] and found["token_expires"] <= now()):
         raise Problem(401, "This token is unknown or has expired.", "Make one under /account.", headers={"WWW-Authenticate": "Bearer"})
-    return _person(found, scopes=frozenset(found["scopes"]))
+    return _person(found, settings, scopes=frozenset(found["scopes"]))
 
 
 def make_token(account: str, name: str, scopes: list[str], days: int = TOKEN_DAYS) -> str:

@@ -1,4 +1,4 @@
-"""Reports that mail did not arrive (RFC 3464) or was not wanted (RFC 5965), read from a file, a mailbox or a pipe."""
+"""Reports that mail did not arrive (RFC 3464) or was not wanted (RFC 5965), and mails that unsubscribe, from a file, a mailbox or a pipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import email
 import hashlib
 import logging
 import mailbox
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,12 +21,14 @@ from flufl.bounce import all_failures
 from nullius.errors import UsageError
 from nullius.feed.database import writing
 from nullius.feed.digest.clock import moment
-from nullius.feed.digest.settings import MailSettings
+from nullius.feed.digest.settings import MailSettings, unsubscribed
+from nullius.feed.digest.subscriptions import leave
 from nullius.feed.tables import address, bounce, delivery, subscription
 from nullius.lab.schema import insert_new
 
 logging.getLogger("flufl.bounce").setLevel(logging.CRITICAL)  # it logs tracebacks of detectors that a report is not for
 HARD, SOFT = 1, 3  # reports within `WITHIN` that suspend an address
+RECIPIENTS = ("To", "Delivered-To", "X-Original-To", "Envelope-To")
 WITHIN = timedelta(days=14)
 
 
@@ -52,12 +55,15 @@ def read(source: str) -> Iterator[bytes]:
 
 
 def take(settings: MailSettings, report: bytes, now: datetime | None = None) -> str:
-    """Take note of one report. Returns what it was: hard, soft, complaint, known (read before), or ignored.
+    """Take note of one report. Returns what it was: hard, soft, complaint, left (a mail to the address that List-Unsubscribe names), known (read
+    before), or ignored.
 
     One hard bounce, or three soft ones in 14 days, suspend the address's subscriptions; a complaint ends them.
     """
     now = now or datetime.now(UTC)
     message = email.message_from_bytes(report, policy=policy.compat32)
+    if number := _leaving(settings, message):
+        return "left" if leave(number) else "ignored"
     kind, status, told, recipients = _complaint(message) or _failure(message)
     if not kind:
         return "ignored"
@@ -77,6 +83,17 @@ def take(settings: MailSettings, report: bytes, now: datetime | None = None) -> 
     return kind
 
 
+def _leaving(settings: MailSettings, message: Message) -> str | None:
+    """The subscription that a mail to unsubscribe@ ends: its subject holds the signed token that the digest's own header named."""
+    sent_to = " ".join(str(value) for name in RECIPIENTS for value in message.get_all(name, []))
+    if f"unsubscribe@{settings.host}".lower() not in sent_to.lower():
+        return None
+    for token in re.findall(r"[\w-]+\.[\w-]+", "".join(str(message.get("Subject", "")).split())):
+        if number := unsubscribed(token, settings.secret):
+            return number
+    return None
+
+
 def _count(connection: sa.Connection, owner: int, kind: str, now: datetime) -> int:
     query = sa.select(sa.func.count()).where(bounce.c.address == owner, bounce.c.class_ == kind, bounce.c.at > moment(now - WITHIN))
     return int(connection.execute(query).scalar_one())
@@ -84,7 +101,7 @@ def _count(connection: sa.Connection, owner: int, kind: str, now: datetime) -> i
 
 def _owner(connection: sa.Connection, settings: MailSettings, message: Message, recipients: list[str]) -> tuple[int | None, int | None]:
     """Whose mail it was: by the address that the report was sent to (it names the delivery), else by the recipient it names."""
-    for header in ("To", "Delivered-To", "X-Original-To", "Envelope-To"):
+    for header in RECIPIENTS:
         for value in message.get_all(header, []):
             number = settings.bounced(str(value))
             if number is not None:

@@ -8,6 +8,7 @@ period is given up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from nullius.feed.database import reading, writing
 from nullius.feed.digest import contents
-from nullius.feed.digest.clock import Period, Schedule, current, in_time, moment
+from nullius.feed.digest.clock import LATE_HOURS, Schedule, current, in_time, moment
 from nullius.feed.digest.message import compose
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.digest.transport import PermanentFailure, TemporaryFailure, Transport, UnknownOutcome
@@ -26,7 +27,10 @@ from nullius.lab.schema import insert_new
 
 RETRY_AFTER = (timedelta(minutes=5), timedelta(minutes=30), timedelta(hours=2), timedelta(hours=8))
 UNKNOWN_AFTER = timedelta(minutes=10)
+LONGEST_MADE_UP_FOR = timedelta(days=31)
 BATCH = 500
+NOTHING = "nothing new"
+log = logging.getLogger("nullius.feed")
 
 
 @dataclass
@@ -121,10 +125,13 @@ def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
             if wanted["state"] != "active" or wanted["suppressed_at"]:
                 _end(connection, number, "skipped", "left, paused or suppressed since it was planned")
                 continue
-            period = _period(wanted, row)
-            what = contents.of(connection, wanted, period.since, period.due, number, shared)
+            due_at = datetime.fromisoformat(row["due"])
+            if row["attempts"] == 1 and now - due_at >= timedelta(hours=LATE_HOURS):
+                _end(connection, number, "skipped", "too late: it comes with the next")
+                continue
+            what = contents.of(connection, wanted, _since(connection, wanted, row), due_at, number, shared)
             if what.empty:
-                _end(connection, number, "skipped", "nothing new")
+                _end(connection, number, "skipped", NOTHING)
                 continue
             connection.execute(delivered_paper.delete().where(delivered_paper.c.delivery == number))
             if what.papers:
@@ -135,7 +142,13 @@ def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
 
 def _deliver(settings: MailSettings, line: Transport, claimed: _Claimed, now: Callable[[], datetime]) -> str:
     row, number = claimed.row, claimed.row["id"]
-    message = compose(settings, claimed.wanted, claimed.what, row["message_id"], claimed.to, now())
+    try:
+        message = compose(settings, claimed.wanted, claimed.what, row["message_id"], claimed.to, now())
+    except Exception as error:  # one that cannot be written must not keep the others from being sent
+        log.warning("delivery %s cannot be written: %s", number, type(error).__name__)  # no address stands in a log
+        with writing() as connection:
+            _give_up(connection, number, f"it cannot be written: {type(error).__name__}")
+        return "failed"
     try:
         line.send(message, settings.envelope_sender(number), claimed.to)
     except TemporaryFailure as failure:
@@ -190,11 +203,16 @@ def _schedule(wanted: Any) -> Schedule:
     return Schedule(wanted["schedule"], wanted["hour"], wanted["tz"], wanted["weekday"])
 
 
-def _period(wanted: Any, row: Any) -> Period:
-    """The period of a delivery: up to when it was due, from when the one before it was."""
-    due = datetime.fromisoformat(row["due"])
-    before = current(_schedule(wanted), due - timedelta(seconds=1))
-    return Period(row["period_key"], due, before.due)
+def _since(connection: sa.Connection, wanted: Any, row: Any) -> datetime:
+    """From when on a delivery tells: since the one before it was due, or since the last that was sent, or had nothing to say, where it was not.
+
+    What was given up, or missed while nobody sent, is made up for; what came before the subscription, or while it was paused, is not.
+    """
+    before = current(_schedule(wanted), datetime.fromisoformat(row["due"]) - timedelta(seconds=1)).due
+    told = sa.or_(delivery.c.state.in_(("sent", "unknown")), sa.and_(delivery.c.state == "skipped", delivery.c.error == NOTHING))
+    last = sa.select(sa.func.max(delivery.c.due)).where(delivery.c.subscription == wanted["id"], delivery.c.due < row["due"], told)
+    since = max(wanted["created"], connection.execute(last).scalar() or "")
+    return max(min(before, datetime.fromisoformat(since)), before - LONGEST_MADE_UP_FOR)
 
 
 def preview(settings: MailSettings, number: str, now: datetime | None = None) -> str:

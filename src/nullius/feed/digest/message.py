@@ -18,7 +18,8 @@ from nullius.feed.digest.contents import Contents
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.shapes import Card
 
-MOST_BYTES = 90_000
+MOST_BYTES, HEAD_BYTES = 90_000, 4_000  # of a whole mail, and of its headers with a signature
+PLAIN = bytes(code for code in range(32, 127) if code != ord("="))
 KINDS = {
     "daily": "papers of the day",
     "trending": "what is trending",
@@ -82,7 +83,7 @@ def compose(settings: MailSettings, wanted: Any, contents: Contents, message_id:
             "leave": leave,
         }
         text, html = (_templates().get_template(f"digest.{kind}").render(values) for kind in ("txt", "html"))
-        if len(text.encode()) + len(html.encode()) <= MOST_BYTES or len(papers) + len(verdicts) <= 1:
+        if _encoded(text) + _encoded(html) <= MOST_BYTES - HEAD_BYTES or len(papers) + len(verdicts) <= 1:
             break
         (papers or verdicts).pop()
     message = EmailMessage(_POLICY)
@@ -102,6 +103,13 @@ def compose(settings: MailSettings, wanted: Any, contents: Contents, message_id:
     message.add_alternative(html, subtype="html", cte="quoted-printable")
     message["Content-Language"] = "en"  # last: Content- headers would move into the first part
     return message
+
+
+def _encoded(text: str) -> int:
+    """How many bytes a text has as quoted-printable, at most: three for each that is not plain, and line breaks of 76."""
+    content = text.encode()
+    size = len(content) + 2 * len(content.translate(None, PLAIN))
+    return size + 3 * (size // 70)
 
 
 def plain(settings: MailSettings, to: str, subject: str, text: str, at: datetime, message_id: str) -> EmailMessage:

@@ -7,6 +7,7 @@ button, since mail scanners follow links.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from nullius.feed.database import reading, writing
 from nullius.feed.digest.clock import Schedule, moment
 from nullius.feed.digest.message import KINDS, what
 from nullius.feed.digest.settings import MailSettings
-from nullius.feed.tables import address, subscription, ticket
+from nullius.feed.tables import account, address, subscription, ticket
 from nullius.lab.schema import insert_new
 
 CONFIRM_HOURS = 48
@@ -46,6 +47,8 @@ class Wish:
             raise UsageError(f"there is no subscription to '{self.kind[:40]}'; there are {', '.join(KINDS)}")
         if (self.kind in ("daily", "trending")) == bool(self.target.strip()):
             raise UsageError(f"'{self.kind}' {'takes no target' if self.target.strip() else 'needs a target'}")
+        if not self.target.isprintable():
+            raise UsageError("a target is one line of text")
         if len(self.target) > 500 or not 1 <= self.at_most <= 50:
             raise UsageError("a target has at most 500 characters, a digest 1 to 50 papers")
         self.schedule.check()
@@ -80,11 +83,16 @@ def request(
         own = {"sha256": _sha(token), "purpose": PURPOSE, "email": email.lower(), "payload": payload}
         connection.execute(ticket.insert().values(**own, created=moment(now), expires=expires))
     text = (
-        f"Somebody, you we hope, asked nullius to send you {what(wish.kind, wish.target)} ({wish.schedule.kind}).\n\n"
+        f"Somebody, you we hope, asked nullius to send you {_harmless(what(wish.kind, wish.target))} ({wish.schedule.kind}).\n\n"
         f"Yes, send it:\n{settings.base_url}/subscribe/confirm/{token}\n\n"
         f"The link works once, for {CONFIRM_HOURS} hours. If you did not ask, do nothing: no other mail will come.\n"
     )
     send(found["email"], "Confirm your subscription", text)
+
+
+def _harmless(text: str) -> str:
+    """A text of whoever asked, for a mail to somebody who may not have: nothing in it is a link or a line of its own. The page shows it as it is."""
+    return re.sub(r"[^\w “”-]+", " ", text).strip()
 
 
 def waiting(token: str, now: datetime | None = None) -> str | None:
@@ -108,10 +116,13 @@ def confirm(token: str, now: datetime | None = None) -> str | None:
         owner = connection.execute(own_row).mappings().one()  # two links for one wish take turns
         if owner["suppressed_at"]:
             return None
+        payload = found["payload"]
+        if connection.execute(sa.select(account.c.id).where(account.c.id == payload["account"])).scalar() is None:
+            payload = {**payload, "account": None}  # whoever asked has left meanwhile
         connection.execute(
             address.update().where(address.c.id == owner["id"], address.c.confirmed_at.is_(None)).values(confirmed_at=moment(now))
         )
-        values = {**found["payload"], "state": "active", "created": moment(now), "paused_until": None}
+        values = {**payload, "state": "active", "created": moment(now), "paused_until": None}
         same = (subscription.c.address == owner["id"], subscription.c.kind == values["kind"], subscription.c.target == values["target"])
         known = connection.execute(sa.select(subscription.c.id).where(*same)).scalar()
         if known:
@@ -123,8 +134,21 @@ def confirm(token: str, now: datetime | None = None) -> str | None:
 
 
 def leave(number: str) -> bool:
-    """End a subscription, for good; asked again, nothing more happens. Returns whether there is such a subscription."""
-    return _change(number, state="left", paused_until=None)
+    """End a subscription, for good; asked again, nothing more happens. Returns whether there is such a subscription.
+
+    Confirmations that were asked for earlier and still wait are worth nothing from here on: only a new wish brings it back.
+    """
+    with writing() as connection:
+        query = sa.select(subscription.c.kind, subscription.c.target, address.c.email).join(address)
+        found = connection.execute(query.where(subscription.c.id == number)).mappings().first()
+        if found is None:
+            return False
+        connection.execute(subscription.update().where(subscription.c.id == number).values(state="left", paused_until=None))
+        open_ = (ticket.c.purpose == PURPOSE, ticket.c.email == found["email"].lower(), ticket.c.used_at.is_(None))
+        for sha, payload in connection.execute(sa.select(ticket.c.sha256, ticket.c.payload).where(*open_)).all():
+            if (payload["kind"], payload["target"]) == (found["kind"], found["target"]):
+                connection.execute(ticket.update().where(ticket.c.sha256 == sha).values(used_at=moment(datetime.now(UTC))))
+    return True
 
 
 def pause(number: str, now: datetime | None = None) -> bool:

@@ -19,6 +19,8 @@ from nullius.web.pages import subscribing
 from nullius.web.problems import Problem
 from nullius.web.site import Answer, Visit, get, page, post, see
 
+LINKS_AN_HOUR = 5  # that sign somebody in, to one address
+
 
 @page("/library", "library.html")
 def library(visit: Visit) -> Answer:
@@ -231,9 +233,12 @@ def send_link(visit: Visit) -> Answer:
         raise Problem(404, "A local server has no accounts.")
     limiting.mail(visit.request, visit.settings)
     email = mailing.address(visit.form.get("email", ""))
+    said = {"template": "signin.html", "schema": "nullius.web.signin/1", "providers": signing.providers(), "sent": True, "mail": True}
+    if who.tickets("signin", email, hours=1) >= LINKS_AN_HOUR:  # whoever asks: nobody's letterbox is to be filled from here
+        return said
     key = who.make_ticket("signin", email, minutes=15)
     mailing.sign_in(visit.settings, email, f"{visit.settings.base_url}/signin/link?key={key}")
-    return {"template": "signin.html", "schema": "nullius.web.signin/1", "providers": signing.providers(), "sent": True, "mail": True}
+    return said
 
 
 @page("/signin/link", "signin_link.html")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -12,7 +14,7 @@ from nullius.feed.digest.clock import SCHEDULES, Schedule
 from nullius.feed.digest.settings import unsubscribed
 from nullius.web import limiting, mailing, shelf
 from nullius.web.problems import Problem
-from nullius.web.site import Answer, Visit, page, post
+from nullius.web.site import Answer, Visit, get, page, post, see
 
 KINDS = {
     "daily": "papers of the day",
@@ -22,6 +24,7 @@ KINDS = {
     "paper": "new verdicts on a paper",
     "subject": "new verdicts on a subject",
 }
+MOST_OF_TARGET = 1000  # longer ones are refused as such
 ONE_CLICK = "One-Click"
 CHANGES = {"leave": subscriptions.leave, "pause": subscriptions.pause, "weekly": subscriptions.weekly, "resume": subscriptions.resume}
 
@@ -37,8 +40,8 @@ def _shown(visit: Visit, sent: bool = False) -> dict[str, Any]:
     target = visit.query("target")[:500]
     feeds: list[dict[str, Any]] = [
         {"title": "Papers of the day", "path": "/feeds/daily.atom"},
-        {"title": "Papers of the week", "path": "/feeds/weekly.atom"},
         {"title": "Trending", "path": "/feeds/trending.atom"},
+        {"title": "Papers of the week", "path": "/feeds/weekly.atom"},
         {"title": "New verdicts on anything", "path": "/feeds/verdicts.atom"},
     ]
     feeds += [{"title": f"New verdicts on {name}", "path": f"/feeds/subjects/{quote(name)}.atom"} for name in shelf.subject_names()]
@@ -79,7 +82,49 @@ def asked(visit: Visit, email: str, wish: subscriptions.Wish) -> None:
     def send(to: str, subject: str, text: str) -> None:
         mailing.send(visit.settings, to, subject, text)
 
-    subscriptions.request(mailing.address(email), wish, how, send, account=shelf.whose(visit.person) or None)
+    subscriptions.request(mailing.address(email), _known(wish), how, send, account=shelf.whose(visit.person) or None)
+
+
+def _known(wish: subscriptions.Wish) -> subscriptions.Wish:
+    """The wish with its target by its own name. Raises Problem 422 for a paper or subject that is not there, or can have no verdicts."""
+    if wish.kind == "paper" and wish.target:
+        try:
+            found = shelf.paper(wish.target)
+        except Problem as problem:
+            raise Problem(422, problem.detail, problem.advice, problem.link) from None
+        if not found["slug"]:
+            raise Problem(422, f"{found['key']} has no study yet, and so no verdicts.", "", (f"/papers/{found['key']}", found["title"]))
+        return dataclasses.replace(wish, target=found["slug"])
+    if wish.kind == "subject" and wish.target and wish.target not in shelf.subject_names():
+        raise Problem(422, f"There is no subject '{wish.target[:80]}' here.", "Choose one of the list.", ("/subjects", "Subjects"))
+    return wish
+
+
+@get("/subscribe/feed")
+def feed(visit: Visit) -> Response:
+    """Where a choice is read by Atom; asked by its button."""
+    return _feed(visit.request.query_params)
+
+
+@post("/subscribe/feed")
+def feed_of_form(visit: Visit) -> Response:
+    """The same, asked from within the form of a subscription by mail."""
+    return _feed(visit.form)
+
+
+def _feed(fields: Mapping[str, str]) -> Response:
+    kind = fields.get("of", "")
+    if kind not in KINDS:
+        raise Problem(404, f"There is no feed of '{kind[:40]}'.", "", ("/subscribe", "Subscribe"))
+    target = _target(fields, kind)
+    if not target and kind not in ("daily", "trending"):
+        raise Problem(422, f"Say which {kind} the feed is to be about.", "", (f"/subscribe?kind={kind}", "Subscribe"))
+    return see(atom(kind, target))
+
+
+def _target(fields: Mapping[str, str], kind: str) -> str:
+    """What a subscription is about: each kind has a field of its own beside it, `target` serves programs and links."""
+    return (fields.get("target") or fields.get(f"target-{kind}") or "").strip()[:MOST_OF_TARGET]
 
 
 @post("/subscribe")
@@ -91,7 +136,8 @@ def ask(visit: Visit) -> Answer:
         raise Problem(422, "Hour, weekday and number of papers are whole numbers.", "", ("/subscribe", "Subscribe"))
     hour, at_most, weekday = map(int, numbers)
     when = Schedule(form.get("schedule", "daily"), hour, form.get("tz", "").strip() or "UTC", weekday)
-    kind, target = form.get("kind", ""), form.get("target", "").strip()
+    kind = form.get("kind", "")
+    target = _target(form, kind)
     asked(visit, form.get("email", ""), subscriptions.Wish(kind, "" if kind in ("daily", "trending") else target, when, at_most))
     return {"template": "subscribe.html", **_shown(visit, sent=True)}
 

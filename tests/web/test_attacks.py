@@ -1,0 +1,330 @@
+"""Attacks that were tried, each with what it must not get: another's data by an id, a right that was taken back, mail to others, a closed server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import sqlalchemy as sa
+from starlette.websockets import WebSocketDisconnect
+from tests.web.test_subscribing import WISH
+
+from nullius.feed import tables
+from nullius.feed.database import reading
+from nullius.feed.digest import subscriptions
+from nullius.lab import journal, queue
+from nullius.web import limiting, mailing, who
+from nullius.web.settings import settings
+
+CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+JSON = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+
+
+def tool(client, name, **arguments):
+    return client.post("/mcp", json={**CALL, "params": {"name": name, "arguments": arguments}}, headers=JSON)
+
+
+def test_a_private_server_is_closed_to_assistants_too(browse):
+    setup = settings(port=8000, private=True)
+    nobody = browse(setup)
+    for answer in (
+        nobody.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}, headers=JSON),
+        tool(nobody, "get_paper", key="embers"),
+        nobody.post("/mcp", json={**CALL, "method": "resources/read", "params": {"uri": "nullius://papers/embers"}}, headers=JSON),
+    ):
+        assert answer.status_code == 401, answer.text[:200]
+    owner = browse(setup, who.enter(who.key_to_enter(setup), setup))
+    assert "embers" in tool(owner, "get_paper", key="embers").text
+
+
+def test_searches_by_assistants_count_as_searches(people):
+    said = [tool(people["visitor"], "search_papers", query=f"head {i % 2}", limit=1).text for i in range(62)]
+    assert sum("quoted_title" in text for text in said) == 60
+    assert "60 searches" in said[-1]
+    assert "quoted_title" in tool(people["member"], "search_papers", query="head").text
+
+
+def test_a_seed_that_no_database_holds_is_said(owner):
+    for seed in (2**63, 10**30, -1):
+        answer = tool(owner, "start_run", paper="factual-recall", seed=seed)
+        assert answer.status_code == 200
+        assert answer.json()["result"]["isError"]
+        assert "seed" in answer.text
+        assert owner.post("/api/v1/runs", json={"paper": "factual-recall", "seed": seed}).status_code == 422
+    assert journal.list_runs(state="queued") == []
+
+
+EMAILS = [
+    "ä@example.org",
+    "a\x01b@example.org",
+    "a\x7f@example.org",
+    "ada@example.org\r\nBcc: all@example.org",
+    "ada@example.org\nSubject: x",
+    "ada@example.org%0aBcc: x@example.org",
+    "a b@example.org",
+    ".ada@example.org",
+    "a..b@example.org",
+    "ada@-example.org",
+    "ada@example..org",
+    "ada@example.org, eve@example.org",
+    "<ada@example.org>",
+    '"ada eve"@example.org',
+    "ada@[127.0.0.1]",
+    "ada@exämple.org",
+    "=?utf-8?q?ada?=@example.org",
+    "x" * 65 + "@example.org",
+]
+
+
+def test_an_address_that_would_break_a_mail_is_refused(people, box):
+    for email in EMAILS:
+        for path, form in (("/subscribe", {**WISH, "email": email}), ("/signin", {"email": email})):
+            limiting.forget()
+            assert people["visitor"].post(path, data=form).status_code == 422, email
+        limiting.forget()
+        assert people["visitor"].post("/api/v1/subscriptions", json={"email": email, "kind": "daily"}).status_code == 422, email
+    assert box.mails == []
+
+
+def test_a_confirmation_carries_no_text_of_whoever_asked(people, box):
+    """It goes to somebody who may not have asked: nothing in it may be a link, a line or a header of somebody else's."""
+    targets = (
+        "heads\r\nBcc: all@example.org",
+        "heads\x00\x1b[31m",
+        "win at https://evil.example/now",
+        "www.evil.example",
+        "<a href=x>heads</a>",
+    )
+    for target in targets:
+        limiting.forget()
+        form = {**WISH, "kind": "search", "target": target, "email": f"new{len(target)}@example.org"}
+        assert people["visitor"].post("/subscribe", data=form).status_code == (200 if target.isprintable() else 422)
+    assert len(box.mails) == 3
+    for mail in box.mails:
+        text = mail.get_payload(decode=True).decode()
+        assert mail["Bcc"] is None
+        assert re.findall(r"https?://\S+", text) == re.findall(r"https://papers\.example\.org/subscribe/confirm/\S+", text)
+        assert "evil.example" not in text
+        assert "<" not in text
+
+
+def test_what_is_not_there_cannot_be_subscribed_to(people, box):
+    for kind, target in (("paper", "no-such-paper"), ("paper", "2511.00001"), ("subject", "no-such-model")):
+        limiting.forget()
+        answer = people["visitor"].post("/subscribe", data={**WISH, "kind": kind, "target": target})
+        assert answer.status_code == 422, target
+    assert box.mails == []
+    limiting.forget()
+    assert people["visitor"].post("/subscribe", data={**WISH, "kind": "paper", "target": "2310.15910"}).status_code == 200
+    path = re.search(r"papers\.example\.org(/subscribe/confirm/\S+)", box.mails[0].get_payload(decode=True).decode())[1]
+    people["visitor"].post(path)
+    assert subscriptions.of_email(WISH["email"])[0]["target"] == "factual-recall", "known by its arXiv id, kept by its name"
+
+
+def test_one_address_gets_five_links_an_hour_whoever_asks(people, box, lab):
+    """Each from an address of its own, the limit by address of the asker does not help: the answer stays the same, no mail leaves."""
+    for _ in range(8):
+        limiting.forget()
+        answer = people["visitor"].post("/signin", data={"email": "ada@example.org"})
+        assert answer.status_code == 200
+        assert "on its way" in answer.text
+    assert len(box.mails) == 5
+    limiting.forget()
+    people["visitor"].post("/signin", data={"email": "bob@example.org"})
+    assert len(box.mails) == 6
+
+
+def asked(people, box, **change):
+    """Subscribe as a member; return where the confirmation leads."""
+    limiting.forget()
+    assert people["member"].post("/subscribe", data={**WISH, **change}).status_code == 200
+    return re.search(r"papers\.example\.org(/subscribe/confirm/\S+)", box.mails[-1].get_payload(decode=True).decode())[1]
+
+
+def test_a_yes_after_the_account_is_gone(people, box):
+    path = asked(people, box)
+    assert people["member"].post("/account/delete", data={"sure": "delete"}).status_code == 303
+    assert people["visitor"].post(path).status_code == 200
+    (found,) = subscriptions.of_email(WISH["email"])
+    assert (found["state"], found["account"]) == ("active", None)
+
+
+def test_a_yes_said_again_after_leaving_brings_nothing_back(people, box, lab):
+    first, second = asked(people, box), asked(people, box)
+    assert people["visitor"].post(first).status_code == 200
+    (found,) = subscriptions.of_email(WISH["email"])
+    token = mailing.setup(lab).unsubscribe_token(found["id"])
+    assert people["visitor"].post(f"/u/{token}", data={"List-Unsubscribe": "One-Click"}).status_code == 200
+    for path in (first, second, second):
+        people["visitor"].post(path)
+        assert subscriptions.of_email(WISH["email"])[0]["state"] == "left", "an older link is no new yes"
+    third = asked(people, box)
+    assert people["visitor"].post(third).status_code == 200
+    assert subscriptions.of_email(WISH["email"])[0]["state"] == "active"
+
+
+def test_whoever_only_looks_leaves_nothing(people, box, lab):
+    """Mail scanners and prefetchers follow links, with what methods they like, and some with a cookie."""
+    people["visitor"].post(asked(people, box))
+    (found,) = subscriptions.of_email(WISH["email"])
+    token = mailing.setup(lab).unsubscribe_token(found["id"])
+    for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"):
+        for query in ("", "?List-Unsubscribe=One-Click", "?action=leave"):
+            for headers in ({}, {"purpose": "prefetch"}, {"sec-purpose": "prefetch"}):
+                answer = people["visitor"].request(method, f"/u/{token}{query}", headers=headers)
+                assert answer.status_code in (200, 405), (method, answer.status_code)
+    assert people["visitor"].get(f"/u/{token}.json").status_code == 200
+    assert subscriptions.of_email(WISH["email"])[0]["state"] == "active"
+
+
+def test_one_click_is_never_too_many(people, box, lab):
+    """A mail provider posts for all its readers from a few addresses."""
+    people["visitor"].post(asked(people, box))
+    (found,) = subscriptions.of_email(WISH["email"])
+    token = mailing.setup(lab).unsubscribe_token(found["id"])
+    limiting.forget()
+    codes = {people["visitor"].post(f"/u/{token}", data={"List-Unsubscribe": "One-Click"}).status_code for _ in range(35)}
+    assert codes == {200}
+
+
+def test_every_id_of_another_is_refused(people, browse, lab, box):
+    """What a member owns, tried by another through every address that takes an id."""
+    ada = people["member"]
+    bob = browse(lab, who.open_session(who.account_for("bob@example.org", lab)))
+    ada.post(asked(people, box, email="ada@example.org"))
+    (subscription,) = subscriptions.of_email("ada@example.org")
+    ada.post("/account/tokens", data={"name": "mine", "scope-read": "1"})
+    (token,) = ada.get("/account.json").json()["tokens"]
+    session = ada.get("/account.json").json()["sessions"][0]["id"]
+    ada.post("/papers/embers/notes", data={"text": "mine"})
+    (note,) = ada.get("/papers/embers.json").json()["notes"]
+    ada.post("/papers/embers/save", data={"on": "1"})
+    run = ada.post("/api/v1/runs", json={"paper": "factual-recall"}, headers={"idempotency-key": "one"}).json()["id"]
+    tried = [
+        ("POST", f"/subscriptions/{subscription['id']}", {"action": "leave"}),
+        ("DELETE", f"/api/v1/subscriptions/{subscription['id']}", None),
+        ("POST", f"/account/tokens/{token['id']}/revoke", {}),
+        ("POST", f"/account/sessions/{session}/end", {}),
+        ("POST", f"/notes/{note['id']}/remove", {}),
+        ("POST", f"/notes/{note['id']}", {"text": "not mine"}),
+        ("POST", "/library/embers", {"note": "not mine"}),
+        ("DELETE", "/api/v1/saved/embers", None),
+        ("POST", f"/runs/{run}/cancel", {}),
+        ("DELETE", f"/api/v1/runs/{run}", None),
+        ("POST", "/papers/embers/vote", {"on": "0"}),
+        ("DELETE", "/api/v1/papers/embers/vote", None),
+    ]
+    ada.post("/papers/embers/vote", data={"on": "1"})
+    for client in (bob, people["visitor"]):
+        for method, path, form in tried:
+            limiting.forget()
+            client.request(method, path, data=form)
+    assert subscriptions.of_email("ada@example.org")[0]["state"] == "active"
+    account = ada.get("/account.json").json()
+    assert [t["id"] for t in account["tokens"]] == [token["id"]]
+    assert session in [s["id"] for s in account["sessions"]]
+    paper = ada.get("/papers/embers.json").json()
+    assert (paper["notes"][0]["text"], paper["notes"][0]["removed"], paper["card"]["votes"]) == ("mine", False, 1)
+    assert len(ada.get("/api/v1/saved").json()["saved"]) == 1
+    assert journal.get_run(run)["state"] == "queued"
+    other = bob.post("/api/v1/runs", json={"paper": "factual-recall"}, headers={"idempotency-key": "one"}).json()["id"]
+    assert other != run, "a key is its owner's alone"
+    for found in (run, other):
+        queue.cancel(found)
+
+
+def test_a_maintainer_who_is_none_any_more(people, browse, lab):
+    """Rights are those of the settings now, not of the day of signing in; sessions and tokens lose them alike."""
+    key = who.open_session(who.account_for("mia@example.org", lab))
+    token = who.make_token(who.account_for("mia@example.org", lab), "x", ["read", "run"])
+    after = settings(shared=True, base_url="https://papers.example.org", maintainers=frozenset({"bob@example.org"}))
+    assert people["maintainer"].get("/addresses").status_code == 200
+    assert browse(after, key).get("/addresses").status_code == 403
+    assert browse(after, key).get("/account.json").json()["me"]["role"] == "member"
+    assert browse(after, token=token).post("/api/v1/runs", json={"paper": "factual-recall", "scale": "full"}).status_code == 403
+    bob = who.open_session(who.account_for("bob@example.org", lab))
+    assert browse(after, bob).get("/addresses").status_code == 200
+
+
+def test_a_session_that_was_put_into_a_browser_is_worth_nothing(people, browse, lab, monkeypatch):
+    """Fixation: signing in never makes the name that a cookie came with a session."""
+    sent = []
+    monkeypatch.setattr(mailing, "send", lambda settings, to, subject, text: sent.append(text))
+    fixed = browse(lab, "f" * 43)
+    fixed.post("/signin", data={"email": "ada@example.org"})
+    answer = fixed.post("/signin/link", data={"key": re.search(r"key=(\S+)", sent[0])[1]})
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/"
+    assert f"={'f' * 43}" not in answer.headers["set-cookie"]
+    assert browse(lab, "f" * 43).get("/account").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "next_page", ["https://evil.example", "//evil.example", "/\\evil.example", "/%2f/evil.example", "http:evil.example"]
+)
+def test_signing_in_leads_nowhere_else(people, lab, monkeypatch, next_page):
+    sent = []
+    monkeypatch.setattr(mailing, "send", lambda settings, to, subject, text: sent.append(text))
+    nobody = people["visitor"]
+    nobody.post(f"/signin?next={next_page}", data={"email": "ada@example.org", "next": next_page})
+    assert "evil" not in sent[0]
+    key = re.search(r"key=(\S+)", sent[0])[1]
+    assert nobody.post(f"/signin/link?next={next_page}", data={"key": key, "next": next_page}).headers["location"] == "/"
+
+
+def test_there_are_no_websockets(visitor):
+    for path in ("/", "/mcp", "/api/v1/runs/x/events", "/runs/x/live"):
+        for headers in ({}, {"host": "evil.example"}, {"origin": "https://evil.example"}):
+            with pytest.raises(WebSocketDisconnect), visitor.websocket_connect(path, headers=headers):
+                pass
+
+
+NAMES = ["../../nullius.db", "..%2f..%2fnullius.db", "%2e%2e/%2e%2e/web-secret", "....//web-secret", "/etc/passwd", "figure.svg%00.html"]
+
+
+def test_files_of_runs_are_those_of_the_record(visitor):
+    run = journal.list_runs(limit=1, state="done")[0]["id"]
+    places = ("/runs/{0}/files/{1}", "/runs/{1}", "/runs/{1}/all.zip", "/api/v1/runs/{1}/samples.parquet", "/static/x/{1}")
+    for path in (place.format(run, name) for place in places for name in NAMES):
+        answer = visitor.get(path)
+        assert answer.status_code in (404, 405), path
+        assert b"SQLite" not in answer.content
+        assert b"root:" not in answer.content
+
+
+RAW = [
+    ("cookie", b"nullius-8000=\xff\xfe; subject=\xe2\x82\xac; theme=\x80"),
+    ("user-agent", b"\xf0\x9f\x92\xa9" * 100),
+    ("accept", b"\xff/\xff"),
+    ("if-none-match", b'W/"\xff", "\xe2\x82\xac"'),
+    ("idempotency-key", b"\xe2\x82\xac"),
+    ("authorization", b"Bearer \xff\xfe"),
+    ("last-event-id", b"\xd9\xa3"),
+    ("referer", b"http://\xff/"),
+    ("accept-language", b"\xff"),
+    ("hx-request", b"\xff"),
+    ("x-forwarded-for", b"\xff, 1.1.1.1"),
+]
+
+
+def test_letters_of_other_alphabets_in_a_head(owner):
+    run = journal.list_runs(limit=1, state="done")[0]["id"]
+    for name, value in RAW:
+        own = [] if name in ("cookie", "authorization") else [(b"cookie", owner.headers["cookie"].encode())]
+        for method, path in (
+            ("GET", "/about"),
+            ("GET", f"/api/v1/runs/{run}/events"),
+            ("POST", "/papers/embers/vote"),
+            ("GET", "/papers/x"),
+        ):
+            answer = owner.request(method, path, headers=[*own, (name.encode(), value)])
+            assert answer.status_code < 500, (name, path, answer.text[:200])
+
+
+def test_a_name_is_one_line(people, lab):
+    """What is kept of an account's name is what can be shown on one line."""
+    account = who.account_for("eve@example.org", lab, "Eve\r\nBcc: x\x00\u202e" + "e" * 500)
+    with reading() as connection:
+        (name,) = connection.execute(sa.select(tables.account.c.name).where(tables.account.c.id == account)).one()
+    assert name.isprintable()
+    assert len(name) <= 100
