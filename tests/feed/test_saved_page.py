@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullius.feed import catalogue, library, listings, papers, tables
 from nullius.feed import database as feed_database
-from nullius.feed import library, listings, papers, tables
 from nullius.feed.importers import running, sources, store
 from nullius.feed.importers.decode import Document
 from nullius.feed.importers.records import Record
@@ -94,6 +94,54 @@ def test_an_awkward_page_of_53_entries(seed):
     given = parsed(text, datetime.date(2025, 11, 4))[0]
     assert not any(one.date_inferred for one in given)
     assert as_told(given) == as_meant(entries)
+
+
+HEADINGS = [
+    "by\n\nAK and the research community",
+    "by\nAK\nand the research community",
+    "byAKand the research community",
+    "by AK, and others",
+]
+
+
+def catalogue_page(heading, menu=""):
+    """The real 53 titles, "1 authors" among them, in the order of their slugs; four footers are missing. Returns what is meant, too."""
+    parts, meant = [f"{menu}{FURNITURE.replace('by AK and the research community', heading).strip()}"], []
+    for i, one in enumerate(sorted(catalogue.papers(), key=lambda one: one.slug)):
+        day = datetime.date.fromisoformat(str(one.date))
+        about = catalogue.abouts()[one.slug]
+        if i % 5 == 0:
+            about = about.replace(". ", ".\n\n", 1)
+        footer = None if i in (7, 20, 41, 52) else (one.authors, day, i if i % 3 == 0 else None)
+        parts.append(f"{one.title}\n\n{about}")
+        meant.append((one.title, about, footer))
+        if footer:
+            year = "" if day.year == 2025 else f", {day.year}"
+            parts[-1] += f"\n\n• {one.authors} authors\n·\n{MONTHS[day.month - 1]} {day.day}{year}{f' {i}' if i % 3 == 0 else ''}"
+    return "\n\n".join(parts), meant
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+@pytest.mark.parametrize("menu", ["", "Hugging Face\n\nModels\n\nDatasets\n\nLog In\n\n"])
+def test_the_catalogue_as_a_page_of_its_day(heading, menu):
+    text, meant = catalogue_page(heading, menu)
+    assert "1 authors" in text
+    records, rejects, error = parsed(text)
+    assert (as_told(records), rejects, error) == (meant, [], "")
+
+
+def test_the_catalogues_own_page_brings_no_new_paper(database):
+    report = running.import_document(Document.of(catalogue_page(HEADINGS[0])[0].encode()))
+    assert (report.imported, report.new) == (53, 0)
+    assert papers.get(papers.find("agent-channels").id).card.signals == {}
+    assert papers.get(papers.find("bilingual-orthography").id).card.signals == {"unknown_count": 3}
+
+
+def test_a_line_of_its_own_is_no_paper():
+    text = "Daily Papers\n\nNov 4\n\nA title\n\nAn abstract.\n\n• 2 authors\n·\nOct 13, 2024\n\nTerms of use"
+    records, rejects, _ = parsed(text)
+    assert [record.title for record in records] == ["A title"]
+    assert [(reject.position, reject.head) for reject in rejects] == [("line 13", "Terms of use")]
 
 
 def test_the_page_is_imported_once_and_matched_by_title(database):

@@ -20,7 +20,10 @@ from nullius.feed.text import key, one_line
 SOURCE = "page"
 LONGEST_TITLE = 250
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_FURNITURE = re.compile(r"new|subscribe|daily papers|get trending papers\b.*|by\b.*\bAK\b.*|\d+|[·•|]", re.IGNORECASE)
+_FURNITURE = re.compile(  # of a heading with a link in it a copy has one line, several, or words that hang together
+    r"new|subscribe|daily papers|get trending papers\b.*|by|by\s*AK\s*and\b.*|by\b.*\bAK\b.*|(?:AK\s*)?and the research community|AK|\d+|[·•|‹›<>←→]",
+    re.IGNORECASE,
+)
 _AUTHORS = re.compile(r"(?:[•·]\s*)?(\d{1,5}) authors?", re.IGNORECASE)
 _DATE = re.compile(r"(?:[•·]\s*)?([A-Z][a-z]{2})[a-z]*\.? (\d{1,2})(?:, (\d{4}))?(?:\s+(\d{1,7}))?")
 
@@ -100,6 +103,8 @@ def _year(entries: Sequence[Entry], printed: tuple[int, int, int | None] | None)
 
 
 def _record(entry: Entry, year: int, page: datetime.date | None, *, sure: bool) -> Record:
+    if not entry.paragraphs and not entry.closed:
+        raise BadRecord("a line without an abstract or a footer is no paper")
     published, inferred = None, False
     if entry.written is not None:
         month, number, printed = entry.written
@@ -129,7 +134,10 @@ def read_entries(text: str) -> tuple[list[Entry], tuple[int, int, int | None] | 
     printed: tuple[int, int, int | None] | None = None
     known = False
     for i, (line, lines) in enumerate(blocks):
-        known = known or any(one.lower() == "daily papers" for one in lines)
+        if any(one.lower() == "daily papers" for one in lines):
+            if not known:  # what stands above the heading is the site's menu
+                entries.clear()
+            known = True
         current = entries[-1] if entries and not entries[-1].closed else None
         left, found = _footer(lines, current or (entries[-1] if entries else None))
         if found and entries:
