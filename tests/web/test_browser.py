@@ -56,6 +56,7 @@ PAGES = [
     "/import",
     "/addresses",
     "/about",
+    "/contributing",
     "/health",
     "/api/v1/docs",
     "/no/such/page",

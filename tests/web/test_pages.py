@@ -44,6 +44,7 @@ PAGES = [
     "/calibration",
     "/subscribe",
     "/about",
+    "/contributing",
     "/health",
     "/api/v1/docs",
     "/?order=contested",

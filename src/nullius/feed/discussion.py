@@ -82,7 +82,11 @@ def remove(account: str, number: int, *, maintainer: bool = False) -> None:
 
 def thread(paper_id: int, *, run_id: str | None = None) -> tuple[Note, ...]:
     """Return the notes on a paper (run_id: only those on a run's verdicts), oldest first, each with its answers."""
-    query = sa.select(note, _account.c.name).outerjoin(_account, _account.c.id == note.c.account).where(note.c.paper == paper_id)
+    query = (
+        sa.select(note, _account.c.name, _account.c.email)
+        .outerjoin(_account, _account.c.id == note.c.account)
+        .where(note.c.paper == paper_id)
+    )
     with reading() as connection:
         rows = [dict(row) for row in connection.execute(query.order_by(note.c.created, note.c.id)).mappings()]
     replies: dict[int, list[Note]] = {}
@@ -93,12 +97,15 @@ def thread(paper_id: int, *, run_id: str | None = None) -> tuple[Note, ...]:
     return tuple(_note(row, tuple(replies.get(row["id"], ()))) for row in tops)
 
 
+def _called(row: Mapping[str, Any]) -> str:
+    """The name of an account; without one what stands before the @, as its owner is greeted; '' for an account that is gone."""
+    return row["name"] or (row["email"] or "").split("@")[0]
+
+
 def _note(row: Mapping[str, Any], replies: tuple[Note, ...] = ()) -> Note:
     removed = row["removed_at"] is not None
     own = {name: row[name] for name in ("id", "paper", "claim", "account", "text", "created", "edited")}
-    return Note(
-        **own, run=row["run_id"], author=row["name"] or "", html="" if removed else html(row["text"]), removed=removed, replies=replies
-    )
+    return Note(**own, run=row["run_id"], author=_called(row), html="" if removed else html(row["text"]), removed=removed, replies=replies)
 
 
 def html(text: str) -> str:

@@ -71,7 +71,7 @@ def search(person: Person, text: str, subject: str, *, cursor: str = "", limit: 
 
     Raises Problem 422 for a cursor that is none.
     """
-    from nullius.web import shelf
+    from nullius.web import shelf, verdicts
 
     try:
         found = engine.search(text[:5000], limit=limit, cursor=cursor, subject=subject, account=shelf.whose(person))
@@ -82,7 +82,8 @@ def search(person: Person, text: str, subject: str, *, cursor: str = "", limit: 
     for hit in found.hits:
         card = shelf.shown(hit.card, subject)
         marked = {"marked": mark(card["title"], words), "excerpt": mark(card["summary"], words)}
-        rows.append({**card, "why": {"known": "named", "both": "words and meaning"}.get(hit.why, hit.why), **marked})
+        came = {"everywhere": verdicts.everywhere(card["slug"])} if card["runnable"] else {"everywhere": None}
+        rows.append({**card, **came, "why": {"known": "named", "both": "words and meaning"}.get(hit.why, hit.why), **marked})
     filters = [{"text": one.text, "without": found.query.without(one).text} for one in found.query.filters]
     dropped = [f"Without {name} there are {n:,}.".replace(",", " ") for name, n in found.removed.items()]
     return {

@@ -45,10 +45,19 @@ class Decided(Open):
     subject: str
 
 
+class PaperDecided(Open):
+    slug: str
+    title: str
+    subject: str
+    run: str
+    tally: dict[Word, int]
+
+
 class Span(Listed):
     kind: Literal["week", "month"]
     name: str
     decided: dict[Word, int]
+    papers_decided: list[PaperDecided]
     verdicts: list[Decided]
 
 
@@ -68,8 +77,17 @@ class Trending(Page):
     cards: list[Hot]
 
 
+class Everywhere(Open):
+    """tally: how many of each word; on: the subjects."""
+
+    tally: dict[Word, int]
+    on: list[str]
+
+
 class Hit(Card):
-    """marked, excerpt: title and summary as HTML, with the words of the query marked."""
+    """marked, excerpt: title and summary as HTML, with the words of the query marked. everywhere: verdicts on all subjects; None without a study."""
+
+    everywhere: Everywhere | None
 
     why: Literal["named", "words", "meaning", "words and meaning"]
     marked: str
@@ -209,6 +227,12 @@ class About(Page):
     nullius: str
 
 
+class Contributing(Page):
+    """html: the guide to adding a study."""
+
+    html: str
+
+
 class Health(Page):
     status: Literal["ok"]
     nullius: str
@@ -242,6 +266,7 @@ PAGES: dict[str, type[BaseModel]] = {
     "nullius.web.imports/1": ImportList,
     "nullius.web.addresses/1": Addresses,
     "nullius.web.about/1": About,
+    "nullius.web.contributing/1": Contributing,
     "nullius.web.health/1": Health,
     "nullius.web.api/1": Api,
 }

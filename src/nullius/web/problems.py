@@ -12,14 +12,16 @@ from nullius.errors import NulliusError, UsageError
 class Problem(Exception):
     """An answer that is not the one that was asked for.
 
-    status: of HTTP. detail: what was wrong, where. advice: what to do. link: (address, words) of where to go instead.
+    status: of HTTP. detail: what was wrong, where. advice: what to do; without one and without a link, what helps with most of that status.
+    link: (address, words) of where to go instead.
     """
 
     def __init__(
         self, status: int, detail: str, advice: str = "", link: tuple[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.advice, self.link, self.headers = status, detail, advice, link, dict(headers or {})
+        self.status, self.detail, self.link, self.headers = status, detail, link, dict(headers or {})
+        self.advice = advice or ("" if link else NEXT.get(status, ""))
 
     @property
     def title(self) -> str:
@@ -50,6 +52,18 @@ TITLES = {
     429: "Too many requests",
     500: "Something broke here",
     503: "Not now",
+}
+
+
+NEXT = {
+    400: "Go back, reload the page and try again.",
+    403: "Ask a maintainer of this server.",
+    404: "Check the address, or search for what you meant.",
+    405: "Go back, and use the buttons of the page.",
+    409: "Reload the page to see how things are now.",
+    413: "Send less at a time: a file in parts, a shorter text.",
+    415: "Send it as the page, or the description of the API, says.",
+    422: "Go back and change it.",
 }
 
 

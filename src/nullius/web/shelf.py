@@ -55,7 +55,7 @@ def paper(key: str) -> dict[str, Any]:
         with reading() as connection:
             slugs = connection.execute(sa.select(_P.c.slug).where(_P.c.slug.is_not(None))).scalars().all()
         close = nearest(key[:80], [slug for slug in slugs if slug], 1).removeprefix("; nearest: ")
-        link = (f"/papers/{close}", close) if close else ("/search", "Search")
+        link = (f"/papers/{close}", f"You may mean {close}") if close else ("/search", "Search")
         raise Problem(404, f"There is no paper '{key[:80]}' here.", "", link) from None
     return by_id(found.id)
 

@@ -129,7 +129,7 @@ class Site:
         self.templates.filters.update(words.FILTERS)
         self.templates.filters["path"] = lambda text: quote(str(text), safe="/")
         self.templates.globals |= {"asset": assets.address, "version": nullius.__version__, "settings": settings, "themes": THEMES}
-        self.templates.globals["plot"] = lines.plot
+        self.templates.globals |= {"plot": lines.plot, "forest": lines.forest}
 
     def render(self, template: str, visit: Visit, data: Mapping[str, Any]) -> str:
         """Draw a template with a page's data."""

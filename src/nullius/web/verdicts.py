@@ -86,6 +86,13 @@ def digests(slug: str) -> dict[str, str]:
     return {claim["digest"]: claim["id"] for claim in registry.claims(slug)}
 
 
+def everywhere(slug: str) -> dict[str, Any]:
+    """Return how many of each word a paper's claims, as worded today, got on all subjects together, and which subjects these are."""
+    wordings = digests(slug)
+    own = [v for v in index().by_slug.get(slug, []) if v["digest"] in wordings]
+    return {"tally": decisive(own), "on": sorted({v["subject"]["name"] for v in own})}
+
+
 def subjects_of(slug: str) -> list[dict[str, Any]]:
     """Return the subjects that a paper has verdicts on, by name."""
     found = {v["subject"]["sha256"]: v["subject"] for v in index().by_slug.get(slug, [])}

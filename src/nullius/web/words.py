@@ -7,6 +7,8 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from nullius.lab.figures import GLYPH
 
 WORDS = ("holds", "fails", "inconclusive", "out of reach", "not run")
@@ -85,6 +87,17 @@ def day(value: str | date | None, *, weekday: bool = False) -> str:
     return f"{when.day} {MONTHS[when.month - 1][:3]} {when.year}"
 
 
+def near(value: str | date, to: str | date) -> str:
+    """4 Nov, as seen from a day of the same year; 30 Dec 2024 from another."""
+    a, b = day(value), day(to)
+    return a.removesuffix(a[-5:]) if a[-4:] == b[-4:] else a
+
+
+def weekday(value: str | date) -> str:
+    """Tue"""
+    return DAYS[(date.fromisoformat(value[:10]) if isinstance(value, str) else value).weekday()][:3]
+
+
 def days(first: str | date, last: str | date) -> str:
     """3–9 Nov 2025; 29 Sep – 5 Oct 2025; 29 Dec 2025 – 4 Jan 2026."""
     a, b = (date.fromisoformat(value[:10]) if isinstance(value, str) else value for value in (first, last))
@@ -156,7 +169,13 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{number(n)} {one if n == 1 else many or one + 's'}"
 
 
+def coded(text: str) -> Markup:
+    """What stands between `backticks` as code; the rest escaped."""
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`")))
+
+
 FILTERS = {
+    "coded": coded,
     "glyph": glyph,
     "kind": kind,
     "number": number,
@@ -165,6 +184,8 @@ FILTERS = {
     "together": together,
     "probability": probability,
     "day": day,
+    "near": near,
+    "weekday": weekday,
     "days": days,
     "month": month,
     "age": age,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from nullius.web.site import Answer, Visit, get, page
 
 SPANS = (0, 7, 30, 365)
 ON_A_PAGE = 100
+SHOWN_DECIDED = 15
 
 
 @page("/", "day.html")
@@ -127,10 +129,23 @@ def _span(visit: Visit, kind: str, period: Period) -> dict[str, Any]:
         "name": period.name,
         **_listed(visit, period),
         "decided": verdicts.decisive(decided),
+        "papers_decided": _by_paper(decided),
         "verdicts": [
             {**{n: v[n] for n in ("slug", "claim", "word", "effect", "run")}, "subject": v["subject"]["name"]} for v in decided[:12]
         ],
     }
+
+
+def _by_paper(decided: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts by paper and subject, those of the newest runs first: what came out, and the run."""
+    together: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for verdict in decided:
+        together.setdefault((verdict["slug"], verdict["subject"]["name"]), []).append(verdict)
+    rows = []
+    for (slug, subject), own in list(together.items())[:SHOWN_DECIDED]:
+        about = {"slug": slug, "title": shelf.brief(slug)["title"], "subject": subject}
+        rows.append({**about, "run": own[0]["run"], "tally": verdicts.decisive(own)})
+    return rows
 
 
 @page("/trending", "trending.html")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response
@@ -48,6 +50,21 @@ def choices(visit: Visit) -> Response:
 def about(visit: Visit) -> Answer:
     """What this is, and how to read a verdict."""
     return {"schema": "nullius.web.about/1", "nullius": nullius.__version__}
+
+
+@page("/contributing", "contributing.html")
+def contributing(visit: Visit) -> Answer:
+    """How a paper gets its study: CONTRIBUTING.md, which the package brings along."""
+    return {"schema": "nullius.web.contributing/1", "html": guide()}
+
+
+@cache
+def guide() -> str:
+    """Return CONTRIBUTING.md as HTML; its code can be scrolled by keyboard."""
+    from markdown_it import MarkdownIt
+
+    text = (Path(__file__).parents[1] / "contributing.md").read_text("utf-8")
+    return str(MarkdownIt("commonmark").enable("table").render(text)).replace("<pre>", '<pre tabindex="0">')
 
 
 @page("/health", "health.html")

@@ -57,7 +57,7 @@ def dossier(name: str) -> dict[str, Any]:
             close = nearest(name, known, 1).removeprefix("; nearest: ")
             problem = from_error(error, reading=True)
             problem.detail = f"There is no subject '{name[:80]}' here."
-            problem.link = (f"/subjects/{close}", close) if close else ("/subjects", "Subjects")
+            problem.link = (f"/subjects/{close}", f"You may mean {close}") if close else ("/subjects", "Subjects")
             raise problem from None
         found = {"subject": _unloaded(source), "questions": {}, "missing": sorted(studies.modules())}
     questions = {question: [_row(row) for row in rows] for question, rows in found["questions"].items()}

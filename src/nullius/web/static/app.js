@@ -63,6 +63,12 @@
     });
   });
 
+  // what is typed beside a choice is that choice
+  all('[data-picks]').forEach((field) => field.addEventListener('input', () => {
+    const choice = field.parentElement.querySelector('[type=radio]');
+    if (choice) choice.checked = true;
+  }));
+
   // a button that is replaced by its new self keeps the focus
   let held = '';
   document.addEventListener('htmx:before:swap', () => { held = document.activeElement?.id || ''; });
