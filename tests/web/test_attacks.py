@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 from starlette.websockets import WebSocketDisconnect
 from tests.web.test_subscribing import WISH
 
@@ -35,6 +37,57 @@ def test_a_private_server_is_closed_to_assistants_too(browse):
         assert answer.status_code == 401, answer.text[:200]
     owner = browse(setup, who.enter(who.key_to_enter(setup), setup))
     assert "embers" in tool(owner, "get_paper", key="embers").text
+
+
+def test_an_assistant_runs_with_a_token_only(browse, alone):
+    """A cookie in the browser of somebody who is signed in starts nothing here."""
+    owner = browse(alone, who.enter(who.key_to_enter(alone), alone))
+    for name, arguments in (("start_run", {"paper": "factual-recall"}), ("cancel_run", {"run_id": journal.list_runs(limit=1)[0]["id"]})):
+        assert "needs a token" in tool(owner, name, **arguments).text
+    tokens = {scope: browse(alone, token=who.make_token(tables.LOCAL, scope, [scope])) for scope in who.SCOPES}
+    assert "queued" in tool(tokens["run"], "start_run", paper="factual-recall").text
+    (found,) = journal.list_runs(state="queued")
+    for scope in ("read", "vote"):
+        assert "no scope for that (run)" in tool(tokens[scope], "cancel_run", run_id=found["id"]).text
+        assert ("quoted_title" in tool(tokens[scope], "get_paper", key="embers").text) == (scope == "read")
+    assert "cancelled" in tool(tokens["run"], "cancel_run", run_id=found["id"]).text
+
+
+def test_another_site_changes_nothing_by_any_method(owner):
+    """PUT, PATCH, DELETE and assistants' POST, from elsewhere: refused before anything looks at them."""
+    owner.put("/api/v1/saved/embers", json={"note": "mine"})
+    tried = [
+        ("PUT", "/api/v1/saved/embers", {"note": "not mine"}),
+        ("DELETE", "/api/v1/saved/embers", None),
+        ("PATCH", "/api/v1/saved/embers", {"note": "x"}),
+        ("POST", "/api/v1/runs", {"paper": "factual-recall"}),
+        ("POST", "/mcp", {**CALL, "params": {"name": "get_paper", "arguments": {"key": "embers"}}}),
+        ("PROPFIND", "/", None),
+    ]
+    for method, path, body in tried:
+        for headers in ({"origin": "http://evil.example:8000"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}):
+            assert owner.request(method, path, json=body, headers=headers).status_code == 403, (method, path, headers)
+    assert [entry["note"] for entry in owner.get("/api/v1/saved").json()["saved"]] == ["mine"]
+    assert journal.list_runs(state="queued") == []
+
+
+def test_sessions_end_after_thirty_days(browse, lab, alone, changing):
+    account = who.account_for("ada@example.org", lab)
+    key, own = who.open_session(account), who.enter(who.key_to_enter(alone), alone)
+    for days, status in ((29, 200), (31, 401)):
+        with time_machine.travel(datetime.now(UTC) + timedelta(days=days)):
+            assert browse(lab, key).get("/account").status_code == status
+            assert browse(alone, own).get("/account").status_code == status
+
+
+def test_a_link_to_sign_in_ends_after_fifteen_minutes(people, monkeypatch):
+    sent = []
+    monkeypatch.setattr(mailing, "send", lambda settings, to, subject, text: sent.append(text))
+    for minutes, status in ((14, 303), (16, 403)):
+        people["visitor"].post("/signin", data={"email": "ada@example.org"})
+        key = re.search(r"key=(\S+)", sent[-1])[1]
+        with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
+            assert people["visitor"].post("/signin/link", data={"key": key}).status_code == status
 
 
 def test_searches_by_assistants_count_as_searches(people):

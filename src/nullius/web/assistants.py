@@ -80,11 +80,15 @@ class _Known:
         await self.app(scope, receive, send)
 
 
-def _person(context: Context, settings: Settings, *, searching: bool = False) -> who.Person:
+def _person(context: Context, settings: Settings, *, searching: bool = False, running: bool = False) -> who.Person:
+    """Who asks. running: for starting and cancelling, which over HTTP takes a token: a browser's cookie is not an assistant's to use."""
     request = context.request_context.request
     if isinstance(request, Request):
         person = who.identify(request, settings)
-        who.need(person, "read", settings)
+        if running and person.role != "visitor" and person.scopes is None:
+            raise Problem(401, "Over HTTP this needs a token with the scope run.", "Make one under /account.")
+        if not running:
+            who.need(person, "read", settings)
         limiting.page(person, request, settings)
         if searching:
             limiting.search(person, request, settings)
@@ -252,7 +256,7 @@ def _running(server: MCPServer, settings: Settings) -> None:
         """Queue a run of a paper on a model. Returns at once: poll get_run with the id."""
 
         def start() -> Handle:
-            person = _person(context, settings)
+            person = _person(context, settings, running=True)
             found = shelf.paper(paper)
             if not person.may("run-any"):
                 _subject(subject)
@@ -281,7 +285,7 @@ def _running(server: MCPServer, settings: Settings) -> None:
         """Cancel a run that waits or goes on."""
 
         def stop() -> RunSeen:
-            person = _person(context, settings)
+            person = _person(context, settings, running=True)
             found = run_pages.record(run_id)
             asking.cancel(person, found["id"], settings)
             return _run(found["id"], settings)
