@@ -31,6 +31,9 @@ class Source:
                 {"Content-Type": "application/json"},
                 json.dumps([daily(one) for one in self.papers[start : start + limit]]).encode(),
             )
+        if path == "/api/papers/search":
+            found = [{"paper": daily(one)["paper"] | {"submittedOnDailyAt": None}} for one in self.papers[: int(query["limit"])]]
+            return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
         if path.startswith("/api/papers/"):
             (wanted,) = [one for one in self.papers if one["id"] == path.rsplit("/", 1)[1]]
             return 200, {"Content-Type": "application/json"}, json.dumps(daily(wanted)["paper"]).encode()

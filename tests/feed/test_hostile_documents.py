@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nullius.errors import UsageError
 from nullius.feed import database as feed_database
-from nullius.feed import papers, tables
+from nullius.feed import heat, papers, tables
 from nullius.feed.importers import arxiv, bibtex, records, running, visible
 from nullius.feed.importers.decode import Document
 from nullius.feed.readable import readable
@@ -123,6 +123,34 @@ def test_what_bibtex_files_write_for_an_eprint(fields, found):
     assert record.arxiv_id == found
     _, (reject,), _ = parsed("@misc{a, title={T}, eprint={nonsense}, archivePrefix={arXiv}}")
     assert "is no arXiv id" in reject.reason
+
+
+# --- days that are yet to come -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_day_yet_to_come_is_left_out_or_counts_from_today(database):
+    """One such record would be the newest page, and head trending, until its day."""
+    later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=400)
+    rejected = [
+        with_bad(publishedAt=f"{later}T00:00:00Z"),
+        json.dumps([*json.loads(with_bad())[:1], daily(entry(2)) | {"publishedAt": f"{later}T00:00:00Z"}]),
+        atom([entry(1), entry(2, day=str(later))], 2, 0),
+        f"Daily Papers\n\nNov 4\n\nA title\n\nAn abstract.\n\n• 2 authors\n·\nMay 6, {later.year + 1}\n\nAnother\n\nWith one.",
+    ]
+    for text in rejected:
+        report = running.import_document(Document.of(text.encode()))
+        assert report.imported >= 1
+        assert [reject["reason"].endswith("is yet to come") for reject in report.rejects] == [True], text[:20]
+    running.import_document(Document.of(f"@misc{{a, title={{Forthcoming}}, date={{{later}}}, eprint={{2401.00009}}}}".encode()))
+    number = papers.find("2401.00009").id
+    with feed_database.reading() as connection:
+        assert connection.execute(sa.select(sa.func.max(tables.paper_day.c.day))).scalar() <= records.latest_day()
+        stored = connection.execute(sa.select(tables.paper.c.heat).where(tables.paper.c.id == number)).scalar_one()
+        assert stored <= heat.current()
+        assert heat.parts(connection, [number], heat.current())[number].publication == pytest.approx(1, abs=0.01)
+    with feed_database.writing() as connection:
+        heat.recompute(connection, [number])
+        assert connection.execute(sa.select(tables.paper.c.heat).where(tables.paper.c.id == number)).scalar_one() == pytest.approx(stored)
 
 
 # --- size ------------------------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Importing over the network: all pages, all tokens, and every fault of a source; against a real server on the loopback."""
 
 import datetime
+import gzip
+import json
 
 import pytest
 import sqlalchemy as sa
@@ -10,7 +12,7 @@ from nullius.feed import papers, tables
 from nullius.feed.importers import fetch, running, syncing
 from nullius.feed.importers.fetch import Fetcher
 
-from .source_server import atom_error, entry, serving
+from .source_server import atom_error, daily, entry, serving
 
 BUSY = (429, {"Retry-After": "7"}, b"slow down")
 DOWN = (503, {"Retry-After": "120"}, b"later")
@@ -216,6 +218,33 @@ def test_an_answer_that_never_ends_is_given_up(sqlite, source):
 def test_an_answer_that_is_too_large_is_refused(sqlite, source):
     report = fetch_all(source, PATHS[0], Clocked(source, most=500))
     assert "answers with more than" in report.error
+
+
+@pytest.mark.parametrize("headers", [{"Content-Encoding": "gzip"}, {"Content-Type": "application/gzip"}])
+def test_an_answer_that_unpacks_to_too_much_is_refused(sqlite, source, headers):
+    source.faults = [(200, headers, gzip.compress(b"[" + b" " * 30_000_000, 1))]
+    assert "more than 10 MB" in (report := fetch_all(source, PATHS[0])).error or "larger than 10 MB unpacked" in report.error
+
+
+def test_what_is_asked_of_the_daily_papers_is_asked_on_every_page(sqlite, source):
+    for asked in ("week=2025-W45&sort=trending", "month=2025-11&submitter=f"):
+        source.requests.clear()
+        assert fetch_all(source, f"/api/daily_papers?{asked}&limit=3").imported == 7
+        assert [path.split("?")[1] for path in source.requests] == [f"{asked}&limit=3&p={number}" for number in range(3)]
+
+
+def test_papers_found_by_the_hubs_own_search(sqlite, source):
+    assert fetch_all(source, "/api/papers/search?q=paper&limit=5").imported == 5
+    assert papers.get(papers.find("2401.00005").id).days == ()
+
+
+def test_a_missing_count_is_unknown(sqlite, source):
+    item = daily(source.papers[0])
+    del item["numComments"], item["paper"]["githubStars"]
+    item["paper"]["upvotes"] = None
+    source.faults = [(200, {}, json.dumps([item]).encode())]
+    fetch_all(source, PATHS[0])
+    assert papers.get(papers.find("2401.00001").id).card.signals == {}
 
 
 def test_arxiv_is_asked_once_in_three_seconds():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from nullius.cli.layout import console, paragraph, print_json
 from nullius.errors import NulliusError, UsageError
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ def _say(line: str) -> None:
     Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
-def _json(value: Any) -> None:
-    from nullius.lab.records import dumps
-
-    typer.echo(dumps(value, indent=2))
-
-
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="A web address, a file, or - for standard input.")],
@@ -44,7 +38,7 @@ def import_(
     report = running.import_from(source, day=_day(date), say=_say)
     _index()
     if as_json:
-        _json({"schema": "nullius.imports/1", "imports": [report.to_dict()]})
+        print_json({"schema": "nullius.imports/1", "imports": [report.to_dict()]})
     else:
         _show(report)
     if report.useless:
@@ -66,7 +60,7 @@ def sync(
     heat.catch_up()
     _index()
     if as_json:
-        _json({"schema": "nullius.imports/1", "imports": [report.to_dict() for report in reports]})
+        print_json({"schema": "nullius.imports/1", "imports": [report.to_dict() for report in reports]})
     else:
         for report in reports:
             typer.echo(report.address if len(report.address) <= 100 else f"{report.address[:99]}…")
@@ -117,7 +111,7 @@ def search(text: str, as_json: bool, *, limit: int = 20) -> None:
 
     found = engine.search(text, limit=limit)
     if as_json:
-        _json(
+        print_json(
             {
                 "schema": "nullius.papers/1",
                 **{name: value for name, value in found.to_dict().items() if name != "hits"},
@@ -130,16 +124,16 @@ def search(text: str, as_json: bool, *, limit: int = 20) -> None:
     if not found.hits:
         left = "; ".join(f"{name} keeps {number:,} out" for name, number in found.removed.items())
         raise UsageError(f"no paper matches '{text[:80]}'{f' ({left})' if left else ''}; `nullius papers` lists the catalogue")
-    out = Console() if sys.stdout.isatty() else Console(width=100, force_terminal=False, no_color=True)
+    out = console()
     for hit in found.hits:
         card = hit.card
-        out.print(f"[bold]{escape(card.key)}[/]  {escape(card.title)}", highlight=False)
+        paragraph(out, Text(card.key, style="bold") + Text(f"  {card.title}"), hanging=4)
         if card.summary:
-            out.print(f"    {escape(card.summary)}", highlight=False)
+            paragraph(out, card.summary, indent=4)
         facts = [str(card.published or ""), f"{card.n_authors} author{'s' if card.n_authors != 1 else ''}" if card.n_authors else ""]
         facts += [f"arXiv {card.arxiv_id}" if card.arxiv_id else "", "runs" if card.runnable else "not runnable yet", f"by {hit.why}"]
-        out.print(f"    {' · '.join(fact for fact in facts if fact)}", style="dim", highlight=False, markup=False)
-    out.print(f"{found.total} found, {len(found.hits)} shown, {found.milliseconds:.0f} ms", highlight=False)
+        paragraph(out, Text(" · ".join(fact for fact in facts if fact), style="dim"), indent=4)
+    paragraph(out, f"{found.total} found, {len(found.hits)} shown, {found.milliseconds:.0f} ms")
 
 
 def _plain(hit: Hit) -> dict[str, Any]:
@@ -164,7 +158,12 @@ def _show(report: Report) -> None:
 
 
 def _day(text: str) -> datetime.date | None:
+    from nullius.feed.importers.records import latest_day
+
     try:
-        return datetime.date.fromisoformat(text) if text else None
+        found = datetime.date.fromisoformat(text) if text else None
     except ValueError:
         raise UsageError(f"a day is written 2025-11-04, not '{text}'") from None
+    if found is not None and found > latest_day():
+        raise UsageError(f"{found} is yet to come: no page is of that day")
+    return found

@@ -77,6 +77,11 @@ def remove(connection: sa.Connection, paper_id: int, kind: str, key: str) -> Non
         recompute(connection, [paper_id])
 
 
+def publication(published: date, added: str) -> float:
+    """Return when a paper's publication counts, in hours: on its day, or when we came to know of it if that day is yet to come."""
+    return min(hours(published), hours(added))
+
+
 def recompute(connection: sa.Connection, paper_ids: Iterable[int]) -> None:
     """Compute the heat of papers from their publication and their events."""
     ids = list(paper_ids)
@@ -85,8 +90,9 @@ def recompute(connection: sa.Connection, paper_ids: Iterable[int]) -> None:
     query = sa.select(heat_event.c.paper, heat_event.c.at, heat_event.c.weight).where(heat_event.c.paper.in_(ids))
     for number, at, weight in connection.execute(query.order_by(heat_event.c.at, heat_event.c.kind, heat_event.c.key)):
         events[number].append((hours(at), weight))
-    for number, published in connection.execute(sa.select(paper.c.id, paper.c.published).where(paper.c.id.in_(ids))).all():
-        heat = None if published is None else combine(None, PUBLICATION, hours(published))
+    dates = sa.select(paper.c.id, paper.c.published, paper.c.added)
+    for number, published, added in connection.execute(dates.where(paper.c.id.in_(ids))).all():
+        heat = None if published is None else combine(None, PUBLICATION, publication(published, added))
         for at_hours, weight in events[number]:
             heat = combine(heat, weight, at_hours)
         connection.execute(paper.update().where(paper.c.id == number).values(heat=heat))
@@ -113,9 +119,10 @@ def count_upvotes(connection: sa.Connection, paper_ids: Iterable[int]) -> None:
 def parts(connection: sa.Connection, paper_ids: Sequence[int], at: float) -> dict[int, Heat]:
     """Return the score of papers at a time in hours, in its parts."""
     sums: dict[int, dict[str, float]] = {number: dict.fromkeys([*_PARTS.values(), "publication"], 0.0) for number in paper_ids}
-    for number, published in connection.execute(sa.select(paper.c.id, paper.c.published).where(paper.c.id.in_(paper_ids))):
+    dates = sa.select(paper.c.id, paper.c.published, paper.c.added)
+    for number, published, added in connection.execute(dates.where(paper.c.id.in_(paper_ids))):
         if published is not None:
-            sums[number]["publication"] = PUBLICATION * score(hours(published), at)
+            sums[number]["publication"] = PUBLICATION * score(publication(published, added), at)
     query = sa.select(heat_event.c.paper, heat_event.c.kind, heat_event.c.at, heat_event.c.weight)
     for number, kind, event_at, weight in connection.execute(query.where(heat_event.c.paper.in_(paper_ids))):
         sums[number][_PARTS[kind]] += weight * score(hours(event_at), at)

@@ -67,7 +67,7 @@ def _atom_record(entry: Element) -> Record:
     authors = [records.string(text(author, "name"), "author", records.LONGEST["name"]) for author in children(entry, "author")]
     categories = [category.get("term", "") for category in children(entry, "category")]
     primary = [category.get("term", "") for category in children(entry, "primary_category")]
-    published = records.day(text(entry, "published").strip(), "published")
+    published = records.past_day(text(entry, "published").strip(), "published")
     return _record(
         arxiv,
         version,
@@ -190,7 +190,7 @@ def _without_parentheses(line: str) -> str:
 
 def _mail_date(value: str) -> datetime.date | None:
     try:
-        return records.day(parsedate_to_datetime(value.strip()).isoformat(), "date of v1")
+        return records.past_day(parsedate_to_datetime(value.strip()).isoformat(), "date of v1")
     except (ValueError, TypeError, IndexError, OverflowError):
         raise BadRecord(f"date of v1 '{value[:40]}' is no day") from None
 

@@ -44,7 +44,9 @@ def record(item: Any) -> Record:
     if not isinstance(inner.get("id"), str):
         raise BadRecord("no id")
     arxiv, version = records.arxiv_id(inner["id"])
-    stood = records.day(outer.get("publishedAt"), "day of the page") or records.day(inner.get("submittedOnDailyAt"), "day of the page")
+    stood = records.past_day(outer.get("publishedAt"), "day of the page") or records.past_day(
+        inner.get("submittedOnDailyAt"), "day of the page"
+    )
     counts = {
         "hf_upvotes": records.count(inner.get("upvotes"), "upvotes"),
         "hf_comments": records.count(outer.get("numComments"), "numComments"),
@@ -59,7 +61,7 @@ def record(item: Any) -> Record:
         abstract=records.abstract(inner.get("summary") or outer.get("summary")),
         their_summary=records.string(inner.get("ai_summary"), "ai_summary", records.LONGEST["abstract"]),
         authors=_authors(inner.get("authors")),
-        published=records.day(inner.get("publishedAt"), "publishedAt"),
+        published=records.past_day(inner.get("publishedAt"), "publishedAt"),
         code=records.web_address(inner.get("githubRepo")),
         days=(stood,) if stood else (),
         signals={kind: value for kind, value in counts.items() if value is not None},

@@ -81,6 +81,8 @@ def parse_text(text: str, name: str, day: datetime.date | None = None) -> Iterat
             page = datetime.date(printed[2] or year, printed[0], printed[1])
         except ValueError:
             page = None
+    if page is not None and page > records.latest_day():
+        page = None
     for entry in entries:
         try:
             yield _record(entry, year, page, sure=day is not None)
@@ -112,7 +114,7 @@ def _record(entry: Entry, year: int, page: datetime.date | None, *, sure: bool) 
         own_year = printed or year
         if printed is None and page is not None and (month, number) > (page.month, page.day):
             own_year = page.year - 1
-        published = records.day(f"{own_year:04}-{month:02}-{number:02}")
+        published = records.past_day(f"{own_year:04}-{month:02}-{number:02}")
     title = records.title(entry.title)
     return Record(
         source=SOURCE,

@@ -146,6 +146,19 @@ def day(value: Any, name: str = "date") -> datetime.date | None:
     return found
 
 
+def past_day(value: Any, name: str = "date") -> datetime.date | None:
+    """Return the day as `day` does. Raises BadRecord for one that is yet to come, which would stand on the first page until it does."""
+    found = day(value, name)
+    if found is not None and found > latest_day():
+        raise BadRecord(f"{name} '{found}' is yet to come")
+    return found
+
+
+def latest_day() -> datetime.date:
+    """Return the last day that something can have been published on: today, and two days for clocks and zones of time."""
+    return datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=2)
+
+
 def count(value: Any, name: str) -> int | None:
     """Return a count; None stays unknown. Raises BadRecord for what is none."""
     if value is None:

@@ -79,7 +79,7 @@ class _Writer:
             return
         rows = [{**self._values(record), "added": self.moment, "changed": self.moment} for record in batch]
         for row in rows:
-            row["heat"] = None if row["published"] is None else heat.hours(row["published"])
+            row["heat"] = None if row["published"] is None else heat.publication(row["published"], self.moment)
             if self.known.has_doi(row["doi"]):
                 row["doi"] = None  # of another paper on arXiv, which came first
         # in whatever order they come back: rows that must come back in order go to SQLite one by one
