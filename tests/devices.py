@@ -38,6 +38,13 @@ def _asked_by_a_test() -> bool:
     return False
 
 
+def drawn(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+    """Random numbers of a generator, which is the CPU's, put where they are wanted: in place where the call is."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0].copy_(func(args[0].detach().cpu(), *args[1:], **kwargs))
+    return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs.get("device") or "cpu")
+
+
 class OnOneDevice(TorchFunctionMode):
     """Moves a test's own tensors beside the subject's."""
 
@@ -46,6 +53,8 @@ class OnOneDevice(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in TO_ARRAYS and _asked_by_a_test():
             return func(args[0].detach().cpu() if func is torch.Tensor.__array__ else args[0].cpu(), *args[1:], **kwargs)
+        if "generator" in kwargs and _asked_by_a_test():
+            return drawn(func, args, kwargs)
         kinds = {x.device.type for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
         if len(kinds) > 1 and _asked_by_a_test():
             args, kwargs = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, (args, kwargs))
