@@ -141,7 +141,35 @@ def test_the_command_refuses_other_addresses_too():
     assert "Traceback" not in answer.stderr
 
 
-@pytest.mark.parametrize("url", ["", "http://papers.example.org", "https://", "papers.example.org", "https://papers.example.org/sub"])
+def test_every_address_to_listen_on_is_answered(browse):
+    """127.0.0.5 is this machine too; and browsers leave port 80 out."""
+    for setup, hosts in (
+        (settings("127.0.0.5", 8000), ("127.0.0.5:8000", "127.0.0.1:8000", "localhost:8000")),
+        (settings("::1", 8000), ("[::1]:8000",)),
+        (settings(port=80), ("127.0.0.1", "127.0.0.1:80", "localhost", "[::1]")),
+    ):
+        assert set(hosts) <= setup.hosts
+        assert {f"http://{host}" for host in hosts} <= setup.origins
+        assert not {"", ":8000", "127.0.0.6:8000", "evil.example"} & setup.hosts
+        if setup.port == 8000:
+            assert "127.0.0.1" not in setup.hosts
+    assert browse(settings("127.0.0.5", 8000)).get("/about", headers={"host": "127.0.0.5:8000"}).status_code == 200
+    shared = settings("0.0.0.0", shared=True, base_url="https://Papers.example.org:443/")
+    assert (shared.hosts, shared.origins) == ({"papers.example.org"}, {"https://papers.example.org"})
+
+
+WRONG = ["https://me@papers.example.org", "https://papers.example.org?x=1", "https://papers.example.org#x", "https://pápers.example.org"]
+WRONG += [
+    "",
+    "http://papers.example.org",
+    "https://",
+    "papers.example.org",
+    "https://papers.example.org/sub",
+    "https://papers.example.org:x",
+]
+
+
+@pytest.mark.parametrize("url", WRONG)
 def test_a_shared_server_needs_https(url):
     with pytest.raises(UsageError, match="https"):
         settings("0.0.0.0", shared=True, base_url=url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -38,7 +39,8 @@ class Settings:
         """The values of the Host header that are answered."""
         if self.shared:
             return frozenset({urlsplit(self.base_url).netloc.lower()})
-        return frozenset(f"{name}:{self.port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+        names = {"127.0.0.1", "localhost", "[::1]", urlsplit(self.base_url).netloc.rpartition(":")[0].lower()}
+        return frozenset(f"{name}:{self.port}" for name in names) | (names if self.port == 80 else frozenset())  # which browsers leave out
 
     @property
     def origins(self) -> frozenset[str]:
@@ -69,8 +71,8 @@ def settings(
             )
         shown = f"[{host}]" if ":" in host else host
         return Settings(host, port, False, private, f"http://{shown}:{port}", secret=secret())
-    parts = urlsplit(base_url)
-    if parts.scheme != "https" or not parts.netloc or parts.path:
+    base_url = base_url.removesuffix(":443")
+    if not re.fullmatch(r"https://([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+(:\d{1,5})?|https://\[[0-9A-Fa-f:.]+\](:\d{1,5})?", base_url):
         raise UsageError(f"a shared server needs --base-url https://HOST, the address that people type, not '{base_url}'")
     return Settings(host, port, True, private, base_url, frozenset(name.lower() for name in maintainers), secret())
 
