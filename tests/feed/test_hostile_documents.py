@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 import os
+import sys
 import threading
 
 import pytest
@@ -16,7 +17,9 @@ from nullius.feed import database as feed_database
 from nullius.feed import heat, papers, tables
 from nullius.feed.importers import arxiv, bibtex, records, running, visible
 from nullius.feed.importers.decode import Document
+from nullius.feed.importers.fetch import Fetcher
 from nullius.feed.readable import readable
+from nullius.feed.text import one_line
 
 from .documents import ANY, HF, everything, parsed
 from .source_server import atom, daily, entry, oai
@@ -243,6 +246,30 @@ def test_what_names_no_file_is_said_in_one_line(sqlite, name):
         running.import_from(name)
     assert str(said.value).isprintable()
     assert len(str(said.value)) < 400
+
+
+@given(
+    st.text(max_size=30)
+    | st.sampled_from(["[::1", "[", "x:99999/", "user:pw@huggingface.co.evil/", "\ud800.org", "a" * 70_000, "-.org/%zz?p=\n"])
+)
+@ANY
+def test_any_web_address_is_refused_in_one_line(sqlite, rest):
+    report = running.import_from(f"http://{rest}", fetcher=Fetcher(hosts=frozenset()))
+    assert report.error
+    assert report.error == one_line(report.error)
+
+
+def test_an_arxiv_id_is_asked_of_arxiv(sqlite):
+    report = running.import_from("arXiv:2310.15910v2", fetcher=Fetcher(hosts=frozenset()))
+    assert report.address == "https://arxiv.org/abs/2310.15910"
+    assert "https://export.arxiv.org/api/query?id_list=2310.15910" in report.error
+
+
+def test_nothing_is_no_name_and_there_may_be_no_standard_input(sqlite, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    for name in ("", " ", "-"):
+        with pytest.raises(UsageError, match=r"nothing|no standard input"):
+            running.import_from(name)
 
 
 def test_a_directory_and_a_file_whose_name_is_no_text(sqlite, tmp_path):

@@ -181,5 +181,5 @@ def test_titles_compare_without_their_form():
 def test_keys_are_letters_and_digits_of_the_decomposed_text(text):
     decomposed = unicodedata.normalize("NFKD", text).casefold()
     assert key(text) == "".join(character for character in decomposed if character.isalnum())
-    kept = [c for c in text if (ord(c) >= 32 or c in "\t\n\r") and not 0xD800 <= ord(c) <= 0xDFFF]
+    kept = [c for c in text if c in "\t\n\r\x85" or unicodedata.category(c) not in ("Cc", "Cs")]
     assert clean(text) == "".join(kept)

@@ -28,7 +28,7 @@ def _say(line: str) -> None:
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A web address, a file, or - for standard input.")],
+    source: Annotated[str, typer.Argument(help="A web address, a file, an arXiv id, or - for standard input.")],
     date: Annotated[str, typer.Option(help="The day of a saved page that does not say its own, as 2025-11-04.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +127,7 @@ def search(text: str, as_json: bool, *, limit: int = 20) -> None:
     out = console()
     for hit in found.hits:
         card = hit.card
-        paragraph(out, Text(card.key, style="bold") + Text(f"  {card.title}"), hanging=4)
+        paragraph(out, Text.assemble((card.key, "bold"), f"  {card.title}"), hanging=4)
         if card.summary:
             paragraph(out, card.summary, indent=4)
         facts = [str(card.published or ""), f"{card.n_authors} author{'s' if card.n_authors != 1 else ''}" if card.n_authors else ""]

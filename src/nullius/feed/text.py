@@ -7,7 +7,7 @@ import unicodedata
 
 _END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[\"'(\[]?[A-Z0-9À-Þ])")
 _NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|al|etc|Fig|Eq|Sec|Dr|No|resp|approx|[A-Z])\.)$")
-_REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+_REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _ARXIV = re.compile(r"(?:arxiv:)?(?:(\d{4}\.\d{4,5})|([a-z-]{2,12})(?:\.[a-z-]{2,12})?/(\d{7}))(?:v(\d{1,3}))?", re.IGNORECASE | re.ASCII)
 _NO_LETTER = str.maketrans(dict.fromkeys(chr(code) for code in range(128) if not chr(code).isalnum()))
 
@@ -37,7 +37,7 @@ def arxiv_id(text: str) -> tuple[str, int | None] | None:
 
 
 def clean(text: str) -> str:
-    """Drop NULs, other control characters and lone surrogates, which databases refuse."""
+    """Drop NULs and lone surrogates, which databases refuse, and other control characters, which terminals obey."""
     return text if text.isprintable() else _REFUSED.sub("", text)
 
 

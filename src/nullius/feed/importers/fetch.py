@@ -16,6 +16,7 @@ import httpx
 from nullius import __version__
 from nullius.errors import NulliusError
 from nullius.feed.importers.decode import MOST_FROM_WEB, Document
+from nullius.feed.text import one_line
 
 TRIES = 5
 LONGEST_PAUSE = 600.0
@@ -88,11 +89,11 @@ class Fetcher:
         try:
             url = httpx.URL(address)
         except httpx.InvalidURL:
-            raise Unreachable(f"'{address[:100]}' is no address") from None
+            raise Unreachable(f"'{one_line(address)[:100]}' is no address") from None
         host = url.host.lower()
         if url.scheme not in ("http", "https") or not self.hosts & {host, f"{host}:{url.port}"}:
             known = ", ".join(sorted(HOSTS))
-            raise Unreachable(f"importers fetch from {known} only, not from {address[:100]}; save the page and import the file")
+            raise Unreachable(f"importers fetch from {known} only, not from {one_line(address)[:100]}; save the page and import the file")
         return url
 
     def _wait(self, url: httpx.URL) -> None:

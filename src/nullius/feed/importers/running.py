@@ -27,7 +27,7 @@ from nullius.feed.importers.records import Record, Reject
 from nullius.feed.importers.sources import Cursor, Found, from_web, parse
 from nullius.feed.merging import MERGING
 from nullius.feed.tables import import_reject, import_run
-from nullius.feed.text import clean, one_line
+from nullius.feed.text import arxiv_id, clean, one_line
 from nullius.lab.journal import now
 from nullius.lab.schema import take_turns
 
@@ -85,12 +85,15 @@ def import_from(
     stdin: BinaryIO | None = None,
     today: datetime.date | None = None,
 ) -> Report:
-    """Import papers from a web address, a file, or - for standard input. An import of the same that broke off is gone on with.
+    """Import papers from a web address, a file, an arXiv id, or - for standard input. An import of the same that broke off is gone on with.
 
     day: the day of a page that does not say its own. Raises UsageError for a file that is not there. What goes wrong on the way (a source that
     does not answer, a document that breaks off) stands in the report's `error`; what came before it is kept.
     """
+    if (identifier := arxiv_id(address)) is not None and not Path(address).exists():
+        address = f"https://arxiv.org/abs/{identifier[0]}"
     if address.lower().startswith(("http://", "https://")):
+        address = clean(address)
         window, source = "", "web"
         fetcher = fetcher or Fetcher(say=say)
         cursor = _left_off(address, window)
@@ -122,15 +125,19 @@ def _of_document(document: Document, day: datetime.date | None, cursor: str) -> 
 @contextmanager
 def _opened(name: str, stdin: BinaryIO | None) -> Iterator[tuple[Document, str]]:
     if name == "-":
+        if stdin is None and sys.stdin is None:
+            raise UsageError("there is no standard input")
         with _held(stdin or sys.stdin.buffer, "standard input") as document:
             yield document, STREAM
         return
+    if not name.strip():
+        raise UsageError("import takes a web address, a file, an arXiv id or - for standard input, not nothing")
     shown = one_line(name) if len(name) <= 200 else f"{one_line(name)[:200]}…"
     try:
         path = Path(name).expanduser()
         state = path.stat()
     except (OSError, ValueError, RuntimeError):  # not there; too long, or with a NUL, for a name; of a user who is not there
-        raise UsageError(f"there is no file {shown}; import takes a web address, a file or - for standard input") from None
+        raise UsageError(f"there is no file {shown}; import takes a web address, a file, an arXiv id or - for standard input") from None
     if stat.S_ISDIR(state.st_mode):
         raise UsageError(f"{shown} is a directory; import takes one file at a time")
     with path.open("rb") as content:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from nullius.feed.importers import arxiv, bibtex, huggingface, page, visible
 from nullius.feed.importers.decode import Document
-from nullius.feed.importers.fetch import Fetcher
+from nullius.feed.importers.fetch import Fetcher, Unreachable
 from nullius.feed.importers.records import EXPECTED, Record, Reject, Unreadable
 from nullius.feed.text import one_line
 
@@ -87,7 +87,10 @@ def _atom_or_unreadable(document: Document) -> Iterator[Record | Reject | arxiv.
 
 def from_web(address: str, fetcher: Fetcher, cursor: str = "", day: datetime.date | None = None) -> Iterator[Found]:
     """Give the papers of an address, from a cursor on: all pages of a list, all answers of OAI-PMH, or one document."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # [ without ]
+        raise Unreachable(f"'{one_line(address)[:100]}' is no address") from None
     path = parts.path.rstrip("/")
     if match := re.fullmatch(r"/(?:abs|pdf|html)/([^/]+(?:/\d{7})?(?:v\d+)?)(?:\.pdf)?", path):
         address = urlunsplit(("https", "export.arxiv.org", "/api/query", urlencode({"id_list": match[1]}), ""))
