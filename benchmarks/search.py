@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search.py quality [--among 2000] [--half report|tune|all] [--words]
     OMP_NUM_THREADS=1 python benchmarks/search.py remembered [--among 2000] [--words]
+    OMP_NUM_THREADS=1 python benchmarks/search.py model
     OMP_NUM_THREADS=1 python benchmarks/search.py speed [--papers 100000] [--like FOLDER]
 
 Real abstracts come from NULLIUS_ABSTRACTS, an xz file of blocks between blank lines, title in the first line and abstract in the second. Quality:
@@ -18,11 +19,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import lzma
 import os
 import platform
-import random
-import re
 import sqlite3
 import subprocess
 import sys
@@ -37,24 +35,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from many_papers import CATEGORIES, abstracts, compose, vectors_like
+
 KINDS = ("title", "paraphrase", "question")
 WAYS = ("words", "meaning", "both")
 IMPORTED = 100_000  # papers up to which they are imported abstracts
-CATEGORIES = ("cs.CL", "cs.LG", "cs.AI", "math.AG", "hep-th", "astro-ph")
-
-
-def abstracts() -> Iterator[tuple[str, str]]:
-    """Give (title, abstract) of the corpus."""
-    if "NULLIUS_ABSTRACTS" not in os.environ:
-        raise SystemExit("NULLIUS_ABSTRACTS must name a file of abstracts (.txt.xz, see the head of this program)")
-    with lzma.open(os.environ["NULLIUS_ABSTRACTS"], "rt", encoding="utf-8") as file:
-        block: list[str] = []
-        for line in file:
-            if line.strip():
-                block.append(line.strip())
-            elif block:
-                yield block[0], " ".join(block[1:])
-                block = []
 
 
 def fill(count: int) -> tuple[float, float]:
@@ -97,74 +82,6 @@ def held() -> int:
 
     with reading() as connection:
         return connection.execute(sa.select(sa.func.count()).select_from(paper)).scalar_one()
-
-
-def compose(count: int) -> None:
-    """Write so many papers of recombined sentences into the tables of the SQLite database, by hand: importing them is another benchmark's."""
-    from nullius.feed.database import reading
-    from nullius.lab import schema
-
-    with reading():
-        pass  # the tables and the catalogue are there now
-    pool = list(abstracts())
-    titles = [title.split() for title, _ in pool]
-    sentences = [sentence for _, text in pool for sentence in re.split(r"(?<=[.!?]) +", text) if len(sentence) > 30]
-    draw = random.Random(0)
-    connection = sqlite3.connect(str(schema.url().database), isolation_level=None)
-    connection.execute("PRAGMA synchronous = OFF")
-    first = connection.execute("SELECT max(id) + 1 FROM paper").fetchone()[0]
-    tables = ("paper", "paper_author", "paper_category", "paper_day", "paper_source")
-    found = connection.execute("SELECT name, sql, tbl_name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
-    indices = [(name, sql) for name, sql, table in found if table in tables]
-    for name, _ in indices:
-        connection.execute(f"DROP INDEX {name}")
-    paper = "id, arxiv_id, title, title_key, abstract, published, date_inferred, n_authors, primary_category, withdrawn, heat, votes, notes"
-    for start in range(0, count, 20_000):
-        numbers = range(first + start, first + min(start + 20_000, count))
-        days = [str(datetime.date(2000, 1, 1) + datetime.timedelta(days=number % 9000)) for number in numbers]
-        kinds = [CATEGORIES[number % len(CATEGORIES)] for number in numbers]
-        names = [[f"Author {draw.randrange(200_000)}", f"Second {draw.randrange(50_000)}"] for _ in numbers]
-        rows = []
-        for number, day, kind in zip(numbers, days, kinds, strict=True):
-            one, other = draw.choice(titles), draw.choice(titles)
-            title = " ".join(one[: len(one) // 2] + other[len(other) // 2 :])
-            text = " ".join(draw.choices(sentences, k=7))
-            rows.append((number, f"cs/{number:07}", title, title.casefold(), text, day, kind, number / 100))
-        connection.execute("BEGIN")
-        values = "?, ?, ?, ?, ?, ?, 0, 2, ?, 0, ?, 0, 0, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z'"
-        connection.executemany(f"INSERT INTO paper ({paper}, added, changed) VALUES ({values})", rows)
-        who = [(number, place, name, name) for number, pair in zip(numbers, names, strict=True) for place, name in enumerate(pair)]
-        connection.executemany("INSERT INTO paper_author VALUES (?, ?, ?, ?)", who)
-        connection.executemany("INSERT INTO paper_category VALUES (?, ?)", zip(numbers, kinds, strict=True))
-        connection.executemany("INSERT INTO paper_day VALUES (?, ?, 'arxiv')", zip(numbers, days, strict=True))
-        source = "INSERT INTO paper_source (paper, source, external_id, payload_sha256, fetched_at) VALUES (?, 'arxiv', ?, '', '')"
-        connection.executemany(source, ((number, f"cs/{number:07}") for number in numbers))
-        connection.execute("COMMIT")
-    for _, sql in indices:
-        connection.execute(sql)
-    connection.close()
-
-
-def vectors_like(folder: str) -> None:
-    """Write a vector for each paper, newest number first as the embedding does: sums of two real ones and noise, or random directions."""
-    import sqlalchemy as sa
-
-    from nullius.feed.database import reading
-    from nullius.feed.search import vectors, words
-    from nullius.feed.tables import paper
-
-    generator = np.random.default_rng(0)
-    real = vectors.open_vectors(Path(folder) / "search" / "vectors") if folder else None
-    with reading() as connection:
-        last = connection.execute(sa.select(sa.func.max(paper.c.id))).scalar() or 0
-    for stop in range(last, 0, -50_000):
-        numbers = np.arange(stop, max(stop - 50_000, 0), -1)
-        made = generator.standard_normal((len(numbers), 384)).astype(np.float32)
-        if real is not None:
-            one, other = (real.bytes[generator.integers(len(real.numbers), size=len(numbers))] / np.float32(400) for _ in range(2))
-            made = one + np.float32(0.7) * other + np.float32(0.02) * made
-        made /= np.linalg.norm(made, axis=1, keepdims=True)
-        vectors.append(words.folder() / "vectors", numbers.tolist(), *vectors.quantise(made))
 
 
 def build() -> None:
@@ -313,6 +230,29 @@ def recall(texts: list[str]) -> float:
     return float(np.mean([len(best & set(held.nearest(query, 10)[0])) / 10 for best, query in zip(exact, asked, strict=True)]))
 
 
+def model() -> None:
+    """Print how long the sentence model takes to be ready, what it holds, and how many abstracts it embeds in a second of one core."""
+    from nullius.feed.search import minilm, weights
+
+    weights.fetch_weights()
+    before, started = psutil.Process().memory_info().rss, clocks()
+    loaded = minilm.load(weights.folder())
+    loaded.encode(["ready"])
+    ready = clocks()
+    held = psutil.Process().memory_info()
+    print(
+        f"ready in {ready[0] - started[0]:.2f} s (CPU {ready[1] - started[1]:.2f}); process {held.rss / 1e6:.0f} MB, {before / 1e6:.0f} of it before"
+    )
+    texts = [f"{title}. {text}" for title, text in islice(abstracts(), 256)]
+    started = clocks()
+    for start in range(0, len(texts), 64):
+        loaded.encode(texts[start : start + 64])
+    wall, cpu = clocks()[0] - started[0], clocks()[1] - started[1]
+    print(f"{len(texts)} abstracts embedded: {len(texts) / cpu:.1f} in a second of processor, {len(texts) / wall:.1f} on the wall")
+    held = psutil.Process().memory_info()
+    print(f"process afterwards {held.rss / 1e6:.0f} MB, torch imported: {'torch' in sys.modules}")
+
+
 def clocks() -> tuple[float, float]:
     """Return wall and CPU time of this process, in seconds."""
     return time.perf_counter(), time.process_time()
@@ -347,7 +287,9 @@ def main() -> None:
     """Run what was asked for in a data folder of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", choices=("quality", "remembered", "speed", "fill", "build", "vectors", "requests"), help="the last four: steps of speed"
+        "what",
+        choices=("quality", "remembered", "model", "speed", "fill", "build", "vectors", "requests"),
+        help="the last four: steps of speed",
     )
     parser.add_argument("--among", type=int, default=2000)
     parser.add_argument("--half", choices=("tune", "report", "all"), default="report")
@@ -358,7 +300,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NULLIUS_DATA"] = arguments.data or folder
-        if arguments.what in ("quality", "remembered", "speed"):
+        if arguments.what in ("quality", "remembered", "model", "speed"):
             versions = (
                 f"Python {platform.python_version()}, numpy {np.__version__}, tantivy {version('tantivy')}, SQLite {sqlite3.sqlite_version}"
             )
@@ -368,6 +310,8 @@ def main() -> None:
             quality(arguments.among, arguments.half, arguments.words)
         elif arguments.what == "remembered":
             remembered(arguments.among, arguments.words)
+        elif arguments.what == "model":
+            model()
         elif arguments.what == "speed":
             speed(arguments.papers, arguments.like)
         elif arguments.what == "fill":
