@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -11,11 +12,12 @@ import time_machine
 from starlette.websockets import WebSocketDisconnect
 from tests.web.test_subscribing import WISH
 
-from nullius.feed import tables
+from nullius.feed import discussion, tables
 from nullius.feed.database import reading
 from nullius.feed.digest import subscriptions
 from nullius.lab import journal, queue
 from nullius.web import limiting, mailing, who
+from nullius.web.live import Live
 from nullius.web.settings import settings
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
@@ -372,6 +374,59 @@ def test_letters_of_other_alphabets_in_a_head(owner):
         ):
             answer = owner.request(method, path, headers=[*own, (name.encode(), value)])
             assert answer.status_code < 500, (name, path, answer.text[:200])
+
+
+def test_no_note_is_many_times_its_text():
+    """A table's rows get cells that they leave out: 5,000 characters would be 667,000, drawn for everybody who looks."""
+    wide = "|a" * 800 + "\n" + "|-" * 800 + "\n" + "a\n" * 900
+    for text in (
+        wide,
+        "> " * 2400 + "a",
+        "[" * 5000,
+        "`a" * 2500,
+        "*a_ " * 1250,
+        "![a](" * 1000,
+        "\n".join(" " * i + "- a" for i in range(90)),
+    ):
+        assert len(discussion.html(text[:5000])) < 40_000
+    assert "<td>2</td>" in discussion.html("|a|b|\n|-|-|\n|1|2|\n")
+
+
+def test_links_of_notes_lead_to_pages():
+    for address in ("https://example.org/x", "http://example.org", "/papers/embers", "#run"):
+        assert f'href="{address}"' in discussion.html(f"[x]({address})")
+    for address in (
+        "//evil.example",
+        "http:evil",
+        "javascript:x",
+        "&#106;avascript:x",
+        "JAVASCRIPT:x",
+        "data:text/html,x",
+        "x",
+    ):
+        for text in (f"[x]({address})", f"[x][1]\n\n[1]: {address}", f"<{address}>"):
+            assert "href" not in discussion.html(text), text
+    quoted = discussion.html('[a](http://x "\\" onmouseover=\\"alert(1)") &lt;script&gt; &#60;script&#62;')
+    assert 'onmouseover="' not in quoted
+    assert "<script" not in quoted
+
+
+@pytest.mark.anyio
+async def test_a_watcher_who_leaves_at_once_leaves_nothing(monkeypatch):
+    """Whoever comes after one who went away before the first look was done sees the run, not a picture that stands still."""
+    live, looked = Live(lambda _run: ""), asyncio.Event()
+
+    async def slow(_watch):
+        looked.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(live, "_look", slow)
+    joining = asyncio.create_task(live._join("01JZZZZZZZZZZZZZZZZZZZZZZZ"))
+    await looked.wait()
+    joining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    assert live.watches == {}
 
 
 def test_a_name_is_one_line(people, lab):

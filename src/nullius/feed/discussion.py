@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 MOST_CHARACTERS = 5_000
+MOST_CELLS = 2_000  # of a table: rows that leave cells out get them all the same, 720,000 from 5,000 characters
+_LINK = re.compile(r"https?://|/(?!/)|#", re.IGNORECASE)
 _TAGS = {
     *("a", "blockquote", "br", "code", "em", "h4", "hr", "li", "ol", "p", "pre", "s", "strong"),
     *("table", "tbody", "td", "th", "thead", "tr", "ul"),
@@ -109,23 +112,26 @@ def _note(row: Mapping[str, Any], replies: tuple[Note, ...] = ()) -> Note:
 
 
 def html(text: str) -> str:
-    """Return markdown as HTML that is safe to show: a small set of elements, links to http(s) only, nothing that runs, no images.
+    """Return markdown as HTML that is safe to show: a small set of elements, links to http(s) and to pages of this site only, nothing that runs,
+    no images, no table that is many times its text.
 
     >>> html("*yes* <script>alert(1)</script> [x](javascript:alert(1))")
     '<p><em>yes</em> &lt;script&gt;alert(1)&lt;/script&gt; [x](javascript:alert(1))</p>\\n'
     """
     import nh3
 
-    return nh3.clean(
-        _markdown().render(text), tags=_TAGS, attributes={"a": {"href"}}, url_schemes={"http", "https"}, link_rel="nofollow noopener ugc"
-    )
+    columns = max((line.count("|") for line in text.splitlines()), default=0)
+    rendered = _markdown(tables=columns * text.count("\n") <= MOST_CELLS).render(text)
+    return nh3.clean(rendered, tags=_TAGS, attributes={"a": {"href"}}, url_schemes={"http", "https"}, link_rel="nofollow noopener ugc")
 
 
 @cache
-def _markdown() -> MarkdownIt:
+def _markdown(tables: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
+    made = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["strikethrough", *(["table"] if tables else [])])
+    made.validateLink = lambda address: _LINK.match(address) is not None  # type: ignore[method-assign]  # as its documentation says
+    return made
 
 
 def _checked(text: str) -> str:

@@ -29,7 +29,6 @@ RANK: dict[str, int] = {"visitor": 0, "member": 1, "maintainer": 2}
 # What may be done from which rank on; the scope is what a token needs for it
 RIGHTS: dict[str, tuple[Role, str]] = {
     "read": ("visitor", "read"),
-    "search": ("visitor", "read"),
     "subscribe": ("visitor", ""),
     "vote": ("member", "vote"),
     "save": ("member", "vote"),
