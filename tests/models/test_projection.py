@@ -141,3 +141,17 @@ def test_a_hook_on_the_gate_is_called(joined):
     body(input_ids=torch.randint(40, (2, 9)), use_cache=False)
     assert seen == [(2, 9, 16)]
     assert joined == [4, 2]
+
+
+def test_compiled_parts_are_cut_further_and_are_the_same(monkeypatch):
+    parts = [torch.randn(3, width) for width in (512, 512, 1024, 1024, 16)]
+    plain = projection.side_by_side(parts)
+    seen, cat = [], torch.cat
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch, "cat", lambda pieces, dim: (seen.append([piece.shape[-1] for piece in pieces]), cat(pieces, dim))[1])
+    assert torch.equal(projection.side_by_side(parts), plain)
+    assert seen == [[256, 256, 256, 256, 512, 512, 512, 512, 16]]
+    for widths in ((2816, 2816), (1024, 1024, 1024), (512, 512, 1024, 1024), (16, 16)):
+        parts = [torch.randn(3, width) for width in widths]
+        assert projection.side_by_side(parts).shape[-1] == sum(widths)
+        assert len(seen.pop()) >= (9 if widths[0] > 16 else 2)
