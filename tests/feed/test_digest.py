@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import email
+import ipaddress
+import re
 import socket
+import ssl
 import threading
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from email import policy
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -21,11 +25,14 @@ from hypothesis import strategies as st
 pytest.importorskip("aiosmtpd", reason="the SMTP server of the tests is not installed")
 
 from aiosmtpd.controller import Controller
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from nullius.errors import UsageError
-from nullius.feed import tables
+from nullius.feed import cards, tables
 from nullius.feed.database import reading, writing
-from nullius.feed.digest import bounces, clock, contents, deliveries, message, subscriptions
+from nullius.feed.digest import bounces, clock, contents, deliveries, message, subscriptions, transport
 from nullius.feed.digest.clock import Schedule, current
 from nullius.feed.digest.settings import MailSettings, unsubscribed
 from nullius.feed.digest.subscriptions import Wish
@@ -40,6 +47,7 @@ class Server:
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, str, bytes]] = []
+        self.peers: list[tuple[str, int]] = []
         self.rcpt: list[str] = []
         self.data: list[str] = []
         self.drop = False
@@ -50,8 +58,8 @@ class Server:
         self.start()
         self.settings = MailSettings(f"smtp://127.0.0.1:{port}", "digest@lab.example", "https://lab.example", b"s" * 32)
 
-    def start(self) -> None:
-        self.controller = Controller(self, hostname="127.0.0.1", port=self.port)
+    def start(self, **how) -> None:
+        self.controller = Controller(self, hostname="127.0.0.1", port=self.port, **how)
         self.controller.start()
 
     async def handle_RCPT(self, server, session, envelope, address, options):
@@ -61,6 +69,7 @@ class Server:
         return answer
 
     async def handle_DATA(self, server, session, envelope):
+        self.peers.append(session.peer)
         if self.drop:
             self.mails.append((envelope.mail_from, envelope.rcpt_tos[0], envelope.content))
             server.transport.abort()
@@ -270,7 +279,7 @@ def test_the_mail_as_it_arrives(database, smtp):
     assert mail["List-Unsubscribe"].replace("\r\n", "").startswith(f"<{link}>, <mailto:")
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     assert (mail["Auto-Submitted"], mail["Precedence"], mail["Content-Language"]) == ("auto-generated", "bulk", "en")
-    assert mail["List-Id"]
+    assert mail["List-Id"] == "nullius daily <daily.lab.example>"
     assert mail["Date"]
     assert smtp.settings.bounced(sender) is not None
     assert smtp.settings.bounced(sender.replace("bounces+", "bounces+7")) is None
@@ -285,6 +294,22 @@ def test_without_https_there_is_no_one_click(smtp):
     assert mail["List-Unsubscribe"].startswith("<mailto:")
     assert mail["Subject"] == "1 verdict on smollm2-135m · Tue 10 Feb"
     assert "0.40 [0.30, …]" in mail.get_body(("plain",)).get_content()
+
+
+def test_new_verdicts_come_before_new_papers(sqlite, smtp):
+    numbers = tuple(stand_on(date(2026, 2, 10), ["First"]))
+    verdict = contents.NewVerdict("embers", "copying", "Copying", "holds", "smollm2-135m", "01R", 0.4, 0.3, 0.5)
+    with reading() as connection:
+        both = contents.Contents((verdict,), cards.by_ids(connection, numbers, subject=""), "smollm2-135m")
+    wanted = {"id": "01X", "kind": "daily", "target": "", "tz": "UTC"}
+    mail = message.compose(smtp.settings, wanted, both, "<a@b>", "ada@reader.example", NOW)
+    assert mail["Subject"] == "1 paper, 1 verdict on smollm2-135m · Tue 10 Feb"
+    for kind, first, then in (("plain", "NEW VERDICTS", "PAPERS"), ("html", ">New verdicts<", ">Papers<")):
+        text = mail.get_body((kind,)).get_content()
+        assert 0 < text.index(first) < text.index(then)
+    html = mail.get_body(("html",)).get_content()
+    assert "prefers-color-scheme: dark" in html
+    assert not re.search(r"<(img|link|script|iframe)|url\(|@import", html), "nothing remote, nothing that tells that it was read"
 
 
 def test_a_paper_comes_once_and_an_empty_period_brings_no_mail(database, smtp):
@@ -416,6 +441,49 @@ def test_a_connection_that_breaks_after_the_text_is_never_tried_again(sqlite, sm
     smtp.drop = False
     assert send(smtp, NOW + timedelta(hours=9)).counts == {}
     assert len(smtp.mails) == 1
+
+
+def test_all_mails_go_over_one_connection_ten_a_second(sqlite, smtp, monkeypatch):
+    for i in range(4):
+        subscribe(smtp, f"reader{i}@reader.example")
+    stand_on(date(2026, 2, 10), ["First"])
+    deliveries.plan(smtp.settings, NOW)
+    slept: list[float] = []
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: 100.0, sleep=slept.append))  # a clock that stands still
+    assert deliveries.send(smtp.settings, now=lambda: NOW).counts == {"sent": 4}
+    assert slept == pytest.approx([0, 0.1, 0.1, 0.1])
+    assert len(smtp.peers) == 4
+    assert len(set(smtp.peers)) == 1
+
+
+def test_mail_leaves_this_machine_encrypted_or_not_at_all(sqlite, smtp, monkeypatch, tmp_path):
+    """A server elsewhere that offers no encryption, or whose certificate is nobody's, gets neither the mail nor the password."""
+    subscribe(smtp)
+    stand_on(date(2026, 2, 10), ["First"])
+    deliveries.plan(smtp.settings, NOW)
+    elsewhere = transport.Server("127.0.0.1", smtp.port, "", "", tls=False, local=False)
+    monkeypatch.setattr(transport.Server, "of", lambda _settings: elsewhere)
+    assert send(smtp).counts == {"put off": 1}
+    with reading() as connection:
+        assert "offers no encryption" in connection.execute(sa.select(tables.delivery.c.error)).scalar_one()
+    smtp.controller.stop()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2099, 1, 1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
+    public = made.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "public.pem").write_bytes(public)
+    (tmp_path / "both.pem").write_bytes(public + private)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "both.pem")
+    smtp.start(tls_context=context, require_starttls=True)
+    assert send(smtp, NOW + timedelta(minutes=6)).counts == {"put off": 1}
+    assert smtp.mails == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
+    assert send(smtp, NOW + timedelta(minutes=37)).counts == {"sent": 1}
 
 
 def test_no_server_puts_off(sqlite, smtp):
