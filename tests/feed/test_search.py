@@ -146,14 +146,17 @@ def test_any_text_is_a_query(text):
         ('author:"Ada Lovelace"', "author", "Ada Lovelace"),
         ("runnable:no", "runnable", False),
         ("verdict:out-of-reach", "verdict", "out of reach"),
+        ("-cat:cs.CL", "cat", "cs.CL"),
     ],
 )
 def test_filters_are_read(text, name, value):
     (one,) = parse(text).filters
-    assert (one.name, one.value) == (name, value)
+    assert (one.name, one.value, one.negated) == (name, value, text.startswith("-"))
 
 
-@pytest.mark.parametrize("text", ["after:2024-13", "day:2025-02-30", "runnable:perhaps", "verdict:maybe", "has:money", "colour:red"])
+@pytest.mark.parametrize(
+    "text", ["after:2024-13", "day:2025-02-30", "day:2025-11", "-day:2025", "runnable:perhaps", "verdict:maybe", "has:money", "colour:red"]
+)
 def test_what_is_no_filter_is_said_and_left_out(text):
     query = parse(f"attention {text}")
     assert query.words == ("attention",)
@@ -200,6 +203,15 @@ FILTERED = [
     ("-whales author:ada", set()),
     ("whales runnable:yes", set()),
     ("whales runnable:no", {1, 2, 3}),
+    ("whales -runnable:yes", {1, 2, 3}),
+    ("whales -runnable:no", set()),
+    ("whales -author:ada", {2}),
+    ("whales -cat:cs.CL", {2}),
+    ("whales -has:code", {1, 3}),
+    ("whales -after:2023", {3}),
+    ("whales -day:2024-03-05", {2, 3}),
+    ("whales -id:2401.00002", {1, 3}),
+    ("whales -cat:cs.CL after:2023 -after:2024", {2}),
 ]
 
 
@@ -230,6 +242,10 @@ def test_verdicts_and_subjects_filter(database, no_weights):
     assert set(keys("verdict:fails subject:a")) == {"embers"}
     assert set(keys("subject:b")) == {"gla"}
     assert keys("attention verdict:fails subject:b") == ["gla"]
+    assert set(keys("subject:a -verdict:holds")) == {"embers"}
+    assert keys("verdict:fails -subject:a") == []
+    add_run("flexllm", "b", {"x": "fails"})
+    assert keys("verdict:fails -subject:a") == ["flexllm"]
     assert set(keys("runnable:yes", limit=100)) == set(studies.modules())
 
 

@@ -35,8 +35,8 @@ def condition(connection: sa.Connection, index: WordIndex, query: Query) -> Cond
     if lab:
         parts += _of_the_lab(connection, index, lab)
     for one in query.filters:
-        if one not in lab and (found := _of_the_index(index, one)) is not None:
-            parts.append((Occur.Must, found))
+        if one not in lab and (found := _of_the_index(connection, index, one)) is not None:
+            parts.append((Occur.MustNot if one.negated else Occur.Must, found))
     for phrase in query.phrases:
         if (found := index.phrase("body", phrase)) is not None:
             parts.append((Occur.Must, found))
@@ -50,7 +50,7 @@ def condition(connection: sa.Connection, index: WordIndex, query: Query) -> Cond
     return Condition.boolean_query(parts)
 
 
-def _of_the_index(index: WordIndex, one: Filter) -> Condition | None:
+def _of_the_index(connection: sa.Connection, index: WordIndex, one: Filter) -> Condition | None:
     value = one.value
     if isinstance(value, datetime.date):
         if one.name == "day":
@@ -65,22 +65,25 @@ def _of_the_index(index: WordIndex, one: Filter) -> Condition | None:
         return index.term("has", "code")
     if one.name == "source":
         return index.term("source", text.lower())
-    return Condition.empty_query()  # id: with something that is no arXiv id
+    return index.ids(numbers_of(connection, [text.lower()]))  # id: one that is left out, or something that is no arXiv id
 
 
 def _of_the_lab(connection: sa.Connection, index: WordIndex, wanted: Sequence[Filter]) -> list[tuple[Occur, Condition]]:
-    """Papers by study and by verdicts. verdict: and subject: together mean such a verdict on that subject."""
+    """Papers by study and by verdicts. verdict: and subject: together mean such a verdict on that subject; so do -verdict: and -subject:."""
     parts = []
-    words = {str(one.value) for one in wanted if one.name == "verdict"}
-    hashes = [verdicts.hashes_of(connection, str(one.value)) for one in wanted if one.name == "subject"]
-    if words or hashes:
-        on = set.intersection(*map(set, hashes)) if hashes else None
-        cells = verdicts.cells(connection, hashes=on)
-        slugs = {cell.slug for cell in cells if not words or cell.word in words}
-        parts.append((Occur.Must, index.ids(_numbers(connection, slugs))))
+    for negated in (False, True):
+        mine = [one for one in wanted if one.negated == negated and one.name != "runnable"]
+        words = {str(one.value) for one in mine if one.name == "verdict"}
+        hashes = [verdicts.hashes_of(connection, str(one.value)) for one in mine if one.name == "subject"]
+        if words or hashes:
+            on = set.intersection(*map(set, hashes)) if hashes else None
+            cells = verdicts.cells(connection, hashes=on)
+            slugs = {cell.slug for cell in cells if not words or cell.word in words}
+            parts.append((Occur.MustNot if negated else Occur.Must, index.ids(_numbers(connection, slugs))))
     for one in wanted:
         if one.name == "runnable":
-            parts.append((Occur.Must if one.value else Occur.MustNot, index.ids(_numbers(connection, set(studies.modules())))))
+            within = Occur.Must if one.value != one.negated else Occur.MustNot
+            parts.append((within, index.ids(_numbers(connection, set(studies.modules())))))
     return parts
 
 

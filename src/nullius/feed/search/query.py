@@ -30,11 +30,12 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 @dataclass(frozen=True)
 class Filter:
-    """One filter, as it was written (text) and as it is applied. value: a word, a date, True or False."""
+    """One filter, as it was written (text) and as it is applied. value: a word, a date, True or False; negated: with a minus before it."""
 
     name: str
     value: str | bool | datetime.date
     text: str
+    negated: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def parse(text: str) -> Query:
     for match in _PIECE.finditer(read):
         minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
         value = quoted if quoted is not None else bare
-        if (name == "id" and (identifier := arxiv_id(value))) or (identifier := arxiv_id(match[0].strip('"'))):
+        if (name == "id" and not minus and (identifier := arxiv_id(value))) or (identifier := arxiv_id(match[0].strip('"'))):
             known.append(identifier[0])
         elif name in _FILTERS:
             try:
-                filters.append(Filter(name, _FILTERS[name](value.strip()), match[0]))
+                filters.append(Filter(name, _FILTERS[name](value.strip()), match[0], bool(minus)))
             except ValueError as problem:
                 messages.append(f"{match[0][:60]}: {problem}; searched without it")
         elif name and bare is not None and not value.startswith("//") and not minus:
@@ -151,10 +152,16 @@ def _date(last: bool) -> Callable[[str], datetime.date]:
     return read
 
 
+def _day(value: str) -> datetime.date:
+    if value.count("-") != 2:
+        raise ValueError("a day is written 2024-05-31")
+    return _date(last=False)(value)
+
+
 _FILTERS: dict[str, Callable[[str], str | bool | datetime.date]] = {
     "author": _text,
     "cat": _text,
-    "day": _date(last=False),
+    "day": _day,
     "after": _date(last=False),
     "before": _date(last=True),
     "runnable": _yes_no,
