@@ -159,6 +159,7 @@ def test_offsets_that_do_not_fit_are_refused(offsets):
 
 INTERPRETED = """
 import torch
+from nullius.kernels.gated import gated_linear_attention
 from tests.kernels.test_gated import close, tensors, values_and_gradients
 strong, odd = ((1, 40, 1, 16, 16), 0.02), ((1, 20, 1, 5, 16), 1.0)
 single = ((1, 1, 1, 16, 16), 1.0)
@@ -175,6 +176,17 @@ for length, strength, wide in ((600, 16.0, False), (150, 0.02, True), (100, 0.5,
     exact = values_and_gradients([t.double() for t in x], "recurrence")
     for i, (a, b) in enumerate(zip(values_and_gradients(x, "triton"), exact)):
         assert close(a.double(), b, 1e-3), (length, strength, wide, i)
+# one gate that is none, among closed ones, ends it
+for wrong in (1e-3, float("nan")):
+    x = [t.float() for t in tensors(1, 20, 1, 20, 16, 1.0)[:4]]
+    x[3][0, 3] = -torch.inf
+    gated_linear_attention(*x, backend="triton")
+    x[3][0, 17, 0, 18] = wrong
+    try:
+        gated_linear_attention(*x, backend="triton")
+        raise AssertionError(wrong)
+    except RuntimeError as error:
+        assert "must be" in str(error), error
 x = tensors(1, 60, 1, 16, 16, 1.0)
 x = (*x[:4], torch.randn(3, 1, 16, 16, dtype=torch.float64))
 packed = {"cu_seqlens": torch.tensor([0, 1, 20, 60])}
@@ -194,12 +206,16 @@ def run(x, upstream, backend):
     return [o.detach(), end.detach(), *torch.autograd.grad([o, end], leaves, [upstream.to(o.dtype), 3 * end.detach()])]
 # of the output, the last state, gradients of q, k, v, the gate, the first state: bf16 itself rounds by 1.7e-3
 bounds = (2.7e-3, 1.8e-3, 2e-3, 2.5e-3, 2.8e-3, 3e-3, 2.3e-3)
-for length, strength in ((150, 16.0), (100, 0.02), (100, 2.0)):
-    x = [t.bfloat16() if i < 3 else t.float() for i, t in enumerate(tensors(1, length, 1, 32, 32, strength))]
-    upstream = tensors(1, length, 1, 32, 32, 1.0, seed=1)[2].bfloat16()
+# the last: two segments of whole chunks, loaded by tile
+for length, key, strength in ((150, 32, 16.0), (100, 32, 0.02), (100, 32, 2.0), (640, 256, 16.0)):
+    x = [t.bfloat16() if i < 3 else t.float() for i, t in enumerate(tensors(1, length, 1, key, 32, strength))]
+    upstream = tensors(1, length, 1, key, 32, 1.0, seed=1)[2].bfloat16()
     exact = run([t.double() for t in x], upstream, "recurrence")
-    for i, (a, b, bound) in enumerate(zip(run(x, upstream, "triton"), exact, bounds)):
+    ours = run(x, upstream, "triton")
+    for i, (a, b, bound) in enumerate(zip(ours, exact, bounds)):
         assert close(a.double(), b, bound), (length, strength, i)
+    # where no gradients and no last states are wanted, less is made
+    assert torch.equal(ours[0], gated_linear_attention(*x[:4], initial_state=x[4], backend="triton")), (length, strength)
 """
 
 

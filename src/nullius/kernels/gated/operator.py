@@ -57,7 +57,7 @@ def gated_linear_attention(
     elif chosen == "triton":  # which checks the gate as it reads it
         from nullius.kernels.gated.triton_operator import triton_gated
 
-        o, end = triton_gated(q, k, v, gate, given, scale, offsets)
+        o, end = triton_gated(q, k, v, gate, given, scale, offsets, return_state)
     else:
         _check_gate(gate)
         form = chunked if chosen == "chunks" else recurrence

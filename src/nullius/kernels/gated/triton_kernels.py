@@ -4,7 +4,7 @@ What decides the speed. With K = 256, V = 512 and C = 64 the states at chunk bou
 tokens of 4 heads, as much as all inputs and outputs), and what is made of the gate (a running sum, exponentials, the scores P) is wanted by
 every block of V columns. Hence:
 
-- `prepare` makes Q ⊙ e^b, K ⊙ e^(b_C − b), e^(b_C) and P once;
+- `prepare` makes Q ⊙ e^b, K ⊙ e^(b_C − b), b_C and P once;
 - `walk` carries a [BV, K] tile of the state along the chunks in registers and multiplies the outputs out on its way, so that the forward
   pass never writes a state to memory. Backwards, the same kernel with the roles of Q and K exchanged gives dV from dH.
 
@@ -44,7 +44,7 @@ def _gate(
     j = start + tl.arange(0, columns)
     offset = (first + i)[:, None] * by_token + head * by_head + j[None, :] * by_channel
     gate = tl.load(pointer + offset, mask=(i < count)[:, None] & (j < width)[None, :], other=0.0)
-    return tl.where(gate < -1e4, -1e4, gate).to(gate.dtype)
+    return tl.maximum(gate.to(tl.float32), -1e4, propagate_nan=tl.PropagateNan.ALL).to(gate.dtype)
 
 
 @triton.jit
@@ -128,76 +128,126 @@ def _product(large, small, x, start, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _larger(x, y):
+    """The larger one; NaN where either is."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _exponents(g, dtype: tl.constexpr, C: tl.constexpr):
+    """b − b_C / 2 and b_C / 2 (base 2), both [C, *], as products of the gate with matrices of halves (see `_running_sum`): what is the same in
+    all rows would, as a sum along them, have to go through shared memory."""
+    i = tl.arange(0, C)
+    terms: tl.constexpr = 2 if dtype == tl.float16 or g.dtype == tl.float32 else 1
+    around = tl.where(i[:, None] >= i[None, :], 0.5, -0.5).to(dtype)
+    everywhere = tl.full((C, C), 0.5, dtype)
+    unit = 1.4426950408889634
+    if terms == 1:
+        large = g
+    else:
+        g = g.to(tl.float32)
+        if dtype == tl.float16:
+            scale = tl.maximum(tl.max(tl.abs(g)), 1e-30) * 2.0**-14
+            g *= 1.0 / scale
+            unit *= scale
+        large = _upper(g, dtype)
+        small = (g - large).to(dtype)
+        large = large.to(dtype)
+    middle = tl.dot(around, large)
+    half = tl.dot(everywhere, large)
+    if terms > 1:
+        middle = tl.dot(around, small, middle)
+        half = tl.dot(everywhere, small, half)
+    return middle * unit, half * unit
+
+
+@triton.jit
+def _eleven(x):
+    """x in fp32 plus half a unit of the 11 bits that tf32 keeps of it: it is rounded then, where the matrix unit cuts off."""
+    return (x.to(tl.uint32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def prepare(
     q, k, gate, table, grown, faded, fade, p,
     scale, heads, by_token, by_head, by_channel,
-    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, MILD: tl.constexpr, STRONG: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TWICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For one chunk of one head: grown = scale · Q ⊙ e^b, faded = K ⊙ e^(b_C − b), fade = b_C (base 2), and P as a sum of two numbers of its
-    type (see `_double`), [2, chunks, H, C, C]: the product of Q ⊙ e^(b − b_C / 2) and K ⊙ e^(b_C / 2 − b).
+    type (see `_double`), [2, chunks, H, C, C]: the product of X = Q ⊙ e^(b − b_C / 2) and Y = K ⊙ e^(b_C / 2 − b).
 
-    Of the three flags behind `fade` the first is cleared when a gate is positive or NaN, the others when a channel fades by more than 2^MILD,
-    by more than 2^STRONG in a chunk. Then P has left the range of its factors, and `strong_scores` makes it anew.
+    In 16 bits grown and faded are X and Y times e^(b_C / 2), which saves an exponential; where a channel fades too strongly for X and Y to
+    be finite, `strong_scores` makes all of it anew. The first flag behind `fade` is cleared when a gate is positive or NaN.
     """
     chunk = tl.program_id(0)
     head = tl.program_id(1)
     first = tl.load(table + 2 * chunk)
     count = tl.load(table + 2 * chunk + 1)
-    flags = fade + tl.num_programs(0) * heads * K
+    dtype: tl.constexpr = q.dtype.element_ty
+    i = tl.arange(0, C)
     total = tl.zeros((C, C), tl.float32)
-    strongest = 0.0
-    wrong = 0
+    worst = tl.full((C, BK // 8), -1.0, tl.float32)
     for k0 in range(0, K, BK):
         b_q = _tile(q, first, count, head, heads, K, k0, C, BK).to(tl.float32) * scale
         b_k = _tile(k, first, count, head, heads, K, k0, C, BK).to(tl.float32)
         g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK)
-        wrong += tl.sum(((g > 0) | (g != g)).to(tl.int32))
-        b = _running_sum(g, q.dtype.element_ty, C, False) * 1.4426950408889634
-        last = tl.sum(g.to(tl.float32), 0) * 1.4426950408889634
-        strongest = tl.minimum(strongest, tl.min(last, 0))
+        # eight neighbours are one thread's
+        worst = _larger(worst, tl.reduce(tl.reshape(g.to(tl.float32), (C, BK // 8, 8)), 2, _larger))
+        if dtype == tl.float32:
+            b = _running_sum(g, dtype, C, False) * 1.4426950408889634
+            last = tl.sum(g.to(tl.float32), 0) * 1.4426950408889634
+            half = 0.5 * last[None, :] + tl.zeros((C, BK), tl.float32)
+            x = b_q * tl.exp2(b - half)
+            y = b_k * tl.exp2(half - b)
+            grow = b_q * tl.exp2(b)
+            wither = b_k * tl.exp2(_after(g, b, last, dtype))
+        else:
+            middle, half = _exponents(g, dtype, C)
+            x = b_q * tl.exp2(middle)
+            y = b_k * tl.exp2(-middle)
+            grow = x * tl.exp2(half)
+            wither = y * tl.exp2(half)
         j = k0 + tl.arange(0, BK)
-        tl.store(fade + (chunk * heads + head) * K + j, last, mask=j < K)
-        _store(grown, b_q * tl.exp2(b), first, count, head, heads, K, k0, C, BK)
-        _store(faded, b_k * tl.exp2(_after(g, b, last, q.dtype.element_ty)), first, count, head, heads, K, k0, C, BK)
-        half = 0.5 * last[None, :]
-        large, small = _double(b_q * tl.exp2(b - half), q.dtype.element_ty)
-        total = _product(large, small, tl.trans(b_k * tl.exp2(half - b)), total, PRECISION)
-    if wrong > 0:
-        tl.store(flags, 0.0)
-    if strongest <= MILD:
-        tl.store(flags + 1, 0.0)
-    if strongest <= STRONG:
-        tl.store(flags + 2, 0.0)
-    _store_scores(p, total, chunk, head, heads, tl.num_programs(0), C)
+        tl.store(fade + (chunk * heads + head) * K + j[None, :] + 0 * i[:, None], 2.0 * half, mask=(j < K)[None, :] & (i == 0)[:, None])
+        _store(grown, grow, first, count, head, heads, K, k0, C, BK)
+        _store(faded, wither, first, count, head, heads, K, k0, C, BK)
+        if dtype == tl.bfloat16:
+            total = tl.dot(_eleven(x), tl.trans(_eleven(y)), total, input_precision="tf32")
+        else:
+            large, small = _double(x, dtype)
+            total = _product(large, small, tl.trans(y), total, PRECISION)
+    if tl.sum(((worst > 0) | (worst != worst)).to(tl.int32)) > 0:
+        tl.store(fade + tl.num_programs(0) * heads * K, 0.0)
+    _store_scores(p, total, chunk, head, heads, tl.num_programs(0), C, TWICE)
 
 
 @triton.jit
-def _store_scores(p, total, chunk, head, heads, chunks, C: tl.constexpr):
+def _store_scores(p, total, chunk, head, heads, chunks, C: tl.constexpr, TWICE: tl.constexpr):
     i = tl.arange(0, C)
     total = tl.where(i[:, None] >= i[None, :], total, 0.0)
     # rounded, not masked as by `_double`: forwards only the first number is used
     large = total.to(p.dtype.element_ty)
     where = _square(chunk, head, heads, C)
     tl.store(p + where, large)
-    tl.store(p + chunks.to(tl.int64) * heads * C * C + where, (total - large.to(tl.float32)).to(p.dtype.element_ty))
+    if TWICE:
+        tl.store(p + chunks.to(tl.int64) * heads * C * C + where, (total - large.to(tl.float32)).to(p.dtype.element_ty))
 
 
 @triton.jit
 def strong_scores(
-    q, k, gate, table, fade, p,
+    q, k, gate, table, grown, faded, fade, p,
     scale, heads, by_token, by_head, by_channel,
-    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, STRONG: tl.constexpr,
+    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr, MILD: tl.constexpr, STRONG: tl.constexpr, TWICE: tl.constexpr,
 ):  # fmt: skip
-    """P of one chunk of one head, where a channel fades by more than 2^STRONG: one column at a time, each difference of exponents taken before
-    the exponential. Nearly always all programs leave at once; within `prepare` the registers wanted here would slow every chunk down."""
-    if tl.load(fade + tl.num_programs(0) * heads * K + 2) != 0:
-        return
+    """What `prepare` makes, anew for a chunk of a head where a channel fades by more than 2^STRONG: P one column at a time, each difference of
+    exponents taken before the exponential. Nearly always all programs leave at once; within `prepare` the registers wanted here would slow
+    every chunk down. The second flag behind `fade` is cleared where a channel fades by more than 2^MILD."""
     chunk = tl.program_id(0)
     head = tl.program_id(1)
-    strongest = 0.0
-    for k0 in range(0, K, BK):
-        j = k0 + tl.arange(0, BK)
-        strongest = tl.minimum(strongest, tl.min(tl.load(fade + (chunk * heads + head) * K + j, mask=j < K, other=0.0), 0))
+    j = tl.arange(0, WIDE)
+    strongest = tl.min(tl.load(fade + (chunk * heads + head) * K + j, mask=j < K, other=0.0), 0)
+    if strongest <= MILD:
+        tl.store(fade + tl.num_programs(0) * heads * K + 1, 0.0)
     if strongest > STRONG:
         return
     first = tl.load(table + 2 * chunk)
@@ -207,14 +257,17 @@ def strong_scores(
     for k0 in range(0, K, BK):
         b_q = _tile(q, first, count, head, heads, K, k0, C, BK).to(tl.float32) * scale
         b_k = _tile(k, first, count, head, heads, K, k0, C, BK).to(tl.float32)
-        g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK)
-        b = tl.cumsum(g.to(tl.float32) * 1.4426950408889634, 0)
+        g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK).to(tl.float32) * 1.4426950408889634
+        b = tl.cumsum(g, 0)
+        _store(grown, b_q * tl.exp2(b), first, count, head, heads, K, k0, C, BK)
+        # a sum of its own: the difference b_C − b of strong gates has not the digits of a single one
+        _store(faded, b_k * tl.exp2(tl.cumsum(g, 0, reverse=True) - g), first, count, head, heads, K, k0, C, BK)
         for column in range(C):
             b_j = tl.sum(tl.where((i == column)[:, None], b, 0.0), 0)
             k_j = tl.sum(tl.where((i == column)[:, None], b_k, 0.0), 0)
             p_j = tl.sum(b_q * k_j[None, :] * tl.exp2(tl.minimum(b - b_j[None, :], 0.0)), 1)
             total += tl.where((i == column)[None, :], p_j[:, None], 0.0)
-    _store_scores(p, total, chunk, head, heads, tl.num_programs(0), C)
+    _store_scores(p, total, chunk, head, heads, tl.num_programs(0), C, TWICE)
 
 
 @triton.jit
@@ -223,15 +276,17 @@ def walk(
     chunks, heads,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BACKWARDS: tl.constexpr, FROM_ZERO: tl.constexpr, OUT: tl.constexpr, LAST: tl.constexpr, TOTAL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    LATE: tl.constexpr, BY_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Carry a [BV, K] tile of the transposed state along the chunks of one segment.
 
     Forwards: read = grown, write = faded, right = V: Oᵀ = Hᵀ readᵀ + Vᵀ Pᵀ; Hᵀ ← Hᵀ ⊙ e^(b_C) + Vᵀ write. Backwards, from the last chunk to
     the first, with read = faded, write = grown, right = dO: dVᵀ = dHᵀ readᵀ + dOᵀ P; dHᵀ ← dHᵀ ⊙ e^(b_C) + dOᵀ write.
     Transposed, because a matrix unit takes its left factor from registers, where the state is: the state never passes through shared memory.
-    OUT: write the outputs. FROM_ZERO: there is no `first_state`. LAST: write the state at the end, where the table asks for it. TOTAL:
-    also write the whole decay, for `join`; and leave at once where the table does not ask for the state at the end.
+    OUT: write the outputs; LATE: in the next chunk's turn, as with two stages loads start after all the work of a chunk. FROM_ZERO: there is
+    no `first_state`. LAST: write the state at the end, where the table asks for it. TOTAL: also write the whole decay, for `join`; and leave
+    at once where the table does not ask for the state at the end. BY_TILE: all chunks are whole, and the four tensors of the loop come as
+    descriptors: each product then waits for its own tiles alone, and no registers are taken by addresses.
     """
     v0 = tl.program_id(0) * BV
     segment = tl.program_id(1)
@@ -254,33 +309,52 @@ def walk(
         state += tl.load(first_state + (start_row.to(tl.int64) * heads + head) * K * V + where_state, mask=inside, other=0.0)
     whole = tl.full((BK,), 1.0, tl.float32)
     o = tl.zeros((BV, C), tl.float32)
+    row = chunk0 + n - 1 if BACKWARDS else chunk0
+    decay = tl.load(fade + (row * heads + head) * K + i, mask=i < K, other=0.0)
     for step in range(0, n):
         at = n - 1 - step if BACKWARDS else step
         first = begin + at * C
         count = end - first
         chunk = chunk0 + at
-        factor = state.to(right.dtype.element_ty)
-        if OUT:
+        factor = state.to(out.dtype.element_ty)
+        now = tl.exp2(decay)
+        # the next chunk's, as this load would be waited for
+        row = tl.maximum(chunk - 1, chunk0) if BACKWARDS else tl.minimum(chunk + 1, chunk0 + n - 1)
+        decay = tl.load(fade + (row * heads + head) * K + i, mask=i < K, other=0.0)
+        if OUT and LATE:
             # the outputs of the chunk before, while this one's tiles are on their way
             before = first + C if BACKWARDS else first - C
             _store(out, tl.trans(o), before, tl.where(step > 0, end - before, 0), head, heads, V, v0, C, BV)
-        b_write = _tile(write, first, count, head, heads, K, 0, C, BK)
-        b_right = _tile(right, first, count, head, heads, V, v0, C, BV)
-        decay = tl.exp2(tl.load(fade + (chunk * heads + head) * K + i, mask=i < K, other=0.0))
         if OUT:
-            b_read = _tile(read, first, count, head, heads, K, 0, C, BK)
-            b_p = tl.load(p + _square(chunk, head, heads, C))
+            if BY_TILE:
+                o = tl.dot(factor, tl.trans(read.load([first, head * K])), input_precision=PRECISION)
+                b_right = right.load([first, head * V + v0])
+                b_p = p.load([(chunk * heads + head) * C, 0])
+            else:
+                b_read = _tile(read, first, count, head, heads, K, 0, C, BK)
+                o = tl.dot(factor, tl.trans(b_read), input_precision=PRECISION)
+                b_right = _tile(right, first, count, head, heads, V, v0, C, BV)
+                b_p = tl.load(p + _square(chunk, head, heads, C))
             if not BACKWARDS:
                 b_p = tl.trans(b_p)
-            o = tl.dot(factor, tl.trans(b_read), input_precision=PRECISION)
             o = tl.dot(tl.trans(b_right), b_p, o, input_precision=PRECISION)
             if BACKWARDS:
-                b_p = tl.load(p + chunks * heads * C * C + _square(chunk, head, heads, C))
+                if BY_TILE:
+                    b_p = p.load([((chunks + chunk) * heads + head) * C, 0])
+                else:
+                    b_p = tl.load(p + chunks * heads * C * C + _square(chunk, head, heads, C))
                 o = tl.dot(tl.trans(b_right), b_p, o, input_precision=PRECISION)
-        state = tl.dot(tl.trans(b_right), b_write, state * decay[None, :], input_precision=PRECISION)
+            if not LATE:
+                _store(out, tl.trans(o), first, count, head, heads, V, v0, C, BV)
+        elif BY_TILE:
+            b_right = right.load([first, head * V + v0])
+        else:
+            b_right = _tile(right, first, count, head, heads, V, v0, C, BV)
+        b_write = write.load([first, head * K]) if BY_TILE else _tile(write, first, count, head, heads, K, 0, C, BK)
+        state = tl.dot(tl.trans(b_right), b_write, state * now[None, :], input_precision=PRECISION)
         if TOTAL:
-            whole *= decay
-    if OUT:
+            whole *= now
+    if OUT and LATE:
         first = begin if BACKWARDS else begin + (n - 1) * C
         _store(out, tl.trans(o), first, end - first, head, heads, V, v0, C, BV)
     if LAST:
@@ -292,10 +366,10 @@ def walk(
 
 @triton.jit
 def join(
-    sums, total, first_state, starts, sequences, heads,
+    sums, total, first_state, starts, sequences, pieces, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BACKWARDS: tl.constexpr, FROM_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """Turn the sums that pieces gathered from zero into the state each piece starts with. Elementwise; one program a sequence and tile."""
+    """Turn the sums that pieces gathered from zero into the states that segments start with. Elementwise; one program a sequence and tile."""
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     k0 = (tl.program_id(0) // tiles_v) * BK
     v0 = (tl.program_id(0) % tiles_v) * BV
@@ -310,7 +384,10 @@ def join(
         state += tl.load(first_state + where, mask=inside, other=0.0)
     for step in range(begin, end):
         piece = begin + end - 1 - step if BACKWARDS else step
+        starting = tl.load(pieces + 8 * piece + 4 + BACKWARDS) >= 0
+        summed = tl.load(pieces + 8 * piece + 6 + BACKWARDS) >= 0
         at, ok = _state_offsets(piece, head, heads, K, V, k0, v0, BK, BV)
-        tl.store(starts + at, state, mask=ok)
-        decay = tl.load(total + (piece * heads + head) * K + i, mask=i < K, other=0.0)
-        state = state * decay[:, None] + tl.load(sums + at, mask=ok, other=0.0)
+        more = tl.load(sums + at, mask=ok & summed, other=0.0)
+        decay = tl.load(total + (piece * heads + head) * K + i, mask=(i < K) & summed, other=0.0)
+        tl.store(starts + at, state, mask=ok & starting)
+        state = state * decay[:, None] + more

@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nullius.kernels.gated import triton_gradients as gradients
 from nullius.kernels.gated import triton_kernels as kernels
+from nullius.kernels.gated.triton_plan import PROGRAMS, plan, ratio, width
 
 
 @dataclass(frozen=True)
@@ -35,90 +36,32 @@ class Tiles:
 
 CHUNK = 64
 BLOCK = 8  # chunks between two states that are written to memory
-PREPARE = Tiles(32, 0, 4, 3)
-SCORES = Tiles(32, 64, 4, 3)  # k: of P under strong gates; v: of its gradient
+PREPARE = Tiles(32, 0, 4, 4, 160)
+STRONG_SCORES = Tiles(32, 0, 4, 3, 128)  # it spills; but nearly always its programs leave at once, and then many should fit
+SCORE_GRADIENT = Tiles(0, 64, 4, 3)
 WALK = Tiles(0, 128, 8, 3)  # k: all of it; v shrinks where K is larger than 256, and stages where it is larger than 128
+WALK_BY_TILE = 256  # K from where on a walk loads by tile: the processor, which describes tiles at every launch, is slow for smaller layers
 GRADIENTS = Tiles(128, 256, 8, 2)  # half of v and a stage more where K is smaller or the programs are too few
 GRADIENTS_PIECE = 64  # columns of v side by side: a product takes its left factor from registers, a piece at a time
 KEYS = Tiles(32, 0, 4, 1)
 KEYS_AHEAD = 2  # stages of its loop
 SUMS_STAGES = 3  # of a walk without outputs, where K is at most 256
-# A segment is a run of chunks that one program walks. Sequences are cut into segments until this many programs fill the machine.
-PROGRAMS = 128
-
-
-def _ratio(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _width(size: int) -> int:
-    """The next power of two, at least 16."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Tables of what programs work on.
-
-    chunks [n, 2]: first token, length. blocks [m, 3]: first and past-last token, first chunk. segments [s, 8]: the same and the first block;
-    rows of the state to start from, forwards and backwards; rows where the state at the end belongs, likewise, −1 where nobody wants it.
-    pieces [p, 8]: segments (in halves, where a sequence has two), likewise, for the sums from which `join` makes the states to start from.
-    sequences [r, 2]: first and past-last piece.
-    """
-
-    chunk: int
-    chunks: Tensor
-    blocks: Tensor
-    segments: Tensor
-    pieces: Tensor
-    sequences: Tensor
-
-
-def plan(offsets: tuple[int, ...], programs: int, largest_chunk: int, chunks_of_block: int, device: torch.device) -> Plan:
-    """Cut sequences into chunks, blocks, segments and pieces. programs: those that walk one sequence side by side (heads × tiles of a state)."""
-    longest = max(b - a for a, b in pairwise(offsets))
-    chunk = min(largest_chunk, _width(longest))
-    wanted = max(1, PROGRAMS // (programs * (len(offsets) - 1)))
-    block = chunks_of_block * chunk
-    cut = any(b - a > _segment(b - a, block, wanted) for a, b in pairwise(offsets))
-    chunks: list[tuple[int, ...]] = []
-    blocks: list[tuple[int, ...]] = []
-    segments: list[tuple[int, ...]] = []
-    pieces: list[tuple[int, ...]] = []
-    sequences: list[tuple[int, ...]] = []
-    for row, (a, b) in enumerate(pairwise(offsets)):
-        length = _segment(b - a, block, wanted)
-        begin = len(pieces)
-        for i in range(a, b, length):
-            end, first, last = min(i + length, b), i == a, i + length >= b
-            where = len(chunks) + (i - a) // chunk
-            half = _ratio(_ratio(end - i, chunk), 2 if b - a <= 2 * length else 1) * chunk
-            halves = [(j, min(j + half, end)) for j in range(i, end, half)]
-            for j, past in halves:
-                at = len(pieces)
-                pieces.append((j, past, where + (j - i) // chunk, 0, 0, 0, -1 if last else at, -1 if first else at))
-            rows = (len(pieces) - len(halves), len(pieces) - 1) if cut else (row, row)
-            segments.append((i, end, where, len(blocks) + (i - a) // block, *rows, row if last else -1, row if first else -1))
-        sequences.append((begin, len(pieces)))
-        blocks += [(i, min(i + block, b), len(chunks) + (i - a) // chunk) for i in range(a, b, block)]
-        chunks += [(i, min(chunk, b - i)) for i in range(a, b, chunk)]
-    tables = (chunks, blocks, segments, pieces, sequences)
-    return Plan(chunk, *(torch.tensor(rows, dtype=torch.int32, device=device) for rows in tables))
-
-
-def _segment(length: int, block: int, wanted: int) -> int:
-    """Tokens of a segment: whole blocks."""
-    return _ratio(_ratio(length, block), wanted) * block
 
 
 def triton_gated(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, offsets: list[int] | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, offsets: list[int] | None, last: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Same contract as `recurrence`, for tensors on CUDA (anywhere under Triton's interpreter).
 
-    state: None for zeros. offsets: of packed sequences, if any."""
+    state: None for zeros. offsets: of packed sequences, if any. last: whether the last states are wanted, else None."""
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gate, state))
+    q, k, v, gate, state = laid_out(q, k, v, gate, state)
+    cuts = bounds(q, offsets)
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        o, end = _Gated.apply(*laid_out(q, k, v, gate, state), scale, bounds(q, offsets))
+        if learning:
+            o, end = _Gated.apply(q, k, v, gate, state, scale, cuts, last)
+        else:
+            o, end, *_ = forward(_launches(q, v, gate, cuts, k, state), q, k, v, gate, state, scale, last, learning)
     return o, end
 
 
@@ -150,11 +93,11 @@ class _Launches:
     ) -> None:
         self.heads, self.K, self.V, self.strides, self.device = heads, key, value, strides, device.index
         exact = dtype == torch.float32
-        wide, tall = _width(key), _width(value)
+        wide, tall = width(key), width(value)
         chunk = min(CHUNK, max(16, 32768 // (wide * dtype.itemsize)))
         # a walk holds [C, K] tiles of Q and K in shared memory, 32 KB each, and a [K, BV] tile of the state in registers, 128 KB
         walk_v = min(tall, max(16, 32768 // wide), 32 if exact else WALK.v)
-        self.walk_tiles = _ratio(value, walk_v)
+        self.walk_tiles = ratio(value, walk_v)
         block = 1 if exact else BLOCK
         self.plan = plan(bounds, heads * self.walk_tiles, chunk, block, device)
         at = self.plan
@@ -166,10 +109,10 @@ class _Launches:
         turn_k, turn_v = min(wide, GRADIENTS.k), min(tall, GRADIENTS.v)
         if exact:
             turn_k, turn_v = min(wide, 32), min(tall, 64)
-        elif turn_k < 128 or len(at.segments) * heads * _ratio(key, turn_k) * _ratio(value, turn_v) < 0.9 * PROGRAMS:
+        elif turn_k < 128 or len(at.segments) * heads * ratio(key, turn_k) * ratio(value, turn_v) < 0.9 * PROGRAMS:
             turn_v = min(turn_v, 128)
         pieces = max(1, turn_v // GRADIENTS_PIECE) if turn_k * turn_v > 64 * 128 else 1
-        self.turn_k, self.turn_v, self.turn_tiles = turn_k, turn_v, _ratio(value, turn_v)
+        self.turn_k, self.turn_v, self.turn_tiles = turn_k, turn_v, ratio(value, turn_v)
         self.half = torch.float32 if exact else torch.float16
         precision = "ieee" if exact else "tf32"
         # A channel that fades by more than this in one chunk leaves the range of its type when the exponent is split in two halves (2^-230 is
@@ -183,6 +126,9 @@ class _Launches:
 
         # a tile is loaded at once from rows that begin at multiples of 16 bytes
         self.by_tile = heads * key * dtype.itemsize % 16 == 0
+        # a walk, straight into its products, also only where nothing of a tile is to be left out
+        full = all((b - a) % self.plan.chunk == 0 for a, b in pairwise(bounds)) and key == wide and value % walk_v == 0
+        self.walk_v, self.walk_by_tile = walk_v, full and wide >= WALK_BY_TILE and not exact
         # fp32 has no matrix unit: its products are written out, and large ones take a minute to compile
         keys = {
             "K": key,
@@ -197,15 +143,22 @@ class _Launches:
             "PRECISION": precision,
         }
         join = {"K": key, "V": value, "BK": min(32, wide), "BV": min(64, tall)}
-        self.join_tiles = _ratio(key, join["BK"]) * _ratio(value, join["BV"])
+        self.join_tiles = ratio(key, join["BK"]) * ratio(value, join["BV"])
         self.constants: dict[Any, dict[str, Any]] = {
-            kernels.prepare: constants(PREPARE, K=key, BK=min(PREPARE.k, wide), MILD=mild, STRONG=strong, PRECISION=precision),
-            kernels.strong_scores: constants(SCORES, K=key, BK=min(SCORES.k, wide), STRONG=strong),
+            kernels.prepare: constants(PREPARE, K=key, BK=min(PREPARE.k, wide), PRECISION=precision),
+            kernels.strong_scores: constants(STRONG_SCORES, K=key, BK=min(STRONG_SCORES.k, wide), WIDE=wide, MILD=mild, STRONG=strong),
             kernels.walk: constants(
-                replace(WALK, stages=WALK.stages if wide <= 128 else 2), K=key, V=value, BK=wide, BV=walk_v, PRECISION=precision
+                replace(WALK, stages=WALK.stages if wide <= 128 else 2),
+                K=key,
+                V=value,
+                BK=wide,
+                BV=walk_v,
+                LATE=wide > 128,
+                BY_TILE=self.walk_by_tile,
+                PRECISION=precision,
             ),
             kernels.join: join,
-            gradients.score_gradient: constants(SCORES, V=value, BV=min(SCORES.v, tall), PRECISION=precision),
+            gradients.score_gradient: constants(SCORE_GRADIENT, V=value, BV=min(SCORE_GRADIENT.v, tall), PRECISION=precision),
             gradients.walk_gradients: constants(
                 replace(GRADIENTS, stages=2 if turn_v > 128 else 3),
                 K=key,
@@ -247,18 +200,32 @@ class _Launches:
         described.base = x
         return described
 
-    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with three flags behind it, which come also by themselves:
-        1 where all gates are gates, all fade mildly, and none strongly; and P [2, chunks, H, C, C]."""
+    def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float, twice: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with two flags behind it, which come also by themselves:
+        1 where all gates are gates, and where all fade mildly; and P [2, chunks, H, C, C] (unless
+        `twice`, the first of its two numbers alone)."""
         grown, faded = torch.empty_like(q), torch.empty_like(k)
         count = self.chunks * self.heads * self.K
-        fade = q.new_empty((count + 3,), dtype=torch.float32)
+        fade = q.new_empty((count + 2,), dtype=torch.float32)
         flags = fade[count:].fill_(1.0)
-        p = q.new_empty((2, self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
+        p = q.new_empty((2 if twice else 1, self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
         grid, numbers = (self.chunks, self.heads, 1), (scale, self.heads, *self.strides)
-        self.launch(kernels.prepare, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers)
-        self.launch(kernels.strong_scores, grid, q, k, gate, self.plan.chunks, fade, p, *numbers)
+        self.launch(kernels.prepare, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers, TWICE=twice)
+        self.launch(kernels.strong_scores, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers, TWICE=twice)
         return grown, faded, fade, flags, p
+
+    def walk_inputs(self, read: Tensor, write: Tensor, right: Tensor, scores: Tensor) -> tuple[Any, ...]:
+        """What `walk` loads in every chunk."""
+        if not self.walk_by_tile:
+            return read, write, right, scores
+        c, row = self.plan.chunk, self.heads * self.K
+        squares = scores if scores.dtype == torch.float32 else self.describe(scores, c, c, c)
+        return (
+            self.describe(read, row, c, self.K),
+            self.describe(write, row, c, self.K),
+            self.describe(right, self.heads * self.V, c, self.walk_v),
+            squares,
+        )
 
     def starts(self, write: Tensor, right: Tensor, fade: Tensor, first: Tensor | None, backwards: bool) -> Tensor | None:
         """Return the states that segments start with (backwards: end with), in the rows that the plan says."""
@@ -267,10 +234,11 @@ class _Launches:
         sums = fade.new_empty((self.pieces, self.heads, self.K, self.V))
         starts = torch.empty_like(sums)
         total = fade.new_empty((self.pieces, self.heads, self.K))
-        tensors = (write, write, right, fade, fade, self.plan.pieces, fade, right, sums, total)
+        given = self.walk_inputs(write, write, right, fade)
+        tensors = (*given, fade, self.plan.pieces, fade, right, sums, total)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": True, "OUT": False, "LAST": True, "TOTAL": True, "num_stages": self.sums_stages}
         self.launch(kernels.walk, (self.walk_tiles, self.pieces, self.heads), *tensors, self.chunks, self.heads, **flags)
-        joined = (sums, total, fade if first is None else first, starts, self.plan.sequences)
+        joined = (sums, total, fade if first is None else first, starts, self.plan.sequences, self.plan.pieces)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": first is None}
         self.launch(kernels.join, (self.join_tiles, self.sequences, self.heads), *joined, self.heads, **flags)
         return starts
@@ -290,7 +258,7 @@ class _Launches:
         outputs = torch.empty_like(right)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None, "OUT": True, "LAST": last is not None, "TOTAL": False}
         first, end = fade if starts is None else starts, fade if last is None else last
-        tensors = (read, write, right, scores, fade, self.plan.segments, first, outputs, end, fade)
+        tensors = (*self.walk_inputs(read, write, right, scores), fade, self.plan.segments, first, outputs, end, fade)
         self.launch(kernels.walk, (self.walk_tiles, self.segments, self.heads), *tensors, self.chunks, self.heads, **flags)
         return outputs
 
@@ -301,7 +269,7 @@ class _Launches:
         parts = right.new_empty((self.turn_tiles, self.chunks, self.heads, self.K, self.plan.chunk), dtype=self.half)
         sizes = fade.new_empty(parts.shape[:-1])
         tensors = (write, right, other, fade, self.plan.segments, fade if starts is None else starts, parts, sizes, kept, edges)
-        grid = (_ratio(self.K, self.turn_k) * self.turn_tiles, self.segments, self.heads)
+        grid = (ratio(self.K, self.turn_k) * self.turn_tiles, self.segments, self.heads)
         flags = {"BACKWARDS": backwards, "FROM_ZERO": starts is None}
         self.launch(gradients.walk_gradients, grid, *tensors, self.chunks, self.blocks, self.heads, **flags)
         return parts, sizes
@@ -342,7 +310,7 @@ class _Launches:
         shares = (parts[0], from_earlier[1], parts[1], from_later[1])
         tensors = (*inputs, gate, fade, self.plan.blocks, squares, *within[1:], *shares, edges, d_q, d_k, d_gate)
         numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
-        grid = (_ratio(self.K, width), self.blocks, self.heads)
+        grid = (ratio(self.K, width), self.blocks, self.heads)
         self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=True)
         self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=False)
         return d_q, d_k, d_gate
@@ -370,12 +338,20 @@ _recorded: set[_Launches] = set()
 
 
 def forward(
-    call: _Launches, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    call: _Launches,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    state: Tensor | None,
+    scale: float,
+    last: bool = True,
+    learning: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Three launches (five where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
     the inputs."""
-    grown, faded, fade, flags, p = call.prepare(q, k, gate, scale)
-    end = fade.new_empty((call.sequences, call.heads, call.K, call.V))
+    grown, faded, fade, flags, p = call.prepare(q, k, gate, scale, learning)
+    end = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if last else None
     starts = call.starts(faded, v, fade, state, False)
     o = call.walk(grown, faded, v, p, fade, starts, end, False)
     torch._assert_async(flags[0], "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
@@ -406,14 +382,14 @@ def backward(
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, bounds: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None, scale: float, bounds: tuple[int, ...], last: bool
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        o, end, *saved = forward(_launches(q, v, gate, bounds, k, state), q, k, v, gate, state, scale)
+        o, end, *saved = forward(_launches(q, v, gate, bounds, k, state), q, k, v, gate, state, scale, last)
         ctx.save_for_backward(q, k, v, gate, *saved)
         ctx.scale, ctx.bounds = scale, bounds
         return o, end
 
     @staticmethod
     def backward(ctx: Any, d_o: Tensor | None, d_end: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*backward(d_o, d_end, ctx.saved_tensors, ctx.scale, ctx.bounds, ctx.needs_input_grad[4]), None, None)
+        return (*backward(d_o, d_end, ctx.saved_tensors, ctx.scale, ctx.bounds, ctx.needs_input_grad[4]), None, None, None)
