@@ -25,6 +25,10 @@ VERDICTS = {
 _PIECE = re.compile(r'(-?)(?:([A-Za-z]{2,12}):)?(?:"([^"]*)"|(\S+))')
 # Papers "without one or without the other" are nearly all of them: what is said is two endings of words
 _ENDINGS = re.compile(r"(?<!\S)-([^\W\d_]+),?\s+(?:or|vs\.?|versus)\s+-([^\W\d_]+)(?!\S)", re.IGNORECASE)
+_ADDRESS = re.compile(  # of a paper of arXiv's, as it is pasted
+    r"(?:https?://)?(?:(?:www\.|export\.)?arxiv\.org/(?:abs|pdf|html)/|huggingface\.co/papers/|(?:doi\.org/)?10\.48550/arxiv\.)(.+?)(?:\.pdf|\.md)?/?",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
@@ -83,7 +87,7 @@ def parse(text: str) -> Query:
     for match in _PIECE.finditer(read):
         minus, name, quoted, bare = match[1], (match[2] or "").lower(), match[3], match[4]
         value = quoted if quoted is not None else bare
-        if (name == "id" and not minus and (identifier := arxiv_id(value))) or (identifier := arxiv_id(match[0].strip('"'))):
+        if (name == "id" and not minus and (identifier := arxiv_id(value))) or (identifier := _named(match[0].strip('"'))):
             known.append(identifier[0])
         elif name in _FILTERS:
             try:
@@ -106,6 +110,12 @@ def parse(text: str) -> Query:
     unique = dict.fromkeys(words[:MOST_WORDS])
     apart = {"words": tuple(unique), "phrases": tuple(phrases[:8]), "excluded": tuple(excluded[:MOST_WORDS])}
     return Query(text, " ".join(prose), **apart, filters=tuple(dict.fromkeys(filters)), known=tuple(known), messages=tuple(messages))
+
+
+def _named(piece: str) -> tuple[str, int | None] | None:
+    """The arXiv id that a piece of a query is, or the address of."""
+    address = _ADDRESS.fullmatch(piece)
+    return arxiv_id(address[1] if address else piece)
 
 
 def _text(value: str) -> str:
