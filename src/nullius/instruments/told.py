@@ -113,20 +113,21 @@ class Told:
         return directions.cosine(unseen, others).mean(0).numpy()
 
     def fall(self, effects: Tensor, v: Tensor, states: Tensor, k: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
-        """How far a manner's projection falls in test situations without the k components of each layer that add most to it, and without k
-        random ones.
+        """How far a manner's projection falls in test situations without the k components of each layer that add most to it; without k random
+        ones of the layer (none of these k, unless fewer than k + 1 would be left); and without other random ones, drawn alike. Random ones are
+        drawn anew for each situation.
 
         As a share of the manner's lead over the situation's mean; both summed over layers [test, manners]. Exact, and without another pass: at
         its own layer and token a component changes the projection by what it adds (before a post-norm, where there is one).
         """
-        lead = torch.einsum("lkd,lkd->k", self.contrast(states).double(), v.double())
+        lead = torch.einsum("lkd,lkd->k", self.contrast(states).double(), v.double()).clamp(min=1e-30)  # no manners: nothing falls
         mean = effects[:, self.tuning].mean(1)  # [layers, manners, components]
-        best = mean.argsort(-1, descending=True)[..., :k]
-        noise = torch.tensor(rng.random(tuple(mean.shape))).scatter(-1, best, -1.0)
-        drawn = noise.argsort(-1, descending=True)[..., :k]
-        shape = (-1, len(self.test), -1, -1)
-        lead = lead.clamp(min=1e-30)  # where the manners do not differ at all, nothing falls
-        return [(effects[:, self.test].gather(-1, some[:, None].expand(*shape)).sum((0, 3)) / lead).numpy() for some in (best, drawn)]
+        best = mean.argsort(-1, descending=True)[:, None, :, :k].expand(-1, len(self.test), -1, -1)
+        test = effects[:, self.test]
+        last = 1.0 if mean.shape[-1] > 2 * k else 0.0
+        noise = [torch.tensor(rng.random(tuple(test.shape))).scatter_add(-1, best, torch.full(best.shape, last).double()) for _ in range(2)]
+        drawn = [some.argsort(-1)[..., :k] for some in noise]
+        return [(test.gather(-1, some).sum((0, 3)) / lead).numpy() for some in (best, *drawn)]
 
     def importance(
         self, model: LanguageModel, batch: Batch, reference: Tensor, doses: Sequence[float], watch: Callable[[range], Iterable[int]] = iter

@@ -204,16 +204,18 @@ def _report_tuning(
     sums = ask(lab.subject, held)
     steps, batch = lab.scale(quick=8, full=100), lab.scale(quick=8, full=16)
 
-    def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> Tuned:
+    def trained(chosen: Sequence[Head] | None, rates: Sequence[float]) -> tuple[Tuned, float]:
         parts = None if chosen is None else Parts(tuple((h.layer, h.head) for h in chosen), maps=("q", "o"))
-        tries = (finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts) for rate in rates)
-        return min(tries, key=lambda tuned: float(np.mean(tuned.losses[-3:])))
+        tries = ((finetune(lab.subject, data, steps, rate=rate, batch=batch, seed=lab.seed, parts=parts), rate) for rate in rates)
+        return min(tries, key=lambda one: float(np.mean(one[0].losses[-3:])))
 
     rates = lab.scale(quick=((1e-4, 1e-3), (1e-5, 1e-4)), full=((3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)))
-    jobs = {"key": key, "one": random[0], "other": random[1], "full": None}
+    wanted: dict[str, Sequence[float]] = {"key": rates[0], "one": rates[0], "full": rates[1]}
     after, kept, share = {}, {}, 0.0
-    for name in lab.progress(list(jobs), "training parts"):
-        tuned = trained(jobs[name], rates[name == "full"])
+    for name, chosen in lab.progress(list({"key": key, "one": random[0], "other": random[1], "full": None}.items()), "training parts"):
+        tuned, rate = trained(chosen, wanted[name])
+        if name == "one":
+            wanted["other"] = [rate]  # random heads are one kind of training: its rate is looked for once
         after[name] = sums.log_probs(tuned.model)
         kept[name] = np.zeros(0) if known is None else known.log_probs(tuned.model)
         share = tuned.trained / lab.subject.parameters if name == "key" else share

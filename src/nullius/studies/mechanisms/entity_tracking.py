@@ -20,6 +20,7 @@ import numpy as np
 from nullius.errors import SubjectError
 from nullius.instruments import circuits, tracking
 from nullius.instruments.circuits import Means
+from nullius.instruments.head_choice import two_drawn
 from nullius.instruments.tracking import CUTS, ROLES, Circuit, Models, Prompts, Sizes
 from nullius.lab import Claim, Figure, Heatmap, Lab, Needs, Option, Panel, Series, above_control, at_least, below_control, equivalent, study
 from nullius.lab.claims import Expectation, ordering
@@ -43,7 +44,9 @@ RATE, CHANGE, SHARE, LOSS = "target − decoy, difference of groups", "change of
 OVERLAP, LESS = "share in the circuit − share expected", "change of accuracy, less that from the tuned model"
 ITSELF = "the base's own outputs: exactly nothing may change"
 GUESS = "the same change for an object drawn at random, where the label asked about was not told"
-FURTHER, AT_RANDOM = "the same difference for random heads of the same layers", "the same position cut from another one at random"
+FURTHER = "random fetchers and transmitters against others drawn alike (which of several sets drawn for each prompt)"
+AT_RANDOM = "the same position cut from another one at random"
+ANY_EDGE = f"{AT_RANDOM}, which of the three edges it stands for drawn for each prompt"
 TABLE: tuple[tuple[str, str, Expectation, str, str, str, float | None], ...] = (
     ("tuning-helps", "The tuned model tracks entities better than its base",
         above_control(0.05), GUESS, CHANGE, "", 0.16),
@@ -78,7 +81,7 @@ TABLE: tuple[tuple[str, str, Expectation, str, str, str, float | None], ...] = (
     ("cut-earlier", "The label asked about must see where it was told",
         above_control(0.05), AT_RANDOM, LOSS, CUTTING, None),
     ("in-bands", "First the label asked about reads its earlier mention, then the last token the label, then the object",
-        ordering("object", "query", "earlier", margin=0.25), AT_RANDOM, "layers that may be cut", CUTTING, None),
+        ordering("object", "query", "earlier", margin=0.25), ANY_EDGE, "layers that may be cut", CUTTING, None),
 )  # fmt: skip
 LARGE = Claim(
     "at-7b", "All this holds of LLaMA-7B and three models tuned from it", above_control(), control=RANDOM,
@@ -238,11 +241,11 @@ def _report_pastes(lab: Lab, models: Models, test: Prompts, circuit: Circuit, be
         return tracking.pasted(models.base, donor, test, wanted, roles) - before
 
     found = {role: gain(circuit, (role,)) for role in ROLES} | {"all": gain(circuit)}
-    best, null = gain(circuit, both), np.mean([gain(one, both) for one in random], 0)
+    best, null = gain(circuit, both), [gain(one, both) for one in random]
     note = ", ".join(f"{name} {values.mean():+.2f}" for name, values in found.items())
-    lab.finding("better-fetching", treated=best, control=null, note=note)
-    detector = np.mean([gain(one, (DETECT,)) for one in random], 0)
-    lab.finding("more-than-detectors", treated=best - found[DETECT], control=null - detector)
+    lab.finding("better-fetching", treated=best, control=np.mean(null, 0), note=note)
+    mine, against = two_drawn(null, lab.rng)
+    lab.finding("more-than-detectors", treated=best - found[DETECT], control=mine - against)
     stranger = models.stranger
     able = np.zeros(len(test)) if stranger is None else tracking.right(stranger, test)
     if lab.require(able, above=1 / models.told, what="track boxes (an unrelated model)", claims=["needs-one-basis"]) and stranger:
@@ -258,7 +261,8 @@ def _report_knockout(lab: Lab, model: LanguageModel, test: Prompts) -> dict[str,
         lab.finding(f"cut-{name}", treated=own[0] - own[-1], control=null[0] - null[-1])
     able = right["object"][0][0] == 1
     depth = [{name: sides[side][1:, able].sum(0) for name, sides in right.items()} for side in (0, 1)]
-    lab.finding("in-bands", treated=depth[0], control=depth[1])
+    dealt = lab.rng.permuted(np.stack(list(depth[1].values())), axis=0)  # cut from two places, at random too, two edges are not alike
+    lab.finding("in-bands", treated=depth[0], control=dict(zip(depth[1], dealt, strict=True)))
     return right
 
 

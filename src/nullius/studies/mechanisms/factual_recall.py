@@ -53,8 +53,8 @@ CLAIMS = (
     *_contest_claims("memory", "memorised"),
     Claim("attribution-is-causal",
           "What a head writes for the in-context answer (direct logit attribution) agrees with what silencing it takes away",
-          correlation_above(0.2), control="attribution towards two other countries' capitals on the same prompts", unit="rho over heads",
-          rests_on=(*DLA, *SCALING)),
+          correlation_above(0.2), unit="rho over heads", rests_on=(*DLA, *SCALING),
+          control="attribution towards two other countries' capitals on the same prompts, which of the two first drawn for each head"),
     Claim("no-damage",
           "With the head scaled towards the context, right answers stay right where nothing contradicts them (no context, or a true one)",
           at_least(0.9, null=0.0), control="all attention silenced: no answer should be left", unit="share of right answers kept",
@@ -185,7 +185,8 @@ def _report_attribution(lab: Lab, tune: Stimuli[Conflict]) -> None:
     lab.listener.step("silencing heads", 0, None)
     written, effect = heads.attribution_and_effect(lab.subject, contrast, some)
     elsewhere = heads.attribution(lab.subject, other).mean(0)
-    control = np.array([float(elsewhere[head.layer, head.head]) for head in some])
+    # one draw of other capitals serves all heads, and is null over draws only; with its sign drawn for each head it is null as it stands
+    control = _signs(lab, len(some)) * [float(elsewhere[head.layer, head.head]) for head in some]
     note = ""
     if lab.full:
         mean = interventions.means(lab.subject, tune.field("prompt"), "z")

@@ -74,6 +74,7 @@ CLAIMS = (
         "A mixture of three pointers predicts held-out cells better than the place alone (one-hot) and than chance, whichever is better",
         above_control(0.05),
         control="targets permuted over cells, where there is nothing to predict",
+        published="0.95; the place alone 0.44, chance 0.50",
         unit="similarity (1 − JSD)",
         rests_on=MIXTURE,
     ),
@@ -233,10 +234,11 @@ def _report_fillers(lab: Lab, asked: Asked, seen: Seen, layer: int) -> None:
     if not _gate(lab, asked, "do so with sentences between the groups", claims, fillers=True):
         return
     filled = _see(lab, asked, lab.scale(quick=40, full=300), layer, fillers=True)
-    half = len(seen.chosen) // 2
+    n = len(filled.chosen)
+    half = (len(seen.chosen) - n) // 2
     for claim, measure in zip(claims, (_key_missed, _distance), strict=True):
-        plain, within = measure(seen), measure(filled)
-        lab.finding(claim, treated=within - plain.mean(), control=plain[:half] - plain[half : 2 * half], paired=False)
+        plain, within = measure(seen), measure(filled)  # one pair without for each with, the others for the control
+        lab.finding(claim, treated=within - plain[:n], control=plain[n : n + half] - plain[n + half : n + 2 * half], paired=False)
 
 
 def _key_missed(seen: Seen) -> NDArray[np.float64]:
@@ -254,8 +256,8 @@ def _report_order(lab: Lab, main: Asked, other: Asked, seen: Seen, strange: Seen
     turned = _see(lab, other, lab.scale(quick=60, full=500), layer)
     first, last = (seen, turned) if main.answer == 0 else (turned, seen)
     leads = [(part.chosen == part.at("reflexive")).astype(float) - (part.chosen == part.at("lexical")) for part in (first, last)]
-    null = strange.random_lead(lab.rng)
-    lab.finding("answer-first-reflexive", treated=leads[0] - leads[1].mean(), control=null, paired=False)
+    null, n = strange.random_lead(lab.rng), min(map(len, leads))
+    lab.finding("answer-first-reflexive", treated=leads[0][:n] - leads[1][:n], control=null, paired=False)
     lab.finding("answer-last-lexical", treated=-leads[1], control=null, paired=False)
 
 
