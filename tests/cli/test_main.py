@@ -278,3 +278,21 @@ def test_the_toy_is_whole(checkpoint):
 def test_weights_of_another_shape(nullius, checkpoint):
     save_file({"model.embed_tokens.weight": torch.zeros(3, 3)}, checkpoint / "model.safetensors", metadata={"format": "pt"})
     complains(nullius("run", "factual-recall", "-m", str(checkpoint)), "cannot be loaded")
+
+
+def test_where_the_output_cannot_go(tmp_path):
+    """A terminal without UTF-8, a reader that leaves, a full disk, a closed stream: never a traceback."""
+    program = f"{sys.executable} -m nullius.cli.main papers"
+    plain = "env LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
+    for line, code in (
+        (f"{plain} {program} | tail -1 | grep -c 'papers, '", 0),
+        (f"{plain} {program} --json | {sys.executable} -c 'import json, sys; json.load(sys.stdin)'", 0),
+        (f"{program} | head -1", None),
+        (f"{program} > /dev/full", 1),
+        (f"{program} >&-", 0),
+        (f"{program} 2>&-", 0),
+    ):
+        done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, line
+        assert done.stderr.count("\n") <= 1, line
+        assert code is None or done.returncode == code, line

@@ -248,10 +248,11 @@ def test_a_dossier_counts_and_lists():
 def test_a_paper_shows_its_claims_and_where_they_stand():
     paper = {"title": "A title", "slug": "a-paper", "arxiv": "2310.15910", "date": "2023-10-24", "authors": 1, "code": "", "summary": "So."}
     claim = {"id": "c", "wording": "It is so", "statistic": "mean", "kind": "at_least", "margin": 0.5, "control": "none of it"}
-    claim |= {"published": None, "needs": "an instruction-tuned subject", "digest": "d1"}
+    claim |= {"published": None, "needs": "an instruction-tuned subject", "digest": "d1", "expected": "mean: at or above 0.5"}
     standing = {**RECORD["verdicts"][0], "subject": {"name": "toy"}, "full": True, "runs": 3, "agreeing": 2, "run": "01JC"}
     text = shown(report.render_paper, paper, [claim], [standing, {**standing, "digest": "another wording"}])
     assert "1 author\n" in text
+    assert "  expected  mean: at or above 0.5\n" in text
     assert "  needs     an instruction-tuned subject\n" in text
     assert text.count("● holds  toy (full)  0.41 [0.30, 0.52]  2 of 3 runs agree  run 01JC\n") == 1
     assert text.endswith("run it  nullius run a-paper\n")

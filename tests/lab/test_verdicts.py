@@ -65,6 +65,7 @@ def judge(expect, effect, control=NULL, p_holm=0.001):
         (at_least(0.9, null=0.5), (0.7, 0.9), (0.45, 0.55), "inconclusive"),  # "at least" reaches to the bound itself
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.6, 0.7), "inconclusive"),
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.51, 0.53), "holds"),  # a tenth of the way from chance to the bound is 0.04
+        (at_least(0.9, null=0.5), (0.92, 1.0), (0.55, 0.57), "inconclusive"),  # and more than that is too much
         (at_least(0.9, null=0.5), (0.92, 1.0), (0.1, 0.95), "inconclusive"),  # a control that could be anything
         (at_most(0.1, null=0.5), (0.02, 0.1), (0.45, 0.55), "holds"),
         (at_most(0.1, null=0.5), (0.2, 0.3), (0.45, 0.55), "fails"),

@@ -72,6 +72,16 @@ def test_the_hash_is_that_of_the_weights(copy):
     assert nullius.load(copy).weights_sha256 != before.weights_sha256
 
 
+def test_a_cache_that_cannot_remember_a_hash_is_no_reason_not_to_load(copy, tmp_path):
+    known = weights.content_hash([copy / "model.safetensors"])
+    memory = next((tmp_path / "cache" / "hashes").iterdir())
+    memory.write_text(known[:10])  # a disk that was full
+    assert weights.content_hash([copy / "model.safetensors"]) == known == memory.read_text()
+    shutil.rmtree(memory.parent)
+    memory.parent.write_text("in its place")
+    assert weights.content_hash([copy / "model.safetensors"]) == known
+
+
 def test_shards_load_and_a_missing_one_is_named(toy, tmp_path):
     toy.hf.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
     toy.tokenizer.save_pretrained(tmp_path / "sharded")

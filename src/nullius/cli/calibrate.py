@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from nullius.cli.layout import columns, facts, paragraph, show
+from nullius.cli.layout import columns, console, facts, paragraph, print_json, show
 
 INSTRUMENTS = Annotated[list[str] | None, typer.Argument(help="Names of instruments, as verdicts say them (default: all).")]
 
@@ -32,9 +32,7 @@ def calibrate(
     with Progress("calibrating") as progress:
         rows = calibration.calibrate(instruments or (), progress.step)
     if as_json:
-        from nullius.lab.records import dumps
-
-        typer.echo(dumps({"schema": "nullius.calibration/1", "instruments": rows}, indent=2))
+        print_json({"schema": "nullius.calibration/1", "instruments": rows})
     else:
         render(rows)
     if not all(calibration.meets_goals(row) for row in rows):
@@ -43,8 +41,6 @@ def calibrate(
 
 def render(rows: list[dict[str, Any]], out: Console | None = None) -> None:
     """Print rows of `nullius.lab.calibration`: rates with intervals, then what is known to fail by nature."""
-    from nullius.cli.main import console
-
     out = out or console()
     lines: list[list[str | Text]] = [["instrument", "recovered", "false alarms", ""]]
     for row in rows:

@@ -6,9 +6,13 @@ is ever cut off. Paths and commands are never broken, so that they can be copied
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Sequence
+from typing import Any
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
@@ -19,6 +23,23 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "?") | {9: " ", 10: " "
 _KEPT = "\ue000"  # stands for a space at which no line may break, while lines are made
 _TOGETHER = re.compile(r"[-\w.]+ \[[-\w.]+, [-\w.]+\]|[\w()]+ [=<] [-\w.]+")  # intervals, and n = 50
 NARROW = 28  # a column of prose narrower than this goes below instead
+
+
+def console() -> Console:
+    """Return the console for results (progress and errors go to stderr). Width: the terminal's, 100 columns when piped."""
+    return Console() if sys.stdout.isatty() else Console(width=100, force_terminal=False, no_color=True)
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON to stdout: an interval without end is null. Where the encoding lacks a character, JSON's own way of writing it."""
+    from nullius.lab.records import dumps
+
+    text = dumps(value, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    typer.echo(text)
 
 
 def show(out: Console, line: str | Text) -> None:

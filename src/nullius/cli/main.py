@@ -5,14 +5,17 @@ Heavy rooms (torch, transformers, scipy) are imported inside the commands that n
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from nullius import __version__
 from nullius.cli import calibrate, digest, feed, models, train, web
+from nullius.cli.layout import console, paragraph, print_json
 from nullius.errors import NulliusError, UsageError
 
 app = typer.Typer(
@@ -38,18 +41,6 @@ Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="Repeat 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... (default: the best there is).")]
 Seed = Annotated[int, typer.Option(help="All randomness of the run derives from it.")]
 Full = Annotated[bool, typer.Option("--full", help="The paper's own sizes (meant for a GPU).")]
-
-
-def console() -> Console:
-    """Return the console for results (progress and errors go to stderr). Width: the terminal's, 100 columns when piped."""
-    return Console() if sys.stdout.isatty() else Console(width=100, force_terminal=False, no_color=True)
-
-
-def print_json(value: Any) -> None:
-    """Print strict JSON to stdout: an interval without end is null."""
-    from nullius.lab.records import dumps
-
-    typer.echo(dumps(value, indent=2))
 
 
 @app.callback(invoke_without_command=True)
@@ -80,10 +71,10 @@ def papers(
     for paper in found:
         state = "runs" if paper.runs else "not runnable yet"
         authors = f"{paper.authors} author{'s' if paper.authors > 1 else ''}"
-        out.print(f"[bold]{paper.slug}[/]  {paper.title}", highlight=False)
-        out.print(f"    {paper.summary}", highlight=False)
-        out.print(f"    {paper.date} · {authors} · arXiv {paper.arxiv} · {paper.question} · {state}", style="dim", highlight=False)
-    out.print(f"{len(found)} papers, {sum(paper.runs for paper in found)} runnable: nullius run SLUG", highlight=False)
+        paragraph(out, Text.assemble((paper.slug, "bold"), f"  {paper.title}"), hanging=4)
+        paragraph(out, paper.summary, indent=4)
+        paragraph(out, Text(f"{paper.date} · {authors} · arXiv {paper.arxiv} · {paper.question} · {state}", style="dim"), indent=4)
+    paragraph(out, f"{len(found)} papers, {sum(paper.runs for paper in found)} runnable: nullius run SLUG")
 
 
 @app.command()
@@ -255,6 +246,7 @@ def results(out: Annotated[str, typer.Option("--out", help="Write there instead 
 
 def main() -> None:
     """Entry point: errors for people are one line on stderr and a non-zero exit; Ctrl-C exits with 130."""
+    _make_writable()
     try:
         app()
     except SystemExit as stop:
@@ -269,6 +261,16 @@ def main() -> None:
         _say(f"nullius: {missing.name} is missing; the page, importers and mail are an extra of their own: pip install 'nullius[web]'", 1)
     except OSError as error:
         _say(f"nullius: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _make_writable() -> None:
+    """Let any text be written to both streams: what an encoding lacks becomes a question mark, what goes to a closed stream is lost."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this; the lowest free descriptor is its own, which no file of ours may get
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _say(line: str, exit_code: int) -> NoReturn:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from textwrap import fill
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from nullius.cli.layout import print_json, show
 from nullius.errors import UsageError, nearest
 from nullius.models.sources import Source, sources
 
@@ -25,20 +26,22 @@ def models(
         return
     if as_json:
         listing = {"schema": "nullius.models/1", "models": [_plain(source) for source in sources().values()]}
-        typer.echo(json.dumps(listing, ensure_ascii=False, indent=2))
+        print_json(listing)
         return
     out = Console()
     for source in sources().values():
         state = "here" if source.here else "not fetched"
         facts = f"{source.title} · {source.languages} · {'chat' if source.chat else 'base'} · {source.parameters / 1e6:,.0f} M parameters"
-        out.print(f"[bold]{source.name}[/]  {state}", highlight=False)
-        for line in (f"{facts} · {source.licence}", _origin(source)):
-            out.print(_indented(line, out.width), highlight=False, style="dim", markup=False)
-    out.print(fill("any other subject: a hub id, a directory with safetensors, or a .gguf file", out.width), highlight=False)
+        show(out, Text.assemble((source.name, "bold"), f"  {state}"))
+        for text in (f"{facts} · {source.licence}", _origin(source)):
+            for line in _wrapped(text, out.width, "    "):
+                show(out, Text(line, style="dim"))
+    for line in _wrapped("any other subject: a hub id, a directory with safetensors, or a .gguf file", out.width):
+        show(out, line)
 
 
-def _indented(line: str, width: int) -> str:
-    return fill(line, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _plain(source: Source) -> dict[str, Any]:

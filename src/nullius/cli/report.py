@@ -213,7 +213,7 @@ def render_paper(
         show(out, "")
         paragraph(out, Text(claim["id"], style="bold"))
         paragraph(out, claim["wording"], indent=2)
-        rows = [("expected", "", f"{claim['statistic']}, {claim['kind'].replace('_', ' ')}, margin {claim['margin']:g}")]
+        rows = [("expected", "", claim["expected"])]
         rows.append(("control", "", claim["control"]))
         if claim["published"] is not None:
             rows.append(("published", "", f"{claim['published']}"))

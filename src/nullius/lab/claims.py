@@ -29,6 +29,27 @@ class Expectation:
     levels: tuple[str, ...] = ()
     sign: int = 1
 
+    @property
+    def boundary(self) -> float:
+        """Where the claimed side begins: at `bound` itself, else at the margin in the claim's direction. An equivalence has one on each side."""
+        return self.margin if self.kind in ("at_least", "at_most") else self.sign * self.margin
+
+    @property
+    def side(self) -> str:
+        """The claimed side in words: above 0.2, at or below 0.1, within ±0.05."""
+        if self.kind == "equivalent":
+            return f"within ±{self.margin:g}"
+        inclusive = "at or " if self.kind in ("at_least", "at_most") else ""
+        return f"{inclusive}{'above' if self.sign > 0 else 'below'} {self.boundary + 0:g}"  # never -0
+
+    @property
+    def wording(self) -> str:
+        """The whole expectation in words: the statistic, of which levels in which order, and the side on which it must lie."""
+        order = (
+            f" over {', '.join(self.levels)}" if self.kind == "trend" else f" in the order {' > '.join(self.levels)}" if self.levels else ""
+        )
+        return f"{self.statistic}{order}: {self.side}"
+
 
 def above_control(margin: float = 0.0, *, null: float = 0.0) -> Expectation:
     """Mean of treated minus mean of control lies above `margin`, the smallest difference that would matter.

@@ -66,7 +66,7 @@ class Verdict:
             "wording": self.claim.wording,
             "statistic": self.claim.expect.statistic,
             "kind": self.claim.expect.kind,
-            "margin": self.claim.expect.margin * (self.claim.expect.sign if self.claim.expect.kind not in ("at_least", "at_most") else 1),
+            "margin": self.claim.expect.boundary,
             "control_wording": self.claim.control,
             "published": self.claim.published,
             "unit": self.claim.unit,
@@ -130,14 +130,14 @@ def decide(expect: Expectation, found: Estimate, p_holm: float) -> tuple[Word, s
     if effect.says_nothing:
         return "inconclusive", f"the samples say nothing of the effect ({effect.method})"
     if not within and not beyond:
-        return "inconclusive", f"the interval is not wholly {_where(expect)}, nor wholly outside" + (f"; {trouble}" if trouble else "")
+        return "inconclusive", f"the interval is not wholly {expect.side}, nor wholly outside" + (f"; {trouble}" if trouble else "")
     if trouble:
         return "inconclusive", trouble
     if beyond:
-        return "fails", f"no part of the interval is {_where(expect)}"
+        return "fails", f"no part of the interval is {expect.side}"
     if p_holm > ALPHA:
-        return "inconclusive", f"the whole interval is {_where(expect)}, but p = {p_holm:.2g} after Holm's correction"
-    return "holds", f"the whole interval is {_where(expect)}, and the control " + (
+        return "inconclusive", f"the whole interval is {expect.side}, but p = {p_holm:.2g} after Holm's correction"
+    return "holds", f"the whole interval is {expect.side}, and the control " + (
         "differs, as it must" if expect.kind == "equivalent" else "is null"
     )
 
@@ -146,16 +146,7 @@ def claimed_side(expect: Expectation) -> tuple[float, float]:
     """Return the ends of the range in which the claim says that the statistic lies."""
     if expect.kind == "equivalent":
         return -expect.margin, expect.margin
-    boundary = expect.margin if expect.kind in ("at_least", "at_most") else expect.sign * expect.margin
-    return (boundary, math.inf) if expect.sign > 0 else (-math.inf, boundary)
-
-
-def _where(expect: Expectation) -> str:
-    low, high = claimed_side(expect)
-    if expect.kind == "equivalent":
-        return f"within ±{high:g}"
-    inclusive = "at or " if expect.kind in ("at_least", "at_most") else ""
-    return inclusive + (f"above {low + 0:g}" if expect.sign > 0 else f"below {high + 0:g}")
+    return (expect.boundary, math.inf) if expect.sign > 0 else (-math.inf, expect.boundary)
 
 
 def control_trouble(expect: Expectation, control: Interval) -> str:

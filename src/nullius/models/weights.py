@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -81,13 +82,18 @@ def content_hash(paths: list[Path]) -> str:
     """SHA-256 over the SHA-256 of each file, in order; remembered in the cache under their paths, sizes and times of change."""
     stamp = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
     memory = cache_dir() / "hashes" / hashlib.sha256(stamp.encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text("ascii")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if len(digest := memory.read_text("ascii")) == 64:
+            return digest
     digest = hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()
-    memory.parent.mkdir(exist_ok=True)
     temporary = memory.with_suffix(f".{os.getpid()}")
-    temporary.write_text(digest, "ascii")
-    os.replace(temporary, memory)
+    with contextlib.suppress(OSError):  # a full disk is no reason not to load: it is hashed again next time
+        memory.parent.mkdir(exist_ok=True)
+        try:
+            temporary.write_text(digest, "ascii")
+            os.replace(temporary, memory)
+        finally:
+            temporary.unlink(missing_ok=True)
     return digest
 
 
