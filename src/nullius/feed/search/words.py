@@ -6,8 +6,10 @@ One process writes at a time, under a lock; readers see each commit. A paper is 
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ import tantivy
 from tantivy import Filter as Step
 from tantivy import Occur, Query, TextAnalyzerBuilder, Tokenizer
 
+from nullius.errors import NulliusError
 from nullius.feed import catalogue
 from nullius.feed.database import reading
 from nullius.feed.readable import readable
@@ -66,7 +69,10 @@ class WordIndex:
         self.schema = _schema()
         try:
             self.index = tantivy.Index(self.schema, path=str(self.where))
-        except ValueError:  # damaged, or of another layout: it holds nothing that the database does not
+        except ValueError as error:  # damaged, or of another layout: it holds nothing that the database does not
+            said = re.search(r"os error (\d+)", str(error))
+            if said and int(said[1]) in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE):  # the index is not to blame
+                raise NulliusError(f"the search index {self.where} cannot be opened: {os.strerror(int(said[1]))}") from None
             shutil.rmtree(self.where)
             self.where.mkdir(parents=True)
             self.index = tantivy.Index(self.schema, path=str(self.where))
