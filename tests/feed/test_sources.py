@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nullius.feed import database as feed_database
 from nullius.feed import papers, tables
-from nullius.feed.importers import fetch, running, syncing
+from nullius.feed.importers import fetch, running, sources, syncing
 from nullius.feed.importers.fetch import Fetcher
 
 from .source_server import atom_error, daily, entry, serving
@@ -62,6 +62,14 @@ def test_all_pages_are_read_and_a_second_time_changes_nothing(database, source, 
 def test_a_search_is_read_as_far_as_was_asked(sqlite, source):
     assert fetch_all(source, PATHS[1]).imported == 3
     assert fetch_all(source, "/api/query?search_query=cat:cs.CL").imported == 7
+
+
+def test_a_search_that_finds_too_much_says_where_the_rest_is(sqlite, source, monkeypatch):
+    monkeypatch.setattr(sources, "ATOM_WINDOW", 4)
+    monkeypatch.setattr(sources, "ATOM_PAGE", 2)
+    fetcher = Clocked(source)
+    assert fetch_all(source, "/api/query?search_query=cat:cs.CL", fetcher).imported == 4
+    assert [line for line in fetcher.lines if "OAI-PMH" in line] == fetcher.lines != []
 
 
 def test_what_each_source_tells_of_a_paper(database, source):
@@ -213,6 +221,13 @@ def test_an_answer_that_never_ends_is_given_up(sqlite, source):
     fetcher = Clocked(source, clock=lambda: next(moments))
     assert "takes more than 600 s" in fetch_all(source, PATHS[0], fetcher).error
     assert len(fetcher.slept) == fetch.TRIES - 1
+
+
+def test_the_mirror_that_is_set_may_be_asked(sqlite, source, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{source.address}/")
+    reports = syncing.sync(days=1, oai_set="", api=f"{source.address}/api/query", fetcher=Fetcher(sleep=lambda seconds: None))
+    assert [report.error for report in reports] == [""] * 3
+    assert source.requests[0].startswith("/api/daily_papers?date=")
 
 
 def test_an_answer_that_is_too_large_is_refused(sqlite, source):

@@ -32,9 +32,11 @@ class Unreachable(NulliusError):
 
 
 def allowed_hosts() -> frozenset[str]:
-    """Return the hosts that importers may ask: those of the sources, and those that NULLIUS_IMPORT_HOSTS adds (host or host:port, by comma)."""
-    more = os.environ.get("NULLIUS_IMPORT_HOSTS", "")
-    return HOSTS | {host.strip().lower() for host in more.split(",") if host.strip()}
+    """Return the hosts that importers may ask: those of the sources, the mirror that HF_ENDPOINT names, and those that NULLIUS_IMPORT_HOSTS adds
+    (host or host:port, by comma)."""
+    more = os.environ.get("NULLIUS_IMPORT_HOSTS", "").split(",")
+    mirror = os.environ.get("HF_ENDPOINT", "").partition("://")[2].partition("/")[0]
+    return HOSTS | {host.strip().lower() for host in (*more, mirror) if host.strip()}
 
 
 @dataclass

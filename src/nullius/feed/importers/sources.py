@@ -152,6 +152,10 @@ def _atom(address: str, fetcher: Fetcher, cursor: str) -> Iterator[Found]:
                 count += 1
                 yield found
         start += count
+        if start >= ATOM_WINDOW and total > start:
+            fetcher.say(
+                f"arXiv's search ends at {ATOM_WINDOW:,} of {total:,} papers: fetch so many through OAI-PMH (oaipmh.arxiv.org/oai?set=...)"
+            )
         if not count or start >= min(total, wanted, ATOM_WINDOW):
             yield Cursor("")
             return
