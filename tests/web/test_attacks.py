@@ -9,14 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 import time_machine
+from starlette.requests import Request
 from starlette.websockets import WebSocketDisconnect
 from tests.web.test_subscribing import WISH
 
 from nullius.feed import discussion, tables
-from nullius.feed.database import reading
+from nullius.feed.database import reading, writing
 from nullius.feed.digest import subscriptions
-from nullius.lab import journal, queue
-from nullius.web import limiting, mailing, who
+from nullius.lab import journal, queue, schema
+from nullius.web import limiting, mailing, shelf, who
 from nullius.web.live import Live
 from nullius.web.settings import settings
 
@@ -374,6 +375,53 @@ def test_letters_of_other_alphabets_in_a_head(owner):
         ):
             answer = owner.request(method, path, headers=[*own, (name.encode(), value)])
             assert answer.status_code < 500, (name, path, answer.text[:200])
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("2001:db8::1", "2001:db8::"),
+        ("2001:db8:0:0:ffff::7", "2001:db8::"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_one_network_is_one_visitor(host, counted):
+    assert limiting._address(Request({"type": "http", "client": (host, 1), "headers": []})) == counted
+
+
+def test_a_page_that_was_kept_is_no_citation_and_the_other_way_round(visitor):
+    forms = {
+        "text/html": "text/html",
+        "application/x-bibtex": "application/x-bibtex",
+        "application/x-research-info-systems": "application/x-research",
+    }
+    for _ in range(2):
+        for accept, kind in forms.items():
+            answer = visitor.get("/papers/embers", headers={"accept": accept})
+            assert answer.headers["content-type"].startswith(kind)
+            assert "Accept" in answer.headers["vary"].split(", ")
+
+
+def test_an_error_of_the_database_holds_no_address(owner, monkeypatch):
+    """What is written down of an error, or shown, has its statement and not its values."""
+    row = {"id": "x", "email": "ada@example.org", "name": "x", "created": None, "role": "member"}
+    with pytest.raises(sa.exc.IntegrityError) as told, schema._engine(schema.url()).connect() as connection:
+        connection.execute(tables.account.insert().values(**row))
+    assert "INSERT INTO account" in str(told.value)
+    assert "ada@example.org" not in str(told.value)
+
+    def breaks(*_what):
+        with writing() as connection:
+            connection.execute(tables.account.insert().values(**row))
+
+    monkeypatch.setattr(shelf, "set_vote", breaks)
+    answer = owner.post("/papers/embers/vote", data={"on": "1"})
+    assert answer.status_code == 503
+    assert "ada@example.org" not in answer.text
 
 
 def test_no_note_is_many_times_its_text():

@@ -231,7 +231,7 @@ def _engine(address: sa.URL) -> sa.Engine:
         how: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_SECONDS, "isolation_level": None}} if local else {"pool_pre_ping": True}
         if not local or address.database not in (None, "", ":memory:"):  # a database in memory has one connection for each thread
             how |= {"pool_size": 10, "max_overflow": MOST_CONNECTIONS - 10}
-        engine = sa.create_engine(address, **how)
+        engine = sa.create_engine(address, hide_parameters=True, **how)  # an error that is logged shows nobody's address or token
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise NulliusError(f"the database {_shown(address)} cannot be used here: {str(error).splitlines()[0]}") from None
     if not local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 
 from limits import RateLimitItem, parse
@@ -64,4 +65,12 @@ def _count(limit: RateLimitItem, request: Request, what: str, whose: str = "") -
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """Who asks, as far as that is known: of IPv6 the network of 64 bits, since whoever has one address there has all of them."""
+    host = request.client.host if request.client else ""
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False).network_address)
+    return host

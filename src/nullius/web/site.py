@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 import nullius
 from nullius.lab.records import dumps
-from nullius.web import assets, limiting, lines, who, words
+from nullius.web import assets, citing, limiting, lines, who, words
 from nullius.web.problems import Problem
 from nullius.web.settings import Settings
 
@@ -149,7 +149,7 @@ class Site:
 
 def _send(request: Request, made: tuple[bytes, bytes, str, str], status: int = 200) -> Response:
     content, packed, kind, tag = made
-    headers = {"Vary": "Accept-Encoding, Cookie, Authorization", "Cache-Control": "private, no-cache"}
+    headers = {"Vary": "Accept, Accept-Encoding, Cookie, Authorization", "Cache-Control": "private, no-cache"}
     if tag:
         headers["ETag"] = tag
         if tag in (part.strip() for part in request.headers.get("if-none-match", "").split(",")):
@@ -237,7 +237,7 @@ def _pager(site: Site, handler: Handler, template: str) -> Callable[[Request], A
         if visit.person.role != "visitor":
             made = await run_in_threadpool(make, visit)
             return made if isinstance(made, Response) else _own(request, made) if template else _send(request, made)
-        key = (template, str(request.url), visit.subject, visit.theme)
+        key = (template, str(request.url), visit.subject, visit.theme, citing.wanted(request.headers.get("accept", "")) or "")
         kept = site.kept.get(key)
         if kept and kept.until > time.monotonic():
             return _send(request, kept.response)
