@@ -422,7 +422,7 @@ def test_one_that_cannot_be_written_keeps_no_other_back(sqlite, smtp, caplog):
 
 
 def test_a_mail_is_less_than_90_kb_in_any_script(sqlite, smtp):
-    """As it travels: three bytes for each that is not plain. What does not fit is not said to be in it, and comes with the next."""
+    """As it travels: three bytes for each that is not plain. What does not fit is not said to be in it, nor noted as sent."""
     subscribe(smtp, wish=Wish("daily", "", DAILY.schedule, 50))
     stand_on(date(2026, 2, 10), [f"{i} 言語モデルの注意機構の解析と介入による因果的な検証" * 4 for i in range(50)])
     deliveries.plan(smtp.settings, NOW)
@@ -430,6 +430,8 @@ def test_a_mail_is_less_than_90_kb_in_any_script(sqlite, smtp):
     assert 60_000 < len(smtp.mails[0][2]) < 90_000
     shown = int(smtp.parsed()[0]["Subject"].split()[0])
     assert smtp.parsed()[0].get_body(("plain",)).get_content().count("https://lab.example/papers/") == shown < 50
+    with reading() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(tables.delivered_paper)).scalar() == shown
 
 
 def test_a_connection_that_breaks_after_the_text_is_never_tried_again(sqlite, smtp):

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from nullius.feed.database import reading, writing
 from nullius.feed.digest import contents
 from nullius.feed.digest.clock import LATE_HOURS, Schedule, current, in_time, moment
-from nullius.feed.digest.message import compose
+from nullius.feed.digest.message import compose, fitting
 from nullius.feed.digest.settings import MailSettings
 from nullius.feed.digest.transport import PermanentFailure, TemporaryFailure, Transport, UnknownOutcome
 from nullius.feed.tables import address, bounce, delivered_paper, delivery, subscription
@@ -143,12 +143,16 @@ def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
 def _deliver(settings: MailSettings, line: Transport, claimed: _Claimed, now: Callable[[], datetime]) -> str:
     row, number = claimed.row, claimed.row["id"]
     try:
-        message = compose(settings, claimed.wanted, claimed.what, row["message_id"], claimed.to, now())
+        message, shown = fitting(settings, claimed.wanted, claimed.what, row["message_id"], claimed.to, now())
     except Exception as error:  # one that cannot be written must not keep the others from being sent
         log.warning("delivery %s cannot be written: %s", number, type(error).__name__)  # no address stands in a log
         with writing() as connection:
             _give_up(connection, number, f"it cannot be written: {type(error).__name__}")
         return "failed"
+    if len(shown) < len(claimed.what.papers):  # what did not fit was not sent
+        with writing() as connection:
+            mine = (delivered_paper.c.delivery == number, delivered_paper.c.paper.not_in([card.id for card in shown]))
+            connection.execute(delivered_paper.delete().where(*mine))
     try:
         line.send(message, settings.envelope_sender(number), claimed.to)
     except TemporaryFailure as failure:

@@ -68,7 +68,14 @@ def title(contents: Contents, at: datetime, tz: str) -> str:
 
 
 def compose(settings: MailSettings, wanted: Any, contents: Contents, message_id: str, to: str, at: datetime) -> EmailMessage:
-    """Return the mail of a subscription (a row of `subscription`). Papers are left off, from the end, where it would grow too large."""
+    """Return the mail of a subscription (a row of `subscription`)."""
+    return fitting(settings, wanted, contents, message_id, to, at)[0]
+
+
+def fitting(
+    settings: MailSettings, wanted: Any, contents: Contents, message_id: str, to: str, at: datetime
+) -> tuple[EmailMessage, tuple[Card, ...]]:
+    """Return the mail of a subscription and the papers in it: they are left off, from the end, where it would grow too large."""
     token = settings.unsubscribe_token(wanted["id"])
     leave = f"{settings.base_url}/u/{token}"
     papers, verdicts = list(contents.papers), list(contents.verdicts)
@@ -102,7 +109,7 @@ def compose(settings: MailSettings, wanted: Any, contents: Contents, message_id:
     message.set_content(text, cte="quoted-printable")
     message.add_alternative(html, subtype="html", cte="quoted-printable")
     message["Content-Language"] = "en"  # last: Content- headers would move into the first part
-    return message
+    return message, tuple(papers)
 
 
 def _encoded(text: str) -> int:
