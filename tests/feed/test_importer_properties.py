@@ -5,6 +5,7 @@ import json
 import unicodedata
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +118,51 @@ def test_the_order_of_records_does_not_matter(sqlite, order):
             store.write(connection, [records[i] for i in numbers])
         found = everything()
         assert found == test_the_order_of_records_does_not_matter.__dict__.setdefault("first", found)
+
+
+def told_by_all(number):
+    """One paper as five sources tell it, two of them twice, under a title that changed with its second version."""
+    arxiv_id, old, day = f"2401.0000{number}", f"On the matter number {number}", datetime.date(2024, 1, number)
+    new, next_day = f"{old} indeed", datetime.date(2024, 1, number + 1)
+    one = {"source": "arxiv", "arxiv_id": arxiv_id, "published": day, "days": (day,), "primary_category": "cs.CL"}
+    page = {"source": "page", "published": day, "days": (next_day,)}
+    return [
+        Record(**one, external_id=f"{arxiv_id}v1", version=1, title=old, abstract="One.", authors=("A", "B"), categories=("cs.CL",)),
+        Record(**one, external_id=f"{arxiv_id}v2", version=2, title=new, abstract="Two.", authors=("A", "C"), doi=f"10.1000/{number}"),
+        Record(
+            source="huggingface",
+            external_id=arxiv_id,
+            arxiv_id=arxiv_id,
+            title=old,
+            abstract="Hub.",
+            days=(next_day,),
+            signals={"hf_upvotes": 3},
+        ),
+        Record(source="bibtex", external_id=f"10.1000/{number}", doi=f"10.1000/{number}", title=new, journal_ref="J"),
+        Record(**page, external_id=key(old), title=old, abstract="Page.", n_authors=2, signals={"unknown_count": 4}),
+        Record(**page, external_id=key(new), title=new, abstract="Page.", n_authors=3),
+    ]
+
+
+@given(st.permutations(told_by_all(1) + told_by_all(2)), st.sampled_from([1, 3, 12]))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whoever_tells_of_a_paper_first_it_is_one_paper(database, records, size):
+    with feed_database.writing() as connection:
+        connection.execute(tables.paper.update().where(tables.paper.c.slug.is_(None)).values(merged_into=None))
+        connection.execute(tables.paper.delete().where(tables.paper.c.slug.is_(None)))
+        for start in range(0, len(records), size):
+            store.write(connection, records[start : start + size])
+    found = {name: own for name, own in everything().items() if own["arxiv_id"] and own["arxiv_id"].startswith("2401.0000")}
+    with feed_database.reading() as connection:
+        others = sa.and_(tables.paper.c.slug.is_(None), tables.paper.c.merged_into.is_(None), tables.paper.c.arxiv_id.is_(None))
+        assert connection.execute(sa.select(tables.paper.c.title).where(others)).all() == []
+    for number in (1, 2):
+        own = found[f"2401.0000{number}"]
+        assert (own["title"], own["abstract"], own["doi"]) == (f"On the matter number {number} indeed", "Two.", f"10.1000/{number}")
+        assert len(own["paper_source"]) == 6
+        assert {kind for kind, _ in own["signal"]} == {"hf_upvotes", "unknown_count"}
+        assert len(own["paper_day"]) == 3
+    assert found == test_whoever_tells_of_a_paper_first_it_is_one_paper.__dict__.setdefault("first", found)
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=30), st.integers(1, 7))

@@ -9,18 +9,19 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import sqlalchemy as sa
 
 from nullius.feed import heat
-from nullius.feed.importers.matching import RANK, Known, fresh, title_key
+from nullius.feed.importers.matching import FORMER, RANK, Known, fresh, title_key
 from nullius.feed.importers.records import Record
 from nullius.feed.merging import merge_in
 from nullius.feed.readable import readable
-from nullius.feed.tables import embedding, paper, paper_author, paper_category, paper_day, paper_source, signal
+from nullius.feed.tables import embedding, paper, paper_author, paper_category, paper_day, paper_name, paper_source, signal
 from nullius.feed.text import key
 from nullius.lab.journal import now
+from nullius.lab.schema import insert_new
 
 _OF_THE_CATALOGUE = ("title", "title_key", "published", "date_inferred", "n_authors", "code")
 
@@ -53,6 +54,7 @@ class _Writer:
         self.upvoted: set[int] = set()
         self.days: dict[tuple[int, datetime.date, str], None] = {}
         self.signals: dict[tuple[int, str], int] = {}
+        self.aliases: dict[str, int] = {}  # titles that papers had, by their keys
         self.origins: dict[tuple[str, str], dict[str, Any]] = {}
 
     def write(self) -> Tally:
@@ -108,14 +110,15 @@ class _Writer:
         return values
 
     def _update(self, number: int, record: Record) -> None:
+        self._absorb(number, record)
         row = self.known.rows[number]
         believed = (RANK[record.source], record.version or 0) >= self.known.ranks.get(number, (-1, 0))
         change = self._change(row, record, believed)
         if "doi" in change and (other := self.known.find(Record(record.source, "", doi=change["doi"]))) not in (None, number):
             if self._mergeable(other, number):
-                merge_in(self.connection, other, number)  # the same paper, known by its DOI on one side and its arXiv id on the other
-                self.known.rows[other] |= {"merged_into": number, "doi": None}
-                self.touched.add(number)
+                self._merge(other, number)  # the same paper, known by its DOI on one side and its arXiv id on the other
+                row = self.known.rows[number]
+                change = self._change(row, record, believed)
             else:
                 del change["doi"]
         if "arxiv_id" not in change and "title_key" in change and self._title_taken(number, row, change["title_key"]):
@@ -129,7 +132,24 @@ class _Writer:
             if change.keys() & {"title", "abstract", "their_summary"}:  # its vector is of the old text
                 self.connection.execute(embedding.delete().where(embedding.c.paper == number))
             self.known.add({**row, **change})
+        for title in {row["title_key"], title_key(record.title) if record.title else row["title_key"]} - {
+            self.known.rows[number]["title_key"]
+        }:
+            self.aliases[title] = number
+            self.known.also(title, number)
         self._note(number, record)
+
+    def _absorb(self, number: int, record: Record) -> None:
+        """Merge papers without an id that have the title of a record with one: it is they, though its paper was known under another title."""
+        if record.arxiv_id and record.title:
+            for other in self.known.of_its_title(record):
+                if other != number and self._mergeable(other, number):
+                    self._merge(other, number)
+
+    def _merge(self, other: int, number: int) -> None:
+        merge_in(self.connection, other, number)
+        self.known.merged(self.connection, other, number)
+        self.touched.add(number)
 
     def _change(self, row: Mapping[str, Any], record: Record, believed: bool) -> dict[str, Any]:
         said = self._values(record) if record.title else {"withdrawn": True}
@@ -155,7 +175,7 @@ class _Writer:
             change["withdrawn"] = True
         return change
 
-    def _mergeable(self, other: int | None, number: int) -> bool:
+    def _mergeable(self, other: int | None, number: int) -> TypeGuard[int]:
         return other is not None and not self.known.rows[other]["arxiv_id"] and not self.known.rows[other]["slug"]
 
     def _title_taken(self, number: int, row: Mapping[str, Any], wanted: str) -> bool:
@@ -195,6 +215,18 @@ class _Writer:
         self.origins[record.source, record.external_id] = values
 
     def _attach(self) -> None:
+        final = self.known.final  # what was noted of a paper that was merged since is its successor's
+        self.days = {(final(number), day, source): None for number, day, source in self.days}
+        signals: dict[tuple[int, str], int] = {}
+        for (number, kind), value in self.signals.items():
+            signals[final(number), kind] = max(value, signals.get((final(number), kind), 0))
+        self.signals = signals
+        self.touched, self.reheat, self.upvoted = (
+            {final(number) for number in found} for found in (self.touched, self.reheat, self.upvoted)
+        )
+        if self.aliases:
+            names = [{"name": FORMER + key, "paper": final(number)} for key, number in self.aliases.items()]
+            insert_new(self.connection, paper_name, names)
         numbers = sorted({number for number, *_ in self.days} | {number for number, _ in self.signals})
         held = set()
         if numbers:
@@ -206,6 +238,7 @@ class _Writer:
         self._count()
         fresh_origins = []
         for (source, name), values in self.origins.items():
+            values["paper"] = final(values["paper"])
             old = self.known.sources.get((source, name))
             if old is None:
                 fresh_origins.append({"source": source, "external_id": name, **values})
