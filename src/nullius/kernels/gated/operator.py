@@ -52,6 +52,7 @@ def gated_linear_attention(
     scale = width**-0.5 if scale is None else scale
     chosen = _choose(backend, q, v)
     offsets = None if sequences is None else [start for start, _ in sequences] + [length]
+    end: Tensor | None
     if torch.compiler.is_compiling() and (chosen == "triton" or (chosen == "chunks" and offsets is None)):
         o, end = traced(q, k, v, gate, given, scale, offsets, chosen == "triton")
     elif chosen == "triton":  # which checks the gate as it reads it
@@ -70,7 +71,7 @@ def gated_linear_attention(
             parts = [form(wq[:, c], wk[:, c], wv[:, c], wg[:, c], state[i : i + 1], scale) for i, c in enumerate(cuts)]
             o, end = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
         o = o.to(v.dtype)
-    return (o, end) if return_state else o
+    return (o, end) if return_state and end is not None else o
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
