@@ -58,7 +58,7 @@ def estrange_gates(model: DecoderForCausalLM) -> None:
     """
     for module in model.modules():
         if isinstance(module, GatedLinearAttention):
-            module.log_gate = _estranged(module.log_gate)  # type: ignore[method-assign, assignment]
+            module.log_gate = _estranged(module.log_gate)  # type: ignore[method-assign]
 
 
 def _estranged(own: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:

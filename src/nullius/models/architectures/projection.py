@@ -24,7 +24,7 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
         return tuple(map(x) for map in maps)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _Project.apply(x, *(map.weight.to(x.dtype) for map in maps))  # type: ignore[operator]
+    return _Project.apply(x, *(map.weight.to(x.dtype) for map in maps))
 
 
 def bare(module: nn.Module) -> bool:
