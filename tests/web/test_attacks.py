@@ -205,6 +205,24 @@ def test_a_yes_after_the_account_is_gone(people, box):
     assert (found["state"], found["account"]) == ("active", None)
 
 
+def test_nothing_of_a_deleted_account_is_left(people, box):
+    """Neither its address nor its id, in any table, but for runs that it asked for."""
+    member = people["member"]
+    member.post("/signin", data={"email": "ada@example.org"})
+    member.post("/papers/embers/vote", data={"on": "1"})
+    member.post("/papers/embers/save", data={"on": "1"})
+    member.post("/papers/embers/notes", data={"text": "mine"})
+    member.post("/account/tokens", data={"name": "mine", "scope-read": "1"})
+    with reading() as connection:
+        own = connection.execute(sa.select(tables.account.c.id).where(tables.account.c.email == "ada@example.org")).scalar_one()
+    assert member.post("/account/delete", data={"sure": "delete"}).status_code == 303
+    with reading() as connection:
+        for table in tables.metadata.sorted_tables:
+            for row in connection.execute(sa.select(table)):
+                assert own not in row, table.name
+                assert "ada@example.org" not in str(row), table.name
+
+
 def test_a_yes_said_again_after_leaving_brings_nothing_back(people, box, lab):
     first, second = asked(people, box), asked(people, box)
     assert people["visitor"].post(first).status_code == 200

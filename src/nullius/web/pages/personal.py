@@ -179,7 +179,10 @@ def _dated(value: Any) -> Any:
 
 @post("/account/delete")
 def delete(visit: Visit) -> Response:
-    """Delete an account: votes, library, sessions and tokens go; notes stay without a name; runs stay, they are results."""
+    """Delete an account: votes, library, sessions, tokens and links to sign in go; notes stay without a name; runs stay, they are results.
+
+    What comes by mail goes on until it is left: it belongs to an address, whose owner has said yes.
+    """
     visit.need("account")
     if not visit.settings.shared:
         raise Problem(422, "A local server has no account to delete.", "Its data are in the data folder of nullius.")
@@ -194,6 +197,9 @@ def delete(visit: Visit) -> Response:
         connection.execute(tables.note.update().where(tables.note.c.account == own).values(account=None))
         for table in (tables.saved, tables.session, tables.api_token, tables.identity):
             connection.execute(table.delete().where(table.c.account == own))
+        connection.execute(
+            tables.ticket.delete().where(tables.ticket.c.email == visit.person.email.lower(), tables.ticket.c.purpose == "signin")
+        )
         connection.execute(tables.subscription.update().where(tables.subscription.c.account == own).values(account=None))
         connection.execute(tables.account.delete().where(tables.account.c.id == own))
     return _signed_out(visit)
