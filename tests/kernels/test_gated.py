@@ -216,6 +216,11 @@ for length, key, strength in ((150, 32, 16.0), (100, 32, 0.02), (100, 32, 2.0), 
         assert close(a.double(), b, bound), (length, strength, i)
     # where no gradients and no last states are wanted, less is made
     assert torch.equal(ours[0], gated_linear_attention(*x[:4], initial_state=x[4], backend="triton")), (length, strength)
+# tensors at any address: a tile must begin at a multiple of 16 bytes
+x = [t.bfloat16() for t in tensors(1, 64, 1, 256, 16, 16.0)]
+moved = [torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t) for t in x]
+for a, b in zip(run(x, x[2], "triton"), run(moved, moved[2], "triton")):
+    assert close(a.double(), b.double(), 1e-3)
 """
 
 

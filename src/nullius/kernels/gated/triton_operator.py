@@ -90,6 +90,7 @@ class _Launches:
         dtype: torch.dtype,
         strides: tuple[int, int, int],
         device: torch.device,
+        aligned: bool = True,
     ) -> None:
         self.heads, self.K, self.V, self.strides, self.device = heads, key, value, strides, device.index
         exact = dtype == torch.float32
@@ -125,10 +126,10 @@ class _Launches:
             return {"C": self.plan.chunk, "num_warps": tiles.warps, "num_stages": tiles.stages, **few, **extra}
 
         # a tile is loaded at once from rows that begin at multiples of 16 bytes
-        self.by_tile = heads * key * dtype.itemsize % 16 == 0
+        self.by_tile = aligned and heads * key * dtype.itemsize % 16 == 0
         # a walk, straight into its products, also only where nothing of a tile is to be left out
         full = all((b - a) % self.plan.chunk == 0 for a, b in pairwise(bounds)) and key == wide and value % walk_v == 0
-        self.walk_v, self.walk_by_tile = walk_v, full and wide >= WALK_BY_TILE and not exact
+        self.walk_v, self.walk_by_tile = walk_v, full and aligned and wide >= WALK_BY_TILE and not exact
         # fp32 has no matrix unit: its products are written out, and large ones take a minute to compile
         keys = {
             "K": key,
@@ -328,7 +329,7 @@ def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *othe
     strides = (gate.stride(1), gate.stride(2), gate.stride(3))
     shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, strides, q.device)
     aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others))
-    call = _shared(gate.dtype, *shape) if aligned else _Launches(*shape)
+    call = _shared(gate.dtype, *shape) if aligned else _Launches(*shape, aligned=False)
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
         _recorded.add(call)
     return call
