@@ -145,6 +145,12 @@ def says_source(model: LanguageModel, seen: Seen) -> Floats:
     return (seen.emitted == np.array(wanted)).astype(float)
 
 
+def says_chosen(model: LanguageModel, seen: Seen) -> Floats:
+    """1 where the token emitted, out of the whole vocabulary, is the candidate chosen [n]."""
+    wanted = [model.first_token(triple.base.candidates[i]) for triple, i in zip(seen.triples, seen.chosen, strict=True)]
+    return (seen.emitted == np.array(wanted)).astype(float)
+
+
 def best_layer(model: LanguageModel, tuning: dict[int, Seen], fresh: dict[int, Seen], most: float = 0.1) -> int:
     """The layer with the largest share of answers at one of the three pointers, among those at which an answer new to the base is said outright in at
     most a share `most` of its pairs (the last such layer would be a copy of the answer, not a pointer); among all where there is none."""

@@ -177,9 +177,9 @@ def uniform(count: int, n: int) -> Floats:
 def compare(train: Cells, stop: Cells, judged: Cells, rng: np.random.Generator, fit: Callable[..., Mixture] = fit) -> dict[str, Floats]:
     """Similarities on cells not fitted, and what they are measured against, each [judged cells].
 
-    full, one-hot, uniform: similarity of the mixture and of both rivals. gain: of the mixture over the rival that is better on `stop`. null: of a
-    mixture over uniform where targets are permuted over cells. Each term's name: what the mixture loses without it; with " null": what it loses
-    where that pointer's place was shuffled over cells before the fit, so that there was nothing to lose.
+    full, one-hot, uniform: similarity of the mixture and of both rivals. gain: of the mixture over the rival that is better on `stop`. kl: its
+    `divergences` [2]. null: of a mixture over uniform where targets are permuted over cells. Each term's name: what the mixture loses without it;
+    with " null": what it loses where that pointer's place was shuffled over cells before the fit, so that there was nothing to lose.
     """
     n = judged.target.shape[1]
 
@@ -187,10 +187,13 @@ def compare(train: Cells, stop: Cells, judged: Cells, rng: np.random.Generator, 
         return similarity(fit(parts[0], parts[1], terms).predict(parts[2].at), parts[2].target)
 
     parts = (train, stop, judged)
-    good, rivals = judge(parts), [similarity(guess, judged.target) for guess in (one_hot(judged.at, n), uniform(len(judged), n))]
+    whole = fit(train, stop, TERMS).predict(judged.at)
+    good = similarity(whole, judged.target)
+    rivals = [similarity(guess, judged.target) for guess in (one_hot(judged.at, n), uniform(len(judged), n))]
     better = int(np.argmax([similarity(guess, stop.target).mean() for guess in (one_hot(stop.at, n), uniform(len(stop), n))]))
     empty = [part.permuted(rng) for part in parts]
     found = {"full": good, "one-hot": rivals[0], "uniform": rivals[1], "gain": good - rivals[better]}
+    found["kl"] = np.array(divergences(whole, judged.target))
     found["null"] = judge(empty) - similarity(uniform(len(judged), n), empty[2].target)
     for column, name in enumerate(TERMS):
         without = [term for term in TERMS if term != name]

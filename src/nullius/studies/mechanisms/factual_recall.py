@@ -70,7 +70,7 @@ CLAIMS = (
           at_least(0.8, null=0.0), control="the in-context answer of another prompt", published=0.88, unit="in-context rate",
           needs=Needs(parameters=1e9), rests_on=SCALING),
     Claim("larger-follow-less", "Larger models of a family follow the context less",
-          correlation_above(0.0), control="sizes shuffled over models",
+          correlation_above(0.0), control="sizes shuffled over models", unit="rho over models",
           needs=Needs(also="several sizes of one family side by side (`nullius compare factual-recall -m A -m B`)")),
 )  # fmt: skip
 

@@ -126,6 +126,7 @@ CLAIMS = (
         "Nine models of three families mix the three mechanisms in the same pattern over ten tasks",
         above_control(0.0),
         control="patterns of different tasks paired at random",
+        unit="correlation of patterns",
         needs=Needs(parameters=2e9, also="several models side by side (`nullius compare mixing-mechanisms -m A -m B`)"),
     ),
 )
@@ -143,6 +144,8 @@ def mixing_mechanisms(lab: Lab) -> None:
     layer = _choose_layer(lab, main)
     seen = _see(lab, main, lab.scale(quick=150, full=3000), layer)
     strange = _see(lab, main, lab.scale(quick=48, full=400), layer, "both new")
+    said = binding_pointers.says_chosen(lab.subject, seen).mean()
+    lab.note(f"the candidate with the largest logit is what is emitted, out of all words, in {said:.2f} of pairs")
     for name in ("positional", "lexical", "reflexive"):
         control = seen.random_lead(lab.rng) if name == "positional" else strange.random_lead(lab.rng)
         note = f"{seen.share(name):.2f} of answers; chance {1 / n:.2f}; unchanged {seen.share('unchanged'):.2f}; layer {layer}"
@@ -204,7 +207,8 @@ def _report_mixture(lab: Lab, seen: Seen) -> None:
         gains.append(mixture.compare(*whole.split(lab.rng), lab.rng, fit))
     pooled = {name: np.concatenate([found[name] for found in gains]) for name in gains[0]}
     note = f"{pooled['full'].mean():.3f}, one-hot {pooled['one-hot'].mean():.3f}, uniform {pooled['uniform'].mean():.3f}; "
-    note += f"{whole.count.mean():.1f} samples a cell"
+    kl = pooled["kl"].reshape(-1, 2).mean(0)
+    note += f"KL of the data from it {kl[0]:.3f} bits, of it from the data {kl[1]:.3f}; {whole.count.mean():.1f} samples a cell"
     lab.finding("mixture-beats-rivals", treated=pooled["gain"], control=pooled["null"], note=note)
     for name in TERMS:
         lab.finding(f"needs-{name}-term", treated=pooled[name], control=pooled[f"{name} null"])
