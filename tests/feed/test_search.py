@@ -266,6 +266,9 @@ def test_without_hits_it_is_said_which_filter_removed_how_many(sqlite, no_weight
     found = engine.search("embers before:2020 runnable:yes")
     assert found.hits == ()
     assert found.removed["before:2020"] >= 1
+    without = engine.search("embers").total
+    assert engine.search("embers before:2010 cat:cs.XX").removed == {"before:2010": without, "cat:cs.XX": without}
+    assert engine.search("zzzzz before:2010 cat:cs.XX").removed == {}
     assert found.query.without(found.query.filters[0]).text == "embers runnable:yes"
 
 

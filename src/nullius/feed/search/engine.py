@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -146,11 +146,15 @@ class _Search:
         return ordered
 
     def removed(self) -> dict[str, int]:
-        """How many papers each filter alone keeps from being found."""
+        """How many papers each filter alone keeps from being found; of several that each keep out all, how many of what there is without any."""
         counts = {}
         for one in self.query.filters:
             rest = self.query.without(one)
             counts[one.text] = self.index.count(self.searcher, self._matching(rest))
+        if not any(counts.values()):
+            total = self.index.count(self.searcher, self._matching(replace(self.query, filters=())))
+            for one in self.query.filters:
+                counts[one.text] = total - self.index.count(self.searcher, self._matching(replace(self.query, filters=(one,))))
         return {text: number for text, number in counts.items() if number}
 
     def _matching(self, query: Query) -> Condition:
