@@ -12,13 +12,30 @@ from scipy import stats
 from tests.lab.simulate import clustered, clustered_rate, samples
 
 from nullius.lab import association, resampling
-from nullius.lab.claims import Claim, above_control, correlation_above, equivalent, ordering, trend
+from nullius.lab.claims import (
+    Claim,
+    above_control,
+    at_least,
+    at_most,
+    below_control,
+    correlation_above,
+    correlation_below,
+    equivalent,
+    ordering,
+    trend,
+)
 from nullius.lab.findings import samples as from_report
-from nullius.lab.statistics import difference_interval, estimate, holm, mean_interval
+from nullius.lab.statistics import difference_interval, estimate, holm, mean_interval, own_interval, p_value
 
 RNG = np.random.default_rng(7)
 finite = st.floats(-100, 100, width=32).map(lambda x: round(x, 3))
 lists = arrays(np.float64, st.integers(3, 25), elements=finite)
+
+
+@pytest.fixture(autouse=True)
+def own_draws(monkeypatch):
+    """Each test draws the same numbers, alone or among others, in whatever order."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(7))
 
 
 def test_a_rate_gets_the_exact_interval_and_p():
@@ -37,6 +54,18 @@ def test_paired_rates_get_newcombes_interval():
     assert (round(found.lo, 4), round(found.hi, 4)) == (0.0569, 0.3404)
 
 
+def test_paired_rates_that_go_together_get_a_narrower_interval_though_not_for_nothing():
+    """Newcombe's method 10 takes n/2 off the product of the agreeing less that of the differing, and never below 0."""
+    alike = difference_interval(*(samples(np.repeat(signs, [10, 3, 1, 10])) for signs in ([1, 1, 0, 0], [1, 0, 1, 0])), True)
+    a, b = stats.binomtest(13, 24).proportion_ci(0.95, "wilson"), stats.binomtest(11, 24).proportion_ci(0.95, "wilson")
+    phi = (10 * 10 - 3 * 1 - 12) / np.sqrt(13 * 11 * 11 * 13)
+    lo = 2 / 24 - np.sqrt((13 / 24 - a.low) ** 2 - 2 * phi * (13 / 24 - a.low) * (b.high - 11 / 24) + (b.high - 11 / 24) ** 2)
+    assert alike.lo == pytest.approx(lo, abs=1e-9)
+    barely = difference_interval(*(samples(np.repeat(signs, [3, 2, 1, 2])) for signs in ([1, 1, 0, 0], [1, 0, 1, 0])), True)
+    a, b = stats.binomtest(5, 8).proportion_ci(0.95, "wilson"), stats.binomtest(4, 8).proportion_ci(0.95, "wilson")
+    assert barely.lo == pytest.approx(1 / 8 - np.hypot(5 / 8 - a.low, b.high - 4 / 8), abs=1e-9)  # 3 · 2 − 2 · 1 is less than 8 / 2 + 1
+
+
 def test_an_interval_covers_bca_of_scipy_and_students_t():
     values = RNG.exponential(size=200)
     bca = stats.bootstrap((values,), np.mean, n_resamples=9999, rng=np.random.default_rng(0)).confidence_interval
@@ -46,6 +75,19 @@ def test_an_interval_covers_bca_of_scipy_and_students_t():
     assert found.hi == pytest.approx(max(bca.high, t.high), abs=0.01)
     assert found.lo <= t.low
     assert found.hi >= t.high
+
+
+def test_percentiles_are_widened_where_items_are_few():
+    """Hesterberg 2015, section 4.2: the level of BCa's percentiles is that of Student's t, with √(n / (n − 1)) times the bootstrap's error."""
+    values = np.array([0.1, 0.2, 0.25, 0.3, 0.5, 0.9, 1.4, 4.0])  # so skewed that BCa's end is the farther one
+    level = stats.norm.cdf(np.sqrt(8 / 7) * stats.t.ppf(0.025, 7))
+    usual, widened = (
+        stats.bootstrap((values,), np.mean, confidence_level=1 - 2 * alpha, n_resamples=9999, rng=np.random.default_rng(0))
+        for alpha in (0.025, level)
+    )
+    found = mean_interval(values)
+    assert found.hi == pytest.approx(widened.confidence_interval.high, rel=0.03)
+    assert found.hi > 1.06 * usual.confidence_interval.high
 
 
 def test_the_spread_of_equal_clusters_is_that_of_cluster_robust_least_squares():
@@ -94,6 +136,104 @@ def test_p_of_an_association_agrees_with_scipys():
     assert found.effect.estimate == pytest.approx(theirs.statistic)
 
 
+def p_of(expect, treated, control=None, paired=True):
+    return p_value(expect, treated, control or samples(np.zeros(len(treated)), start=1000), paired, seed=0)
+
+
+def test_p_of_a_mean_is_against_the_boundary_of_its_claim():
+    """Sign flips and permutations beside Student's and Welch's t, on either side of the boundary."""
+    a, b = RNG.normal(0.6, 1, 80), RNG.normal(0, 2, 60)
+
+    def t(values, boundary, side):
+        return stats.ttest_1samp(values, boundary, alternative=side).pvalue
+
+    for expect, theirs in (
+        (above_control(0.5), t(a, 0.5, "greater")),
+        (above_control(0.9), t(a, 0.9, "greater")),
+        (below_control(0.5), t(a, -0.5, "less")),
+        (at_least(0.5, null=0), t(a, 0.5, "greater")),
+        (at_most(0.7, null=0), t(a, 0.7, "less")),
+        (at_most(0.5, null=0), t(a, 0.5, "less")),
+        (equivalent(0.3, to=0.5), max(t(a, 0.2, "greater"), t(a, 0.8, "less"))),
+    ):
+        assert p_of(expect, samples(a)) == pytest.approx(theirs, abs=0.012), expect
+    for expect, shift, side in ((above_control(0.3), 0.3, "greater"), (below_control(0.3), -0.3, "less")):
+        theirs = stats.ttest_ind(a - shift, b, equal_var=False, alternative=side).pvalue
+        assert p_of(expect, samples(a), samples(b, start=1000), paired=False) == pytest.approx(theirs, abs=0.02)
+
+
+def test_p_of_a_rate_is_the_exact_one():
+    hits = samples(np.repeat([1.0, 0.0], [17, 8]))
+    for bound in (0.5, 0.7, 0.9):
+        assert p_of(at_least(bound, null=0), hits) == stats.binomtest(17, 25, bound, "greater").pvalue
+        assert p_of(at_most(bound, null=0), hits) == stats.binomtest(17, 25, bound, "less").pvalue
+    assert p_of(equivalent(0.2, to=0.7), hits) == max(
+        stats.binomtest(17, 25, bound, side).pvalue for bound, side in ((0.7 - 0.2, "greater"), (0.7 + 0.2, "less"))
+    )
+    assert [p_of(expect, hits) for expect in (at_least(1.5, null=0), at_most(1.5, null=0), at_least(-1, null=0))] == [1.0, 0.0, 0.0]
+
+
+def test_p_of_an_association_is_against_its_bound():
+    """Sign flips of pseudo-values beside Fisher's z."""
+    x = RNG.normal(size=300)
+    y = 0.5 * x + RNG.normal(size=300)
+    r = stats.pearsonr(x, y).statistic
+    for bound in (0.35, 0.45, 0.5):
+        z = np.sqrt(297) * (np.arctanh(r) - np.arctanh(bound))
+        assert p_of(correlation_above(bound, method="pearson"), samples(y, x=x)) == pytest.approx(stats.norm.sf(z), abs=0.04)
+        assert p_of(correlation_below(-bound, method="pearson"), samples(-y, x=x)) == pytest.approx(stats.norm.sf(z), abs=0.04)
+
+
+@pytest.mark.parametrize("means", [(2.0, 1.0, 0.6), (1.4, 1.0, 0.0)])
+def test_p_of_an_ordering_is_the_largest_of_its_pairs(means):
+    level = np.repeat([0, 1, 2], 60)
+    values = np.repeat(means, 60) + RNG.normal(size=180)
+    pairs = [(values[level == i] - 0.3, values[level == i + 1]) for i in range(2)]
+    theirs = [stats.ttest_ind(*pair, equal_var=False, alternative="greater").pvalue for pair in pairs]
+    assert max(theirs) > min(theirs) + 0.05
+    assert p_of(ordering(*"abc", margin=0.3), samples(values, level=level)) == pytest.approx(max(theirs), abs=0.02)
+
+
+def test_copies_of_an_item_prove_no_more_than_the_item():
+    x, level = RNG.normal(size=40), np.arange(40) % 3
+    y = 0.2 * x + RNG.normal(size=40)
+    fives = np.repeat(np.arange(40), 5)
+    for expect, values, more in (
+        (correlation_above(), y, {"x": x}),
+        (correlation_above(method="pearson"), y, {"x": x}),
+        (trend("increasing", *"abc"), y + 0.6 * level, {"level": level}),
+    ):
+        repeated = {name: column[fives] for name, column in more.items()}
+        one = p_of(expect, samples(values, **more))
+        assert p_of(expect, samples(values[fives], fives, **repeated)) == pytest.approx(one, abs=0.06), expect
+        assert p_of(expect, samples(values[fives], **repeated)) < one - 0.08, expect  # where nobody says that they are copies
+
+
+def test_p_of_a_difference_knows_shared_clusters_and_their_sizes():
+    levels = 5 * RNG.normal(size=25)
+    codes = np.repeat(np.arange(25), 4)
+    a, b = samples(levels[codes] + 0.5 + RNG.normal(size=100), codes), samples(levels[codes] + RNG.normal(size=100), codes)
+    assert p_of(above_control(), a, b, paired=False) < 0.01  # levels that both sides have cancel
+    assert p_of(above_control(), a, samples(b.values, codes + 1000), paired=False) > 0.1
+    # thirty items of one cluster against ten of their own: their mean is 1/4, that of clusters 10/11
+    unequal = samples(np.repeat([0.0, 1.0], [30, 10]), np.r_[np.zeros(30, int), np.arange(1, 11)])
+    assert p_of(above_control(0.5), unequal, samples(RNG.normal(0, 0.1, 12), start=100), paired=False) > 0.5
+
+
+def test_the_ends_of_an_ordering():
+    """Below the whole tail for each pair, above its share of it."""
+    level = np.repeat([0, 1, 2], 30)
+    values = np.repeat([2.0, 1.0, 0.0], 30) + RNG.normal(size=90)
+    found = own_interval(ordering(*"abc"), samples(values, level=level))
+    first, second = (
+        (samples(values[level == i], start=1000 * i) for i in range(2)),
+        (samples(values[level == i], start=1000 * i) for i in (1, 2)),
+    )
+    pairs = [difference_interval(*pair, False, seed=i, tails=(0.025, 0.0125)) for i, pair in enumerate((first, second))]
+    assert found.lo == pytest.approx(min(pair.lo for pair in pairs), abs=1e-9)
+    assert found.hi == pytest.approx(min(pair.hi for pair in pairs), abs=1e-9)
+
+
 @given(st.integers(0, 2**31), st.integers(2, 12), st.integers(2, 5))
 @settings(max_examples=60, deadline=None)
 def test_weighted_associations_are_scipys_on_repeated_items(seed, n, distinct):
@@ -127,6 +267,14 @@ def test_a_clustered_rate_is_clopper_pearson_where_clusters_do_not_matter():
     single = mean_interval(values[::5])
     assert mean_interval(alike, codes).lo == pytest.approx(single.lo, abs=0.01)
     assert mean_interval(alike, codes).hi == pytest.approx(single.hi, abs=0.01)
+
+
+def test_a_rate_of_few_clusters_of_copies():
+    """Ten copies of eight items: (k − 1) items' worth, less what Student's t asks for seven degrees of freedom instead of 79."""
+    found = mean_interval(np.repeat([1.0, 0.0], [30, 50]), np.repeat(np.arange(8), 10))
+    worth = 7 * (stats.t.ppf(0.025, 79) / stats.t.ppf(0.025, 7)) ** 2
+    assert found.lo == pytest.approx(stats.beta.ppf(0.025, 3 / 8 * worth, 5 / 8 * worth + 1))
+    assert found.hi == pytest.approx(stats.beta.ppf(0.975, 3 / 8 * worth + 1, 5 / 8 * worth))
 
 
 def test_equal_samples_never_give_zero_width():
@@ -199,11 +347,12 @@ def test_holm():
 
 
 def test_many_clusters_are_merged_without_changing_the_interval():
-    values = RNG.normal(size=6000)
-    found = mean_interval(values)
-    t = stats.ttest_1samp(values, 0).confidence_interval()
-    assert found.n_clusters == 6000
-    assert found.hi - found.lo == pytest.approx(t.high - t.low, rel=0.1)
+    for _ in range(3):
+        values = RNG.normal(size=6000)
+        found = mean_interval(values)
+        t = stats.ttest_1samp(values, 0).confidence_interval()
+        assert found.n_clusters == 6000
+        assert found.hi - found.lo == pytest.approx(t.high - t.low, rel=0.1)
 
 
 def test_the_same_samples_give_the_same_numbers():
