@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -250,12 +251,14 @@ def test_a_paper_shows_its_claims_and_where_they_stand():
     claim = {"id": "c", "wording": "It is so", "statistic": "mean", "kind": "at_least", "margin": 0.5, "control": "none of it"}
     claim |= {"published": None, "needs": "an instruction-tuned subject", "digest": "d1", "expected": "mean: at or above 0.5"}
     standing = {**RECORD["verdicts"][0], "subject": {"name": "toy"}, "full": True, "runs": 3, "agreeing": 2, "run": "01JC"}
-    text = shown(report.render_paper, paper, [claim], [standing, {**standing, "digest": "another wording"}])
+    option = {"name": "site", "values": ("resid_pre", "resid_post"), "help": "where it is read"}
+    render = partial(report.render_paper, options=[option])
+    text = shown(render, paper, [claim], [standing, {**standing, "digest": "another wording"}])
     assert "1 author\n" in text
     assert "  expected  mean: at or above 0.5\n" in text
     assert "  needs     an instruction-tuned subject\n" in text
     assert text.count("● holds  toy (full)  0.41 [0.30, 0.52]  2 of 3 runs agree  run 01JC\n") == 1
-    assert text.endswith("run it  nullius run a-paper\n")
+    assert text.endswith("\n-o site=resid_pre|resid_post  where it is read\n\nrun it  nullius run a-paper\n")
 
 
 def test_a_rerun_names_what_differs():

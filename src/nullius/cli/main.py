@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 import typer
@@ -92,12 +93,14 @@ def show(
     from nullius.cli import report
     from nullius.lab import calibration, journal, studies
 
-    claims = [studies.describe(claim) for claim in studies.get(paper.slug).claims] if paper.runs else []
+    study = studies.get(paper.slug) if paper.runs else None
+    claims = [studies.describe(claim) for claim in study.claims] if study else []
+    options = [asdict(option) for option in study.options] if study else []
     verdicts = journal.latest_verdicts(slug=paper.slug)
     if as_json:
-        print_json({"schema": "nullius.paper/1", **paper.to_dict(), "claims": claims, "verdicts": verdicts})
+        print_json({"schema": "nullius.paper/1", **paper.to_dict(), "claims": claims, "options": options, "verdicts": verdicts})
         return
-    report.render_paper(paper.to_dict(), claims, verdicts, console(), calibration.lines_of(claims))
+    report.render_paper(paper.to_dict(), claims, verdicts, console(), calibration.lines_of(claims), options)
 
 
 def _show_run(key: str, as_json: bool) -> None:

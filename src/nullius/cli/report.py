@@ -199,8 +199,12 @@ def render_paper(
     verdicts: Sequence[Mapping[str, Any]],
     out: Console,
     calibrated: Mapping[str, str] = MappingProxyType({}),
+    options: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Print a paper: its claims with what is expected, and the verdicts so far on each subject. calibrated: as in `render_run`."""
+    """Print a paper: its claims with what is expected, the verdicts so far on each subject, and what its study lets one choose.
+
+    calibrated: as in `render_run`. options: as plain data, the first of an option's values being its default.
+    """
     paragraph(out, Text(paper["title"], style="bold"))
     authors = f"{paper['authors']} author{'s' if paper['authors'] > 1 else ''}"
     paragraph(out, " · ".join([paper["slug"], f"arXiv {paper['arxiv']}", str(paper["date"]), authors]))
@@ -223,6 +227,9 @@ def render_paper(
             rows.append(("rests on", "", "; ".join(calibrated.get(name, name) for name in claim["rests_on"])))
         facts(out, rows, indent=2)
         columns(out, [_standing(verdict) for verdict in verdicts if verdict["digest"] == claim["digest"]], indent=2)
+    if options:
+        show(out, "")
+        facts(out, [(f"-o {option['name']}={'|'.join(option['values'])}", "", option["help"]) for option in options])
     if claims:
         show(out, "")
         verbatim(out, [("run it", f"nullius run {paper['slug']}")])
