@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import threading
 import time
+from urllib.parse import unquote
 
 import feedparser
 import pytest
+import sqlalchemy as sa
 from tests.web import made
 
 from nullius.errors import UsageError
+from nullius.feed import tables
+from nullius.feed.database import reading
 from nullius.feed.tables import LOCAL
 from nullius.lab import journal, queue
 from nullius.lab import runner as lab_runner
-from nullius.web import citing
+from nullius.web import atom, citing
 from nullius.web.export import export
 
 FEEDS = ["daily", "weekly", "trending", "verdicts", "papers/factual-recall", "subjects/smollm2-135m"]
@@ -34,6 +38,26 @@ def test_a_feed_is_atom(visitor, name):
     assert len(set(ids)) == len(ids)
     assert all(entry_id.startswith("tag:127.0.0.1,2025-01-01:") for entry_id in ids)
     assert all(entry.authors and entry.updated and entry.summary and entry.link for entry in feed.entries)
+
+
+@pytest.mark.parametrize("name", ["daily", "weekly"])
+def test_the_archive_of_a_feed_leaves_nobody_out(visitor, name, monkeypatch):
+    """By `prev-archive` from page to page: a day with more papers than a feed holds goes on before the day before it does."""
+    monkeypatch.setattr(atom, "ENTRIES", 3)
+    path, seen, pages = f"/feeds/{name}.atom", [], 0
+    while path and pages < 100:
+        feed = feedparser.parse(visitor.get(path).content)
+        seen += [unquote(entry.id).split(":paper:")[1] for entry in feed.entries]
+        assert len(feed.entries) <= 3
+        path, pages = (
+            next((link.href.removeprefix("http://127.0.0.1:8000") for link in feed.feed.links if link.rel == "prev-archive"), ""),
+            pages + 1,
+        )
+    with reading() as connection:
+        every = connection.execute(sa.select(tables.paper_day.c.paper).distinct()).scalars().all()
+    assert pages < 100
+    assert len(set(seen)) == len(every) > 50
+    assert visitor.get(f"/feeds/{name}.atom?cursor=nonsense").status_code in (404, 422)
 
 
 def test_a_feed_of_a_search_and_of_an_earlier_day(visitor):

@@ -90,6 +90,14 @@ def _papers(feed: _Feed, cards: Sequence[Mapping[str, Any]], names: Mapping[str,
         feed.paper(card, names.get(card["key"], ()))
 
 
+def _lead_on(feed: _Feed, path: str, cursor: str, older: str | None) -> None:
+    """Where the archive goes on: with what else stood on that day or in that week, then with the one before."""
+    if cursor:
+        feed.earlier(f"{path}&cursor={quote(cursor)}")
+    elif older:
+        feed.earlier(older)
+
+
 @get("/feeds/daily.atom")
 def daily(visit: Visit) -> Response:
     """Papers of the newest day, or of ?day=."""
@@ -99,10 +107,9 @@ def daily(visit: Visit) -> Response:
             when = datetime.strptime(visit.query("day"), "%Y-%m-%d").date()
         except ValueError:
             raise Problem(422, "day is a date such as 2025-11-04.") from None
-    period = listings.day(when, subject=visit.subject, limit=ENTRIES)
+    period = listings.day(when, subject=visit.subject, limit=ENTRIES, cursor=visit.query("cursor"))
     feed = _Feed(visit, "/feeds/daily.atom", "nullius: papers of the day", "/")
-    if period.older:
-        feed.earlier(f"/feeds/daily.atom?day={period.older}")
+    _lead_on(feed, f"/feeds/daily.atom?day={period.name}", period.listing.cursor, period.older and f"/feeds/daily.atom?day={period.older}")
     _papers(feed, *_shown(period.listing.cards, visit))
     return feed.response()
 
@@ -118,10 +125,11 @@ def weekly(visit: Visit) -> Response:
     if visit.query("week") and not wanted:
         raise Problem(422, "week is an ISO week such as 2025-W45.")
     year, number = (int(wanted[1]), int(wanted[2])) if wanted else listings.day(limit=1).first.isocalendar()[:2]
-    period = listings.week(year, number, order="voted", subject=visit.subject, limit=ENTRIES)
+    period = listings.week(year, number, order="voted", subject=visit.subject, limit=ENTRIES, cursor=visit.query("cursor"))
     feed = _Feed(visit, "/feeds/weekly.atom", "nullius: papers of the week", "/week")
-    if period.older:
-        feed.earlier(f"/feeds/weekly.atom?week={period.older}")
+    _lead_on(
+        feed, f"/feeds/weekly.atom?week={period.name}", period.listing.cursor, period.older and f"/feeds/weekly.atom?week={period.older}"
+    )
     _papers(feed, *_shown(period.listing.cards, visit))
     return feed.response()
 
