@@ -107,9 +107,9 @@ class Known:
         if record.arxiv_id in self._arxiv:
             return self.final(self._arxiv[record.arxiv_id])
         if record.doi in self._doi:
-            number = self.final(self._doi[record.doi])
-            if not (record.arxiv_id and self.rows[number]["arxiv_id"]):  # two ids are two papers, though a journal gave them one DOI
-                return number
+            same = self.final(self._doi[record.doi])
+            if not (record.arxiv_id and self.rows[same]["arxiv_id"]):  # two ids are two papers, though a journal gave them one DOI
+                return same
         if not record.title:
             return None
         number = self._by_title(record)
