@@ -57,7 +57,7 @@ def test_what_costs_least_is_patched_whatever_the_estimate_says(toy, monkeypatch
 
 def test_the_layers_around_the_best_are_patched_until_none_is_better(toy, monkeypatch):
     """With an estimate that puts forward one cell of the best position, the others of that position are found, and nothing else is spent."""
-    base, source = pairs(toy, first=9)
+    base, source = pairs(toy, first=7)  # with 9 all layers of the last position say the same, to rounding
     grid = patching.residual_grid(toy, base, source, ANSWERS, "resid_pre", None, patching.difference)
     _, effect = best_of(patching.residual(toy, base, source, ANSWERS), 1)
     scores = torch.zeros(2, 3, 10)

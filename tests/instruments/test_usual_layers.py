@@ -40,8 +40,8 @@ def test_together_they_are_what_the_layer_makes_of_each(toys, family, copies):
     with torch.no_grad():
         expected = [first_output(layer(rows[s], **calls[s][1])) for s in rows]
         given = [usual_layers.together(rows[s].clone(), calls[s][1], (base.keys[2], base.values[2])) for s in rows]
-        ends = usual_layers.Layer(layer).run(given, last=True)
-        assert usual_layers.Layer(layer).run(given) == []
+        ends = usual_layers.Layer(layer).ends(given)
+        usual_layers.Layer(layer).run(given)
     for suffix, end, plain in zip(given, ends, expected, strict=True):
         assert torch.allclose(suffix.rows, plain, rtol=1e-4, atol=1e-4)
         assert torch.allclose(end, plain[:, -1], rtol=1e-4, atol=1e-4)

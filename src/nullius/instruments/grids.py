@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import positionwise
-from nullius.instruments.wavefront import Base
+from nullius.instruments.wavefront import Base, FromTheMiddle
 from nullius.models.anatomy import Anatomy
 
 
@@ -29,10 +29,13 @@ class Grid(Protocol):
         """Return the first position that a column's cells change."""
         ...
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+    def joined(
+        self, layer: int, columns: Sequence[int], pairs: slice, start: int, from_the_middle: FromTheMiddle | None = None
+    ) -> tuple[int, Tensor]:
         """Return where the rows of a layer's cells enter, and those rows [cells · pairs, T − start, d_model], cell by cell.
 
-        start: the position from which they are run, at or before that of each of the cells.
+        start: the position from which they are run, at or before that of each of the cells. from_the_middle: a quick way through the rest of this
+        layer, if there is one.
         """
         ...
 
@@ -69,7 +72,9 @@ class Positions:
     def start(self, column: int) -> int:
         return column
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+    def joined(
+        self, layer: int, columns: Sequence[int], pairs: slice, start: int, from_the_middle: FromTheMiddle | None = None
+    ) -> tuple[int, Tensor]:
         rows = self.base.below(layer + self.above)[pairs, start:].repeat(len(columns), 1, 1)
         for of_cell, column in zip(rows.chunk(len(columns)), columns, strict=True):
             of_cell[:, column - start] = self.patched[layer][pairs, column]
@@ -96,14 +101,17 @@ class Heads:
     def start(self, column: int) -> int:
         return self.first
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+    def joined(
+        self, layer: int, columns: Sequence[int], pairs: slice, start: int, from_the_middle: FromTheMiddle | None = None
+    ) -> tuple[int, Tensor]:
         anatomy, here = self.anatomy, self.base.sites["z"][layer][pairs]
         seen = slice(self.first if layer < anatomy.n_layers - 1 else -1, None)  # the last layer's other positions are read by nobody
         change = (self.there[layer][pairs] - here)[:, seen, columns]
         written = torch.einsum("ntcd,cdm->cntm", change, anatomy.o_weight(layer)[columns])
         raw = anatomy.o_proj(layer)(here[:, seen].flatten(-2).contiguous()) + written
         pre = self.base.stream[layer][pairs, seen].repeat(len(columns), 1, 1)
-        return layer + 1, positionwise.top(anatomy, layer, pre, positionwise.attention_out(anatomy, layer, raw.flatten(0, 1)))
+        out = positionwise.attention_out(anatomy, layer, raw.flatten(0, 1))
+        return layer + 1, positionwise.top(anatomy, layer, pre, out) if from_the_middle is None else from_the_middle(pre + out)
 
     def put(self, x: Tensor, layer: int, column: int, pair: int) -> None:
         x[:, column] = self.there[layer][pair, :, column]
@@ -130,7 +138,9 @@ class NeuronBlocks:
     def start(self, column: int) -> int:
         return self.first
 
-    def joined(self, layer: int, columns: Sequence[int], pairs: slice, start: int) -> tuple[int, Tensor]:
+    def joined(
+        self, layer: int, columns: Sequence[int], pairs: slice, start: int, from_the_middle: FromTheMiddle | None = None
+    ) -> tuple[int, Tensor]:
         anatomy, here = self.anatomy, self.base.sites["mlp_post"][layer][pairs]
         seen = slice(self.first if layer < anatomy.n_layers - 1 else -1, None)
         change = (self.there[layer][pairs] - here)[:, seen]

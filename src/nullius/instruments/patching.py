@@ -8,6 +8,8 @@ Every sweep checks itself: some random cells are run the plain way, whole, and m
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
 from nullius.instruments import grids, suffixes, taps, wavefront
+from nullius.models import some_logits
 from nullius.models.language_model import Batch, LanguageModel
 
 Metric = Callable[[Tensor], Tensor]
@@ -168,6 +171,7 @@ class Cells:
     def run(self, cells: Sequence[tuple[int, int]], max_tokens: int | None = None, checks: int = 8) -> Sweep:
         """Patch some cells, exactly. What is not among them holds the base's value."""
         pair, n = self.pair, self.pair.n
+        give_back()
         values = pair.metric_base[:, None, None].repeat(1, pair.model.anatomy.n_layers, self.grid.columns)
         limit = max_tokens or tokens_per_pass(pair.model)
         whence = suffixes.shared(pair.model, pair.length, n, ((self.grid.start(column), layer) for layer, column in cells))
@@ -178,6 +182,7 @@ class Cells:
             layers, columns = (torch.tensor(side, device=values.device) for side in list(zip(*some, strict=True))[1:])
             values[:, layers, columns] = pair.measure(last[None])[0].T
         gap = self._gap(values, cells, checks) if len(cells) else 0.0
+        give_back()
         return Sweep(values, pair.metric_base, pair.metric_source, checks if len(cells) else 0, gap)
 
     def _flights(self, cells: Sequence[tuple[int, int, int]], few: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -202,11 +207,11 @@ class Cells:
         for start, layer, column in cells:
             by_layer.setdefault(layer, {}).setdefault(start, []).append(column)
 
-        def joining(layer: int) -> Iterator[wavefront.Joining]:
+        def joining(layer: int, from_the_middle: wavefront.FromTheMiddle | None) -> Iterator[wavefront.Joining]:
             for start, columns in by_layer.get(layer, {}).items():
                 size = max(1, tokens // (len(few.ids) * (pair.length - start)))
                 for i in range(0, len(columns), size):
-                    yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs, start))
+                    yield wavefront.Joining(start, *self.grid.joined(layer, columns[i : i + size], pairs, start, from_the_middle))
 
         counts = Counter(start for start, _, _ in cells)
         rows = {start: counts[start] * len(few.ids) for start in sorted(counts)}
@@ -236,12 +241,12 @@ class Cells:
                     return x
 
                 stack.enter_context(taps.edit(model, self.grid.site, layer, patch))
-            logits = model.logits(batch).float()
+            logits = some_logits.of(model.anatomy.unembed, pair.answers[texts], lambda: model.logits(batch)).float()
         gap = 0.0
         for row, (layer, column) in enumerate(chosen):
             text = int(texts[row])
-            read = pair.base_logits.clone()  # a metric may treat each pair in its own way: it sees them all
-            read[text] = logits[row, pair.answers[text]]
+            read = pair.run.logits.clone()  # a metric may treat each pair in its own way: it sees them all
+            read[text] = logits[row]
             gap = max(gap, abs(float(pair.metric(read)[text] - values[text, layer, column])))
         if gap > TOLERANCE[model.dtype] * max(1.0, float(values.abs().max())):
             raise NulliusError(f"the sweep on {model.name} disagrees with plain runs by {gap:.2g}: please report this model")
@@ -259,9 +264,16 @@ def tokens_per_pass(model: LanguageModel) -> int:
 
 
 def tokens_in_flight(model: LanguageModel) -> int:
-    """Positions whose residual stream is kept between two layers: 16 MB of them on a CPU, on a GPU a quarter of the free memory."""
-    room = 2**24 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
+    """Positions whose residual stream is kept between two layers: 24 MB of them on a CPU, on a GPU a quarter of the free memory."""
+    room = 3 * 2**23 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
     return int(room) // (model.anatomy.d_model * model.dtype.itemsize)
+
+
+def give_back() -> None:
+    """Give freed memory back to the system. A C library keeps what lies between pieces in use: after loading a model and after a sweep some 50 MB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 class Pair:
@@ -269,7 +281,7 @@ class Pair:
 
     run: the base run; there: the source's activations at `sites`, by name [layers, n, T, ...]. first: the first position in which a pair
     differs. source_bottom: the input of the lowest layer in the source run, from there on [n, T − first, d_model]. metric_base, metric_source: the
-    metric of the plain runs [n]; base_logits: the answers' logits in the base run [n, k].
+    metric of the plain runs [n].
     """
 
     @torch.no_grad()
@@ -291,12 +303,11 @@ class Pair:
             raise UsageError(f"answers must be token ids [{self.n}, k], one row for each pair; got {list(self.answers.shape)}")
         differs = (self.base.input_ids != self.source.input_ids).any(0).nonzero()
         self.first = int(differs[0]) if len(differs) else self.length
-        self.run = wavefront.run_base(model, self.base, [site for site in sites if site != "resid_pre"])
+        self.run = wavefront.run_base(model, self.base, [site for site in sites if site != "resid_pre"], self.answers)
         self.there, self.source_bottom, source_last = wavefront.run_source(model, self.run, self.source.input_ids, self.first, sites)
-        self.base_logits = self.run.logits.gather(1, self.answers)
-        self.metric_base = metric(self.base_logits)
+        self.metric_base = metric(self.run.logits)
         seen, self.metric_source = self.measure(torch.stack([self.run.last, source_last])[None])[0]
-        if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype] * max(1.0, float(self.base_logits.abs().max())):
+        if float((seen - self.metric_base).abs().max()) > TOLERANCE[model.dtype] * max(1.0, float(self.run.logits.abs().max())):
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that this sweep does not know")
 
     def measure(self, last: Tensor) -> Tensor:

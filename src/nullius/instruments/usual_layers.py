@@ -10,8 +10,9 @@ that, `usual` finds by running it: any other goes its own way (see `wavefront`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -81,7 +82,7 @@ class Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.norms = [_norm(module) for module in (layer.input_layernorm, layer.post_attention_layernorm)]
         self.width, self.scale = int(attention.head_dim), float(attention.scaling)
         self.q, self.o, self.gate, self.up, self.down = (
             onednn.Linear(m.weight, m.bias, BLOCK) for m in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
@@ -96,70 +97,79 @@ class Layer:
         self.activation, self.act_fn = kind, mlp.act_fn
 
     @torch.no_grad()
-    def run(self, suffixes: Sequence[Suffixes], last: bool = False) -> list[Tensor]:
-        """Send rows through the layer, in place. last: only the last position is wanted, and returned for each suffix [copies · n, d_model]."""
-        ends: list[list[Tensor]] = [[] for _ in suffixes]
+    def run(self, suffixes: Sequence[Suffixes]) -> None:
+        """Send rows through the layer, in place."""
         for some in _chunks(suffixes):
             parts = [suffixes[i].rows[rows] for i, rows in some]
+            counts = list(map(_positions, parts))
             x = _filled([part.flatten(0, 1) for part in parts])
-            attended = self._attention(x, suffixes, some, last)
-            if last:
-                parts = [part[:, -1:] for part in parts]
-                x = _filled([part.flatten(0, 1) for part in parts])
-            out = _in_blocks(self._behind, _filled(attended), x)
-            for (i, _), part, new in zip(some, parts, out.split([*map(_positions, parts), _rest(out, parts)]), strict=False):
-                if last:
-                    ends[i].append(new)
-                else:
-                    part.copy_(new.view_as(part))
-        return [torch.cat(parts) for parts in ends if parts]
+            normed = _in_blocks(self.norms[0], x)
+            q, kv = _in_blocks(self.q, normed), _in_blocks(self.kv, normed)
+            attended = torch.empty_like(q)
+            attended[sum(counts) :] = 0
+            places = zip(some, *(_split(each, counts) for each in (q, kv, attended)), strict=True)
+            for (i, rows), query, both, into in places:
+                self._attend(query, both, suffixes[i], rows, into)
+            for part, new in zip(parts, _split(_in_blocks(self._behind, attended, x), counts), strict=True):
+                part.copy_(new.view_as(part))
 
-    def _attention(self, x: Tensor, suffixes: Sequence[Suffixes], some: Sequence[tuple[int, slice]], last: bool) -> list[Tensor]:
-        """What the heads of some rows give, of the last position or of all, by suffix [positions, heads · width]."""
-        parts = [suffixes[i].rows[rows] for i, rows in some]
-        normed = _in_blocks(self.norms[0], x)
-        by_suffix = [*map(_positions, parts), _rest(x, parts)]
-        kv = _in_blocks(self.kv, normed).split(by_suffix)
-        if last:
-            parts = [part[:, -1:] for part in parts]
-            ends = zip(normed.split(by_suffix), some, strict=False)
-            normed = _filled([one.unflatten(0, (rows.stop - rows.start, -1))[:, -1] for one, (_, rows) in ends])
-        q = _in_blocks(self.q, normed).split([*map(_positions, parts), _rest(normed, parts)])
-        return [self._attend(query, both, suffixes[i], rows, last) for (i, rows), query, both in zip(some, q, kv, strict=False)]
+    @torch.no_grad()
+    def ends(self, suffixes: Sequence[Suffixes]) -> list[Tensor]:
+        """What leaves the layer at the last position, for each suffix [copies · n, d_model]; other positions give keys and values only."""
+        x = _filled([suffix.rows[:, -1] for suffix in suffixes])
+        counts = [len(suffix.rows) for suffix in suffixes]
+        q = _in_blocks(self.q, _in_blocks(self.norms[0], x))
+        attended = torch.empty_like(q)
+        attended[sum(counts) :] = 0
+        queries, intos = _split(q, counts), _split(attended, counts)
+        for some in _chunks(suffixes):
+            parts = [suffixes[i].rows[rows] for i, rows in some]
+            normed = _in_blocks(self.norms[0], _filled([part.flatten(0, 1) for part in parts]))
+            for (i, rows), both in zip(some, _split(_in_blocks(self.kv, normed), list(map(_positions, parts))), strict=True):
+                self._attend(queries[i][rows], both, suffixes[i], rows, intos[i][rows], slice(-1, None))
+        return _split(_in_blocks(self._behind, attended, x), counts)
 
-    def _attend(self, query: Tensor, both: Tensor, suffix: Suffixes, rows: slice, last: bool) -> Tensor:
-        """The heads' outputs over one suffix. The query heads that share keys are rows of one product with them."""
+    def _attend(self, query: Tensor, both: Tensor, suffix: Suffixes, rows: slice, into: Tensor, asked: slice = slice(None)) -> None:
+        """The heads' outputs over one suffix at the positions asked for, put into a tensor [positions, heads · width].
+
+        The query heads that share keys are rows of one product with them.
+        """
         copies, length, width, groups = rows.stop - rows.start, suffix.rows.shape[1], self.width, self.groups
         n, _, start, _ = suffix.keys.shape
-        asked = slice(-1, None) if last else slice(None)
-        query = query.view(copies, -1, self.heads, width)
-        key, value = both.view(copies, length, 2, groups, width).unbind(2)
-        query, key = (_turned(part, suffix.cos[:, at, None], suffix.sin[:, at, None]) for part, at in ((query, asked), (key, slice(None))))
-        whole = []
-        pair = torch.arange(rows.start, rows.stop).remainder_(n)
-        for new, old in ((key, suffix.keys), (value, suffix.values)):
-            seen = new.new_empty(copies, groups, start + length, width)
-            if start:
-                seen[:, :, :start] = old[pair]
-            seen[:, :, start:] = new.transpose(1, 2)
-            whole.append(seen.flatten(0, 1))
         shared = self.heads // groups
-        together = query.unflatten(2, (groups, shared)).permute(0, 2, 3, 1, 4).reshape(copies * groups, -1, width)
+        key, value = both.view(copies, length, 2, groups, width).permute(2, 0, 3, 1, 4)
+        keys, values = both.new_empty(2, copies, groups, start + length, width)
+        for into_rows, of in _by_text(rows, n) if start else ():
+            for kept, old in ((keys, suffix.keys), (values, suffix.values)):
+                kept[into_rows, :, :start].unflatten(0, (-1, of.stop - of.start)).copy_(old[of])
+        _turn(key, suffix.cos, suffix.sin, keys[:, :, start:])
+        values[:, :, start:] = value
+        query = query.view(copies, -1, groups, shared, width).permute(0, 2, 3, 1, 4)
+        together = torch.empty_like(query, memory_format=torch.contiguous_format)
+        _turn(query, suffix.cos[:, asked], suffix.sin[:, asked], together)
         mask = suffix.mask[0, :, asked].repeat(1, shared, 1)
-        pattern = torch.baddbmm(mask, together, whole[0].mT, alpha=self.scale).softmax(-1)
-        out = torch.bmm(pattern, whole[1]).view(copies, groups, shared, -1, width)
-        return out.permute(0, 3, 1, 2, 4).reshape(-1, self.heads * width)
+        scores = torch.baddbmm(mask, together.view(copies * groups, -1, width), keys.flatten(0, 1).mT, alpha=self.scale)
+        out = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
+        into.view(copies, -1, groups, shared, width).permute(0, 2, 3, 1, 4).copy_(out.view_as(together))
 
     def _behind(self, attended: Tensor, x: Tensor) -> Tensor:
-        """The rest of the layer."""
-        mid = self.o.plus(attended, x)
+        """The layer from the heads' outputs on [positions, heads · width], with the stream before it [positions, d_model]."""
+        return self._feed_forward(self.o.plus(attended, x))
+
+    @torch.no_grad()
+    def from_the_middle(self, mid: Tensor) -> Tensor:
+        """The layer from the stream behind its attention on [.., d_model]."""
+        flat = mid.flatten(0, -2)
+        return _in_blocks(self._feed_forward, _filled([flat]))[: len(flat)].view_as(mid)
+
+    def _feed_forward(self, mid: Tensor) -> Tensor:
         normed = self.norms[1](mid)
         gate = self.gate(normed, *self.activation) if self.gate.suits(normed) else self.act_fn(self.gate(normed))
         return self.down.plus(self.up.times(normed, gate), mid)
 
 
 def _chunks(suffixes: Sequence[Suffixes]) -> list[list[tuple[int, slice]]]:
-    """Cut rows into pieces of about two blocks: (which suffix, its rows)."""
+    """Cut rows into pieces of about a block, of about two where rows are so long that a block would have much to spare: (which suffix, its rows)."""
     out: list[list[tuple[int, slice]]] = []
     room = 0
     for i, suffix in enumerate(suffixes):
@@ -168,20 +178,25 @@ def _chunks(suffixes: Sequence[Suffixes]) -> list[list[tuple[int, slice]]]:
         while done < count:
             if room < length:
                 out.append([])
-                room = max(2 * BLOCK, length)
+                room = BLOCK if length <= BLOCK // 16 else max(2 * BLOCK, length)
             take = min(count - done, room // length)
             out[-1].append((i, slice(done, done + take)))
             done, room = done + take, room - take * length
     return out
 
 
+def _by_text(rows: slice, n: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows, copies of n texts behind one another, into runs that begin alike: (which of these rows, which texts they repeat)."""
+    at = rows.start
+    while at < rows.stop:
+        first, left = at % n, rows.stop - at
+        count = left // n * n if first == 0 and left >= n else min(n - first, left)
+        yield slice(at - rows.start, at - rows.start + count), slice(first, first + min(count, n))
+        at += count
+
+
 def _positions(rows: Tensor) -> int:
     return rows.shape[0] * rows.shape[1]
-
-
-def _rest(x: Tensor, parts: Sequence[Tensor]) -> int:
-    """Positions of x that belong to no part."""
-    return len(x) - sum(map(_positions, parts))
 
 
 def _filled(parts: Sequence[Tensor]) -> Tensor:
@@ -192,6 +207,11 @@ def _filled(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
+def _split(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """The parts that `_filled` put behind one another."""
+    return list(x.split([*counts, len(x) - sum(counts)]))[: len(counts)]
+
+
 def _in_blocks(function: Any, *given: Tensor) -> Tensor:
     """Apply a function of positions [positions, ...] block by block."""
     if len(given[0]) <= BLOCK:
@@ -199,7 +219,28 @@ def _in_blocks(function: Any, *given: Tensor) -> Tensor:
     return torch.cat([function(*parts) for parts in zip(*(x.split(BLOCK) for x in given), strict=True)])
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding: x [copies, s, heads, width], cos and sin [1, s, 1, width]."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> None:
+    """The rotary embedding of x [..., s, width], with cos and sin [1, s, width], put where it is wanted."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=into)
+    into[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    into[..., half:].addcmul_(x[..., :half], sin[..., half:])
+
+
+def _norm(module: Any) -> Callable[[Tensor], Tensor]:
+    """A norm in three passes over its input where it divides by the root mean square, as most do; else the module itself."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if weight is None or eps is None:
+        return module
+    some = torch.linspace(-2, 3, 2 * len(weight)).view(2, -1)
+    for factor in (weight.detach(), 1 + weight.detach()):  # Gemma's is stored less one
+        quick = partial(_root_mean_square, factor, float(eps))
+        if torch.allclose(quick(some), module(some), rtol=1e-5, atol=1e-6):
+            return quick
+    return module
+
+
+def _root_mean_square(factor: Tensor, eps: float, x: Tensor) -> Tensor:
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x * size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).mul_(factor)

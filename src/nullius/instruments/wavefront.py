@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nullius.instruments import onednn, resume, suffix_attention, taps, usual_layers
-from nullius.models import hooks
+from nullius.models import hooks, some_logits
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_input, first_output, with_input
 from nullius.models.language_model import Batch, LanguageModel
 
+FromTheMiddle = Callable[[Tensor], Tensor]  # a layer's end from the stream behind its attention [.., d_model]
 Write = Callable[[int, Tensor], None]  # (layer, the site's tensor for the rows that have just joined, to be changed in place)
 
 
@@ -40,7 +41,7 @@ class Base:
     """The run into which is patched. ids: [n, T], no padding; stream: resid_pre of every layer [layers, n, T, d_model]; keys, values by layer.
 
     last: output of the final norm at the last position [n, d_model]. end: resid_post of the last layer [n, T, d_model]. logits: as the model
-    itself makes them, at the last position [n, V]. sites: what else was asked for, by name [layers, n, T, ...].
+    itself makes them, at the last position [n, V], or those that were asked for [n, k]. sites: what else was asked for, by name [layers, n, T, ...].
     """
 
     ids: Tensor
@@ -63,24 +64,32 @@ class Base:
 
 
 @torch.no_grad()
-def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> Base:
-    """Run the base texts once and keep what every cell needs. Raises SubjectError for a model that cannot be run from the middle of a text."""
+def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = (), answers: Tensor | None = None) -> Base:
+    """Run the base texts once and keep what every cell needs. answers: tokens [n, k] whose logits are wanted (None: those of all tokens).
+
+    Raises SubjectError for a model that cannot be run from the middle of a text.
+    """
     from nullius.instruments import resumable  # which tries it by what is below
 
     resumable.check(model)
-    anatomy, cache = model.anatomy, DynamicCache()
+    anatomy = model.anatomy
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    cache: Any = None
     ends: list[tuple[Tensor, Tensor]] = []
+
+    def run() -> Tensor:
+        nonlocal cache
+        cache = DynamicCache()
+        return model.hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
     with _keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
         at_the_end = anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
         stack.callback(at_the_end.remove)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-        given = model.hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    ((end, last),) = ends
-    whole = _stacked(kept)
-    stream = whole.pop("resid_pre")
-    layers: Any = cache.layers
-    keys, values = tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
-    return Base(batch.input_ids, stream, keys, values, last, end, given.logits[:, -1].float(), whole)
+        logits = run() if answers is None else some_logits.of(anatomy.unembed, answers, run)
+    end, last = ends[-1]
+    stream = kept.pop("resid_pre")
+    keys, values = tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
+    return Base(batch.input_ids, stream, keys, values, last, end, logits.float(), kept)
 
 
 @torch.no_grad()
@@ -97,25 +106,25 @@ def run_source(model: LanguageModel, base: Base, ids: Tensor, first: int, sites:
     with _keeping(model, sites) as kept, ExitStack() as stack:
         stack.callback(hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", 0), bottom.append).remove)
         last = run_suffix(model, base, ids, first)[:, -1]
-    new = _stacked(kept)
-    return {site: torch.cat([old[site][:, :, :first], new[site]], 2) for site in sites}, bottom[0], last
+    return {site: torch.cat([old[site][:, :, :first], kept[site]], 2) for site in sites}, bottom[0], last
 
 
 @contextmanager
-def _keeping(model: LanguageModel, sites: Sequence[str]) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """While open, keep some sites of every layer as the model runs: by name, by layer."""
-    kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
+def _keeping(model: LanguageModel, sites: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, keep some sites of every layer as the model runs: by name [layers, n, T, ...]."""
+    kept: dict[str, Tensor] = {}
+    layers = model.anatomy.n_layers
+
+    def keep(site: str, layer: int, value: Tensor) -> None:
+        if site not in kept:  # all layers in one piece: gathered one by one they would be there twice for a moment
+            kept[site] = value.new_empty(layers, *value.shape)
+        kept[site][layer] = value
+
     with ExitStack() as stack:
         for site in sites:
-            for layer in range(model.anatomy.n_layers):
-                take = partial(kept[site].__setitem__, layer)
-                stack.callback(hooks.on_read(model.anatomy, model.anatomy.site(site, layer), take).remove)
+            for layer in range(layers):
+                stack.callback(hooks.on_read(model.anatomy, model.anatomy.site(site, layer), partial(keep, site, layer)).remove)
         yield kept
-
-
-def _stacked(kept: Mapping[str, dict[int, Tensor]]) -> dict[str, Tensor]:
-    """Return what was kept by layer as one tensor for each site."""
-    return {site: torch.stack([by_layer[layer] for layer in sorted(by_layer)]) for site, by_layer in kept.items()}
 
 
 class _Prefix(DynamicCache):
@@ -155,13 +164,18 @@ class Joining:
 
 @torch.no_grad()
 def climb(
-    model: LanguageModel, base: Base, rows: Mapping[int, int], lowest: int, cells: Callable[[int], Iterable[Joining]], tokens: int
+    model: LanguageModel,
+    base: Base,
+    rows: Mapping[int, int],
+    lowest: int,
+    cells: Callable[[int, FromTheMiddle | None], Iterable[Joining]],
+    tokens: int,
 ) -> dict[int, Tensor]:
     """Send patched rows up through the model, all of them layer by layer; return, by start, the final norm's output at the last position [rows, d].
 
-    rows: how many there will be, by start. cells(layer), asked from the lowest layer up: what is patched there, and joins at that layer's input or
-    at the next one's. Rows of a start come back in the order in which they joined. tokens: positions that a layer is given at once; what comes
-    between two layers is kept for all.
+    rows: how many there will be, by start. cells(layer, from_the_middle), asked from the lowest layer up: what is patched there, and joins at that
+    layer's input or at the next one's; it may be given the layer from its middle on (None: as it is in the model). Rows of a start come back in the
+    order in which they joined. tokens: positions that a layer is given at once; what comes between two layers is kept for all.
     """
     anatomy, length = model.anatomy, base.ids.shape[1]
     top = anatomy.n_layers - 1
@@ -178,13 +192,16 @@ def climb(
 
     with suffix_attention.in_products(model):
         for layer in range(lowest, anatomy.n_layers):
-            joining = list(cells(layer))
+            usual = _usual(base, layer, calls, anatomy)
+            joining = list(cells(layer, usual and usual.from_the_middle))
             for new in joining:
                 if new.layer == layer:
                     join(new)
             here = {start: stream[start][:count] for start, count in joined.items() if count}
-            run = _run_together if _is_usual(base, layer, here, calls, anatomy) else _run_apart
-            for start, end in run(base, layer, here, calls, anatomy, tokens).items():
+            found = (
+                _run_apart(base, layer, here, calls, anatomy, tokens) if usual is None else _run_together(usual, base, layer, here, calls)
+            )
+            for start, end in found.items():
                 ends[start].append(end)
             for new in joining:
                 if new.layer > layer:
@@ -198,22 +215,24 @@ def climb(
 Calls = Mapping[int, Sequence[tuple[Any, Any]]]  # by start: what each layer is called with, behind the stream
 
 
-def _is_usual(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy) -> bool:
-    """Whether a layer can take the rows of all suffixes together; tried, where it is not known, on one copy over the shortest suffix."""
-    if not here:
-        return False
-    start = max(here)
+def _usual(base: Base, layer: int, calls: Calls, anatomy: Anatomy) -> usual_layers.Layer | None:
+    """A layer's weights, where it can take the rows of all suffixes together; tried, where it is not known, on the shortest suffix of the base."""
+    start = max(calls)
     args, kwargs = calls[start][layer]
-    some = here[start][: len(base.ids)]
-    return not args and usual_layers.usual(anatomy.layers[layer], kwargs, some, (base.keys[layer], base.values[layer]))
+    some, prefix = base.stream[layer][:, start:], (base.keys[layer], base.values[layer])
+    if args or not usual_layers.usual(anatomy.layers[layer], kwargs, some, prefix):
+        return None
+    return usual_layers.Layer(anatomy.layers[layer])
 
 
-def _run_together(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy, _tokens: int) -> dict[int, Tensor]:
+def _run_together(usual: usual_layers.Layer, base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls) -> dict[int, Tensor]:
     """Run the rows of all suffixes through a layer of the usual kind, in place; of the last layer return what leaves it at the last position."""
     prefix = base.keys[layer], base.values[layer]
     suffixes = [usual_layers.together(rows, calls[start][layer][1], prefix) for start, rows in here.items()]
-    ends = usual_layers.Layer(anatomy.layers[layer]).run(suffixes, last=layer == anatomy.n_layers - 1)
-    return dict(zip(here, ends, strict=False))
+    if layer == len(base.stream) - 1:
+        return dict(zip(here, usual.ends(suffixes), strict=True)) if suffixes else {}
+    usual.run(suffixes)
+    return {}
 
 
 def _run_apart(base: Base, layer: int, here: Mapping[int, Tensor], calls: Calls, anatomy: Anatomy, tokens: int) -> dict[int, Tensor]:

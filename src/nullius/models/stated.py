@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullius.models import dataflow
+from nullius.models import dataflow, some_logits
 
 
 def number_of(config: Any, name: str) -> int | None:
@@ -26,20 +26,28 @@ def numbers(config: Any) -> tuple[float, ...]:
     return tuple(plain + [1 / value for value in plain])
 
 
-@torch.no_grad()
 def logit_scale(hf: Any, unembed: nn.Module, softcap: float | None, factors: tuple[float, ...]) -> float:
     """The factor between the vocabulary projection and the logits, seen on two tokens; 1 where it is none, or cannot be seen."""
     if softcap:
         return 1.0
+    with some_logits.only(unembed, slice(64)):
+        sides = _around(hf, unembed)
+    raw, given = sides or _around(hf, unembed) or (torch.zeros(1), torch.zeros(1))
+    if float(raw.norm()) == 0:
+        return 1.0
+    scale = float((raw * given).sum() / raw.square().sum())
+    return dataflow.near(scale, (1.0, *factors))
+
+
+@torch.no_grad()
+def _around(hf: Any, unembed: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """What a vocabulary projection makes of two tokens, and the logits that the model returns; None where they do not belong together."""
     raw: list[Tensor] = []
     handle = unembed.register_forward_hook(lambda _module, _args, output: raw.append(output.double()))
     try:
-        given = hf(input_ids=torch.tensor([[0, 1]], device=hf.device), use_cache=False).logits.double()
+        given: Tensor = hf(input_ids=torch.tensor([[0, 1]], device=hf.device), use_cache=False).logits.double()
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):  # whatever reads logits checks them
-        return 1.0
+        return None
     finally:
         handle.remove()
-    if not raw or raw[-1].shape != given.shape or float(raw[-1].norm()) == 0:
-        return 1.0
-    scale = float((raw[-1] * given).sum() / raw[-1].square().sum())
-    return dataflow.near(scale, (1.0, *factors))
+    return (raw[-1], given) if raw and raw[-1].shape == given.shape else None
