@@ -86,7 +86,9 @@ def show(
     from nullius.feed import catalogue
 
     known = [paper.slug for paper in catalogue.papers()] + [paper.arxiv for paper in catalogue.papers()]
-    if len(key) >= 6 and key.isalnum() and key.upper() == key and key not in known:
+    if (
+        key.isalnum() and key not in known and (len(key) == 26 or (len(key) >= 6 and key.upper() == key))
+    ):  # a run's whole id, or its beginning
         _show_run(key, as_json)
         return
     paper = catalogue.paper(key)

@@ -6,6 +6,7 @@ Takes the documented JSON shapes (docs/records.md), so that the same code render
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -174,7 +175,7 @@ def render_runs(records: Sequence[Mapping[str, Any]], out: Console, slug: str | 
     """Print runs: two lines each on a terminal, one elsewhere; where there are none, how to make one. slug, model: what was asked for."""
     if not records:
         asked = f"{f' of {slug}' if slug else ''}{f' on {model}' if model else ''}"
-        paragraph(out, f"no runs{asked} yet: nullius run {slug or 'factual-recall'}{f' -m {model}' if model else ''}")
+        paragraph(out, f"no runs{asked} yet: nullius run {slug or 'factual-recall'}{f' -m {shlex.quote(model)}' if model else ''}")
     rows = []
     for record in records:
         when = record["started"][:16].replace("T", " ")
@@ -296,4 +297,4 @@ def render_dossier(dossier: Mapping[str, Any], out: Console) -> None:
     if dossier["missing"]:
         show(out, "")
         paragraph(out, f"not run yet: {', '.join(dossier['missing'])}")
-        verbatim(out, [("run them", f"nullius dossier {subject['name']} --run")])
+        verbatim(out, [("run them", f"nullius dossier {shlex.quote(subject['name'])} --run")])

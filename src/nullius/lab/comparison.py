@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,15 +20,15 @@ from nullius.paths import data_dir
 
 
 def compare(slug: str, subjects: Sequence[str]) -> dict[str, Any]:
-    """Return the documented shape nullius.compare/1 for the subjects named (all that have verdicts when none is).
+    """Return the documented shape nullius.compare/1 for the subjects named, as they were asked for or by their own names (default: all).
 
     Raises UsageError when fewer than two of them have verdicts. The forest plot is written beside the runs.
     """
-    verdicts = [v for v in journal.latest_verdicts(slug=slug) if not subjects or v["subject"]["name"] in subjects]
-    names = list(dict.fromkeys(v["subject"]["name"] for v in verdicts))
-    lacking = [name for name in subjects if name not in names]
-    if len(names) < 2 or lacking:
-        wanted = lacking or ["another subject"]
+    of_each = {name: journal.latest_verdicts(slug=slug, subject=name) for name in subjects or (None,)}
+    verdicts = list({(v["run"], v["claim"]): v for own in of_each.values() for v in own}.values())
+    lacking = [shlex.quote(name) for name, own in of_each.items() if name is not None and not own]
+    if lacking or len({v["subject"]["sha256"] for v in verdicts}) < 2:
+        wanted = lacking or ["ANOTHER-SUBJECT"]
         raise UsageError(f"comparing needs verdicts on two subjects; run first: nullius run {slug} -m {wanted[0]}")
     claims = []
     for claim in dict.fromkeys(v["claim"] for v in verdicts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ def dossier(subject: str) -> dict[str, Any]:
     verdicts = journal.latest_verdicts(subject=subject)
     if not verdicts:
         known = sorted({record["subject"]["name"] for record in journal.list_runs(limit=10_000, state="done")})
-        raise UsageError(f"no verdicts on '{subject}'{nearest(subject, known)}; make some: nullius dossier {subject} --run")
+        raise UsageError(f"no verdicts on '{subject}'{nearest(subject, known)}; make some: nullius dossier {shlex.quote(subject)} --run")
     questions: dict[str, list[dict[str, Any]]] = {}
     for slug in sorted({verdict["slug"] for verdict in verdicts}):
         if slug in studies.modules():
