@@ -46,6 +46,59 @@ def test_only_the_last_tokens_and_another_type(toy, tmp_path):
     assert whole.text.tolist() == list(range(len(TEXTS)))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("sizes", [{}, {"batch_tokens": 12, "shard_bytes": 1}])
+def test_chosen_heads_at_chosen_positions_are_what_taps_read(toys, tmp_path, family, sizes):
+    """Numbers for all texts, and a list for each: against taps on each text alone, of the same heads and columns; k and v have heads of their own."""
+    model = toys[family]
+    heads = [1, 0] if min(model.anatomy.site(site, 0).heads for site in ("z", "k")) > 1 else [0]
+    alone = [model.encode([text]) for text in TEXTS]
+    lengths = [batch.input_ids.shape[1] for batch in alone]
+    for number, positions in enumerate(([1, -1, 0], [[length - 1, 1] if length > 2 else [0] for length in lengths])):
+        found = store.record(model, TEXTS, tmp_path / str(number), [*SITES, "k"], [2, 0], positions=positions, heads=heads, **sizes)
+        assert found.heads == heads
+        for site in (*SITES, "k"):
+            for layer in (0, 2):
+                whole = found.read(site, layer)
+                for i, batch in enumerate(alone):
+                    given = positions if number == 0 else positions[i]
+                    columns = sorted({p % lengths[i] for p in given})
+                    expected = taps.read(model, batch, [site], [layer], positions=columns, heads=heads)[site][0, 0]
+                    mine = whole.text == i
+                    assert whole.position[mine].tolist() == columns
+                    assert whole.token[mine].tolist() == batch.input_ids[0, columns].tolist()
+                    assert whole.values[mine].shape == expected.shape
+                    assert torch.allclose(whole.values[mine], expected, atol=1e-4), (site, layer, i)
+
+
+def test_no_text_is_run_beyond_the_last_position_wanted(toy, tmp_path):
+    before = toy.tokens_seen
+    store.record(toy, [[5, 6, 7, 8, 9], [5, 6, 7, 8]], tmp_path, ["resid_post"], [1], positions=[[0, 1], [0]])
+    assert toy.tokens_seen - before == 4  # two, and one with a padding
+
+
+def test_planted_only_the_chosen_head_and_position_hold_what_was_put_there(toy, tmp_path):
+    """A mark written into one head at one token is found by who asks for it, and by nobody who asks for another head or position."""
+    texts = [[5, 6, 7, 8], [9, 6, 5]]
+
+    def mark(z):
+        z = z.clone()
+        z[0, 1, 3] = 100.0
+        return z
+
+    with taps.edit(toy, "z", 1, mark):
+        read = {
+            (head, position): store.record(toy, texts, tmp_path / f"{head}{position}", ["z"], [1], heads=[head], positions=[position]).read(
+                "z", 1
+            )
+            for head in (2, 3)
+            for position in (1, 2)
+        }
+    for place, found in read.items():
+        marked = (found.values == 100).all(-1)[:, 0]
+        assert marked.tolist() == [place == (3, 1), False]
+
+
 def test_rows_of_token_ids_are_taken_as_they_are(toy, tmp_path):
     rows = [[5, 6, 7], [8, 9]]
     whole = store.record(toy, rows, tmp_path, ["resid_pre"], [0]).read("resid_pre", 0)
@@ -95,6 +148,23 @@ def test_bad_input_is_one_line(toy, toys, tmp_path):
         store.record(toy, TEXTS, tmp_path / "a", ["pattern"])
     with pytest.raises(UsageError, match="nothing to store"):
         store.record(toy, [], tmp_path / "a", ["z"])
+    with pytest.raises(UsageError, match="head 4 does not exist: z of toy-llama has heads 0 to 3"):
+        store.record(toy, TEXTS, tmp_path / "a", ["z"], heads=[0, 4])
+    with pytest.raises(UsageError, match="no head to store"):
+        store.record(toy, TEXTS, tmp_path / "a", ["z"], heads=[])
+    with pytest.raises(UsageError, match=r"heads must be a list: \[1\], not 1"):
+        store.record(toy, TEXTS, tmp_path / "a", ["z"], heads=1)
+    with pytest.raises(UsageError, match="heads are chosen, and resid_post has none"):
+        store.record(toy, TEXTS, tmp_path / "a", ["resid_post"], heads=[0])
+    with pytest.raises(UsageError, match="position 2 does not exist in text 1, which has positions 0 to 1"):
+        store.record(toy, [[5, 6, 7], [8, 9]], tmp_path / "a", ["z"], positions=[2])
+    with pytest.raises(UsageError, match="position -3 does not exist in text 1"):
+        store.record(toy, [[5, 6, 7], [8, 9]], tmp_path / "a", ["z"], positions=[[0], [-3]])
+    for positions in ([], 3, [1.5], [[0]], [[0], []], [0, [1]], [["0"], [1]]):
+        with pytest.raises(UsageError, match="positions must be numbers for all texts, or a list of them"):
+            store.record(toy, [[5, 6, 7], [8, 9]], tmp_path / "a", ["z"], positions=positions)
+    with pytest.raises(UsageError, match="no positions 'first': give numbers, or last or all"):
+        store.record(toy, TEXTS, tmp_path / "a", ["z"], positions="first")
     with pytest.raises(UsageError, match="text 1 has no token"):
         store.record(toy, [[1], []], tmp_path / "a", ["z"])
     assert not (tmp_path / "a").exists()
@@ -105,6 +175,9 @@ def test_bad_input_is_one_line(toy, toys, tmp_path):
         found.read("z", 0)
     with pytest.raises(UsageError, match=r"holds other activations \(another texts\)"):
         store.record(toy, TEXTS[1:], tmp_path / "b", ["z"], [1])
+    for other, what in (({"heads": [1]}, "heads"), ({"positions": [0]}, "positions")):
+        with pytest.raises(UsageError, match=f"another {what}"):
+            store.record(toy, TEXTS, tmp_path / "b", ["z"], [1], **other)
     with pytest.raises(UsageError, match="another subject"):
         store.record(toys["gpt2"], TEXTS, tmp_path / "b", ["z"], [1])
     found.path(0).write_bytes(b"not one")

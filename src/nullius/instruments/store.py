@@ -4,8 +4,9 @@
     for shard in found.shards("resid_post", 10):
         shard.values, shard.text, shard.position  # [tokens, d_model], [tokens], [tokens]
 
-Only what was asked for is kept, and no padding. Every shard is written whole or not at all, so that a run that was killed goes on where it
-stopped: call `record` again with the same arguments. Nothing below is larger in memory than two shards.
+Only what was asked for is kept (sites, layers, heads, positions), and no padding; no text is run beyond the last position that is wanted of it.
+Every shard is written whole or not at all, so that a run that was killed goes on where it stopped: call `record` again with the same arguments.
+Nothing below is larger in memory than two shards.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,9 +32,12 @@ from torch import Tensor
 
 from nullius.errors import NulliusError, UsageError
 from nullius.models import hooks
+from nullius.models.anatomy import Site
 from nullius.models.language_model import LanguageModel
 
 INDEX = "index.json"
+Positions = Literal["all", "last"] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+Places = Mapping[tuple[str, int], Site]  # by site and layer
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,20 @@ class Shard:
 
 
 class Store:
-    """Activations in a folder. sites: name → layers; texts: their number; complete: whether every shard is there."""
+    """Activations in a folder. sites: name → layers; heads: which, in this order, of sites that have heads (None: all); texts: their number;
+    complete: whether every shard is there."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a store. Raises UsageError where there is none."""
         self.folder = Path(folder)
         try:
-            index = json.loads((self.folder / INDEX).read_text("utf-8"))
-            self.request: dict[str, Any] = index["request"]
-            self.plan: list[list[list[int]]] = index["shards"]  # per shard its batches, each a list of text numbers
+            found = json.loads((self.folder / INDEX).read_text("utf-8"))
+            self.request: dict[str, Any] = found["request"]
+            self.plan: list[list[list[int]]] = found["shards"]  # per shard its batches, each a list of text numbers
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"no activation store in {self.folder}: {INDEX} is missing or is not one") from None
         self.texts: int = self.request["n_texts"]
+        self.heads: list[int] | None = self.request.get("heads")
         self.sites: dict[str, list[int]] = dict.fromkeys(self.request["sites"], self.request["layers"])
 
     def path(self, shard: int) -> Path:
@@ -98,36 +106,45 @@ def record(
     sites: Sequence[str],
     layers: Sequence[int] | None = None,
     *,
-    positions: Literal["all", "last"] = "all",
+    positions: Positions = "all",
+    heads: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     batch_tokens: int = 1024,
     shard_bytes: int = 2**28,
 ) -> Store:
     """Run the decoder over texts (or rows of token ids, taken as they are) and write sites of some layers (None: all) to a folder.
 
-    positions: every token, or the last of each text. dtype: to store in (None: the model's own). batch_tokens: padding included, in one pass.
-    A folder with the same request is finished, not begun anew. Raises UsageError for an unknown site or layer, for `pattern` (its size grows with
-    the text), for no texts, and for a folder that holds something else; NulliusError when the disk refuses.
+    positions: every token, the last of each text, positions that all texts have ([0, 3, -1]), or a list of positions for each text; counted from a
+    text's own first token (its leading token included), from the end where they are negative. heads: keep these only, of sites that have heads.
+    dtype: to store in (None: the model's own). batch_tokens: padding included, in one pass. A folder with the same request is finished, not begun
+    anew. Raises UsageError for an unknown site, layer or head, a position that a text does not have, for `pattern` (its size grows with the text),
+    for no texts, and for a folder that holds something else; NulliusError when the disk refuses.
     """
-    anatomy = model.anatomy
+    for name, given in (("layers", layers), ("heads", heads)):
+        if isinstance(given, int):
+            raise UsageError(f"{name} must be a list: [{given}], not {given}")
+    anatomy, sites = model.anatomy, [sites] if isinstance(sites, str) else list(sites)
     layers = list(range(anatomy.n_layers)) if layers is None else [int(layer) for layer in layers]
     if "pattern" in sites:
         raise UsageError("a pattern has the size of its text: read it with taps.read, batch by batch")
     if not sites or not layers or not len(texts):
         raise UsageError("nothing to store: give at least one site, one layer and one text")
-    places = {(site, layer): anatomy.site(site, layer) for site in sites for layer in layers}
-    layers = sorted({place.layer for place in places.values()})
-    rows = _rows(model, texts)
+    layers = sorted({anatomy.site(site, layer).layer for site in sites for layer in layers})
+    places = {(name, layer): anatomy.site(name, layer) for name in sites for layer in layers}  # in order, each once
+    chosen = _chosen(model, places, heads)
+    whole = _rows(model, texts)
+    wanted = _wanted(whole, positions)
+    rows = [row[: max(some) + 1] for row, some in zip(whole, wanted, strict=True)]  # what comes behind changes nothing before
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     cuts = _cut([len(rows[i]) for i in order], batch_tokens)
     dtype = dtype or model.dtype
-    sizes = _sizes(model, sites, layers)
+    sizes = {place: site.width * (len(chosen[place]) if place in chosen else site.heads or 1) for place, site in places.items()}
     each = sum(sizes.values()) * dtype.itemsize
     plan: list[list[list[int]]] = [[]]
     held = 0
     for start, stop in pairwise(cuts):
         batch = order[start:stop]
-        size = each * (sum(len(rows[i]) for i in batch) if positions == "all" else len(batch))
+        size = each * sum(len(wanted[i]) for i in batch)
         if plan[-1] and held + size > shard_bytes:
             plan.append([])
             held = 0
@@ -136,11 +153,12 @@ def record(
     request = {
         "subject": model.name,
         "weights": model.weights_sha256,
-        "texts": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "texts": hashlib.sha256(json.dumps(whole).encode()).hexdigest(),
         "n_texts": len(rows),
-        "sites": list(sites),
+        "sites": sites,
         "layers": layers,
-        "positions": positions,
+        "positions": positions if isinstance(positions, str) else hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
+        "heads": None if heads is None else [int(head) for head in heads],
         "dtype": str(dtype).removeprefix("torch."),
         "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
     }
@@ -150,7 +168,7 @@ def record(
         for shard, batches in enumerate(plan):
             if store.path(shard).exists():
                 continue
-            tensors = _run(model, [[rows[i] for i in batch] for batch in batches], batches, sites, layers, positions, dtype, sizes)
+            tensors = _run(model, rows, wanted, batches, places, chosen, dtype, sizes)
             if waiting is not None:
                 waiting.result()
             waiting = writer.submit(_write, store.path(shard), tensors)
@@ -181,14 +199,43 @@ def _cut(lengths: list[int], batch_tokens: int) -> list[int]:
     return cuts
 
 
-def _sizes(model: LanguageModel, sites: Sequence[str], layers: Sequence[int]) -> dict[tuple[str, int], int]:
-    """Numbers that each site of each layer has for one token."""
-    anatomy, out = model.anatomy, {}
-    for site in sites:
-        for layer in layers:
-            heads = anatomy.site(site, layer).heads
-            out[site, layer] = heads * anatomy.d_head if heads else anatomy.d_mlp if site == "mlp_post" else anatomy.d_model
+def _wanted(rows: list[list[int]], positions: Positions) -> list[Sequence[int]]:
+    """The positions to keep of each text, counted from its first token, each once and in order."""
+    if isinstance(positions, str):
+        if positions not in ("all", "last"):
+            raise UsageError(f"no positions '{positions}': give numbers, or last or all")
+        return [range(0 if positions == "all" else len(row) - 1, len(row)) for row in rows]
+    try:
+        given = [index(p) if np.ndim(p) == 0 else [index(q) for q in p] for p in positions]  # type: ignore[union-attr, arg-type]
+    except TypeError:
+        given = []
+    if given and all(isinstance(p, int) for p in given):
+        given = [given] * len(rows)
+    if len(given) != len(rows) or any(isinstance(some, int) or not some for some in given):
+        raise UsageError(f"positions must be numbers for all texts, or a list of them, not empty, for each of the {len(rows)} texts")
+    out: list[Sequence[int]] = []
+    for i, (row, some) in enumerate(zip(rows, given, strict=True)):
+        wrong = next((p for p in some if not -len(row) <= p < len(row)), None)
+        if wrong is not None:
+            raise UsageError(f"position {wrong} does not exist in text {i}, which has positions 0 to {len(row) - 1}")
+        out.append(sorted({p % len(row) for p in some}))
     return out
+
+
+def _chosen(model: LanguageModel, places: Places, heads: Sequence[int] | None) -> dict[tuple[str, int], Tensor]:
+    """The heads to keep of each place that has heads; nothing where all are wanted."""
+    if heads is None:
+        return {}
+    if not len(heads):
+        raise UsageError("no head to store: give at least one, or leave `heads` out for all")
+    with_heads = {place: site.heads for place, site in places.items() if site.heads}
+    if not with_heads:
+        raise UsageError(f"heads are chosen, and {', '.join(sorted({name for name, _ in places}))} has none")
+    for (name, _), there in with_heads.items():
+        wrong = next((head for head in heads if not 0 <= head < there), None)
+        if wrong is not None:
+            raise UsageError(f"head {wrong} does not exist: {name} of {model.name} has heads 0 to {there - 1}")
+    return dict.fromkeys(with_heads, torch.tensor([int(head) for head in heads]))
 
 
 def _begin(folder: Path, request: dict[str, Any], plan: list[list[list[int]]]) -> Store:
@@ -213,54 +260,49 @@ def _begin(folder: Path, request: dict[str, Any], plan: list[list[list[int]]]) -
 
 def _run(
     model: LanguageModel,
-    texts: list[list[list[int]]],
-    numbers: list[list[int]],
-    sites: Sequence[str],
-    layers: Sequence[int],
-    positions: str,
+    rows: list[list[int]],
+    wanted: list[Sequence[int]],
+    batches: list[list[int]],
+    places: Places,
+    chosen: Mapping[tuple[str, int], Tensor],
     dtype: torch.dtype,
-    sizes: dict[tuple[str, int], int],
+    sizes: Mapping[tuple[str, int], int],
 ) -> dict[str, Tensor]:
     """One shard: its batches, run one after the other into tensors of its final size."""
     anatomy = model.anatomy
-    count = sum(len(row) if positions == "all" else 1 for batch in texts for row in batch)
+    count = sum(len(wanted[i]) for batch in batches for i in batch)
     # One piece of memory: of many smaller ones a C library learns to give what is freed back at once, and fetches it again page by page. That then
     # befell each of the model's own temporaries, and cost a tenth of the pass.
     whole = torch.empty(count * sum(sizes.values()), dtype=dtype).split([count * size for size in sizes.values()])
-    out = {f"{site}.{layer}": part.view(count, -1) for (site, layer), part in zip(sizes, whole, strict=True)}
-    for name in ("text", "position", "token"):
-        out[name] = torch.empty(count, dtype=torch.int64)
+    out = {place: part.view(count, -1) for place, part in zip(sizes, whole, strict=True)}
+    about = {name: torch.empty(count, dtype=torch.int64) for name in ("text", "position", "token")}
     done = 0
-    for rows, which in zip(texts, numbers, strict=True):
-        batch = model.pad(rows)
-        real = batch.attention_mask.bool()
-        if positions == "last":
-            real = torch.zeros_like(real)
-            real[:, -1] = True
-        n = int(real.sum())
-        here = slice(done, done + n)
+    for which in batches:
+        batch = model.pad([rows[i] for i in which])
+        kept = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        for row, i in enumerate(which):
+            kept[row, torch.tensor(wanted[i]) + kept.shape[1] - len(rows[i])] = True
+        here = slice(done, done + int(kept.sum()))
+        every = bool(kept.all())
+        kept = kept.to(model.device)
         with ExitStack() as stack:
-            for site in sites:
-                for layer in layers:
-                    take = partial(_take, out[f"{site}.{layer}"][here], real)
-                    stack.callback(hooks.on_read(anatomy, anatomy.site(site, layer), take).remove)
+            for place, site in places.items():
+                take = partial(_take, out[place][here], None if every else kept, chosen.get(place))
+                stack.callback(hooks.on_read(anatomy, site, take).remove)
             model.hidden(batch)
-        out["text"][here] = torch.tensor(which, device=real.device)[:, None].expand_as(real)[real].cpu()
-        out["position"][here] = batch.position_ids[real].cpu()
-        out["token"][here] = batch.input_ids[real].cpu()
-        done += n
-    for site in sites:
-        for layer in layers:
-            heads = anatomy.site(site, layer).heads
-            if heads:
-                out[f"{site}.{layer}"] = out[f"{site}.{layer}"].unflatten(-1, (heads, anatomy.d_head))
-    return out
+        about["text"][here] = torch.tensor(which, device=kept.device)[:, None].expand_as(kept)[kept].cpu()
+        about["position"][here] = batch.position_ids[kept].cpu()
+        about["token"][here] = batch.input_ids[kept].cpu()
+        done = here.stop
+    by_head = {place: out[place].unflatten(-1, (-1, site.width)) if site.heads else out[place] for place, site in places.items()}
+    return {**{f"{name}.{layer}": values for (name, layer), values in by_head.items()}, **about}
 
 
-def _take(into: Tensor, real: Tensor, value: Tensor) -> None:
-    """Copy the real tokens of a site [B, T, ...] to where they belong."""
-    value = value.flatten(2)
-    into.copy_(value.flatten(0, 1) if bool(real.all()) else value[real])
+def _take(into: Tensor, kept: Tensor | None, heads: Tensor | None, value: Tensor) -> None:
+    """Copy the tokens (None: all) and heads (None: all) of a site [B, T, ...] that are kept to where they belong."""
+    value = value.flatten(0, 1) if kept is None else value[kept]
+    value = value if heads is None else value.index_select(1, heads.to(value.device))
+    into.copy_(value.flatten(1))
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
