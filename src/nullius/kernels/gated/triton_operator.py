@@ -127,9 +127,9 @@ class _Launches:
 
         # a tile is loaded at once from rows that begin at multiples of 16 bytes
         self.by_tile = aligned and heads * key * dtype.itemsize % 16 == 0
-        # a walk, straight into its products, also only where nothing of a tile is to be left out
+        # a walk, straight into its products, also only where nothing of a tile is to be left out; and a tile has at most 256 columns
         full = all((b - a) % self.plan.chunk == 0 for a, b in pairwise(bounds)) and key == wide and value % walk_v == 0
-        self.walk_v, self.walk_by_tile = walk_v, full and aligned and wide >= WALK_BY_TILE and not exact
+        self.walk_v, self.walk_by_tile = walk_v, full and aligned and WALK_BY_TILE <= wide <= 256 and not exact
         # fp32 has no matrix unit: its products are written out, and large ones take a minute to compile
         keys = {
             "K": key,
@@ -203,8 +203,7 @@ class _Launches:
 
     def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float, twice: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with two flags behind it, which come also by themselves:
-        1 where all gates are gates, and where all fade mildly; and P [2, chunks, H, C, C] (unless
-        `twice`, the first of its two numbers alone)."""
+        1 where all gates are gates, and where all fade mildly; and P [2, chunks, H, C, C], or unless `twice` the first of its two numbers alone."""
         grown, faded = torch.empty_like(q), torch.empty_like(k)
         count = self.chunks * self.heads * self.K
         fade = q.new_empty((count + 2,), dtype=torch.float32)
@@ -350,7 +349,7 @@ def forward(
     learning: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Three launches (five where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
-    the inputs."""
+    the inputs. last: whether last states are wanted; learning: whether `backward` is to follow."""
     grown, faded, fade, flags, p = call.prepare(q, k, gate, scale, learning)
     end = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if last else None
     starts = call.starts(faded, v, fade, state, False)
