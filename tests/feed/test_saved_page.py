@@ -137,6 +137,16 @@ def test_the_catalogues_own_page_brings_no_new_paper(database):
     assert papers.get(papers.find("bilingual-orthography").id).card.signals == {"unknown_count": 3}
 
 
+def test_a_name_and_a_number_are_a_title_and_no_date():
+    text = "Daily Papers\n\nNovember 4\n\nLlama 2\n\nAn abstract.\n\n• 2 authors\n·\nSept. 13 5\n\nMars 12\n\nAnother.\n\n• 1 authors\n·\nOct 3, 2024"
+    records, rejects, _ = parsed(text)
+    assert [(record.title, record.published.isoformat(), dict(record.signals)) for record in records] == [
+        ("Llama 2", "2025-09-13", {"unknown_count": 5}),
+        ("Mars 12", "2024-10-03", {}),
+    ]
+    assert (rejects, records[0].days) == ([], (datetime.date(2025, 11, 4),))
+
+
 def test_a_line_of_its_own_is_no_paper():
     text = "Daily Papers\n\nNov 4\n\nA title\n\nAn abstract.\n\n• 2 authors\n·\nOct 13, 2024\n\nTerms of use"
     records, rejects, _ = parsed(text)
@@ -248,3 +258,18 @@ def test_rendering_and_parsing_a_page_gives_it_back(entries):
     records, rejects, error = parsed(rendered(entries), datetime.date(2025, 11, 4))
     assert (rejects, error) == ([], "")
     assert as_told(records) == as_meant(entries)
+
+
+@given(st.dates(datetime.date(2005, 1, 1), datetime.date(2026, 3, 1)), st.lists(st.tuples(st.integers(0, 900), st.booleans()), max_size=6))
+@ANY
+def test_the_year_of_a_page_is_told_by_the_years_that_it_prints(day, ages):
+    """Dates of the page's own year print none. Nor need those of the year before that would lie after the page's day if they were of its year."""
+    entries = [("An older one", "An abstract.", (2, datetime.date(day.year - 1, 1, 1), True, None))]
+    for i, (age, silent) in enumerate(ages):
+        date = day - datetime.timedelta(days=age)
+        could_be_later = date.year == day.year - 1 and (date.month, date.day) > (day.month, day.day)
+        entries.append((f"Entry {i}", "An abstract.", (3, date, date.year != day.year and not (silent and could_be_later), i)))
+    records, rejects, error = parsed(rendered(entries, day))
+    assert (as_told(records), rejects, error) == (as_meant(entries), [], "")
+    assert [record.date_inferred for record in records] == [not footer[2] for _, _, footer in entries]
+    assert {record.days for record in records} == {(day,)}

@@ -25,7 +25,10 @@ _FURNITURE = re.compile(  # of a heading with a link in it a copy has one line, 
     re.IGNORECASE,
 )
 _AUTHORS = re.compile(r"(?:[•·]\s*)?(\d{1,5}) authors?", re.IGNORECASE)
-_DATE = re.compile(r"(?:[•·]\s*)?([A-Z][a-z]{2})[a-z]*\.? (\d{1,2})(?:, (\d{4}))?(?:\s+(\d{1,7}))?")
+_DATE = re.compile(  # by the names of months: "Llama 2" is a title
+    r"(?:[•·]\s*)?(Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
+    r"\.? (\d{1,2})(?:, (\d{4}))?(?:\s+(\d{1,7}))?"
+)
 
 
 @dataclass
@@ -188,7 +191,7 @@ def _footer(lines: Sequence[str], entry: Entry | None) -> tuple[list[str], bool]
                 if authors := _AUTHORS.fullmatch(part):
                     entry.n_authors = int(authors[1])
                 elif date := _DATE.fullmatch(part):
-                    entry.written = _written(date) or entry.written
+                    entry.written = _written(date)
                     entry.count = int(date[4]) if date[4] else entry.count
         elif line.isdecimal() and entry is not None and entry.written is not None and found:
             entry.count = int(line[:7])
@@ -197,10 +200,8 @@ def _footer(lines: Sequence[str], entry: Entry | None) -> tuple[list[str], bool]
     return left, found
 
 
-def _written(date: re.Match[str]) -> tuple[int, int, int | None] | None:
-    if date[1].lower() not in _MONTHS:
-        return None
-    return _MONTHS.index(date[1].lower()) + 1, int(date[2]), int(date[3]) if date[3] else None
+def _written(date: re.Match[str]) -> tuple[int, int, int | None]:
+    return _MONTHS.index(date[1][:3].lower()) + 1, int(date[2]), int(date[3]) if date[3] else None
 
 
 def _begins(lines: Sequence[str], current: Entry, following: Iterable[tuple[int, list[str]]]) -> bool:
