@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from nullius.models import architectures
 from nullius.models.architectures import projection
 from nullius.models.architectures.projection import bare, project
+from nullius.training.processes import Processes
 
 WIDTHS = 6, 4, 10
 
@@ -155,3 +157,21 @@ def test_compiled_parts_are_cut_further_and_are_the_same(monkeypatch):
         parts = [torch.randn(3, width) for width in widths]
         assert projection.side_by_side(parts).shape[-1] == sum(widths)
         assert len(seen.pop()) >= (9 if widths[0] > 16 else 2)
+
+
+def test_sharded_decoders_train_as_whole_ones(joined):
+    """FSDP2 puts the gathered weights where the maps are looked up, and takes them away again between the passes."""
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    torch.manual_seed(0)
+    body = architectures.create({"mixer": "gla", "allocation": "odd", **sizes}).train()
+    sharded, ids = copy.deepcopy(body), torch.randint(40, (2, 17))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        Processes(0, 1, torch.device("cpu"), dist.device_mesh.init_device_mesh("cpu", (1,))).shard(sharded)
+        for model in (body, sharded):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for (name, a), b in zip(body.named_parameters(), sharded.parameters(), strict=True):
+            assert torch.allclose(a.grad, b.grad.full_tensor(), rtol=1e-5, atol=1e-7), name
+    finally:
+        dist.destroy_process_group()
+    assert joined == [5, 2, 3, 2] * 2
