@@ -17,8 +17,7 @@ from nullius.feed import discussion, tables
 from nullius.feed.database import reading, writing
 from nullius.feed.digest import subscriptions
 from nullius.lab import journal, queue, schema
-from nullius.web import limiting, mailing, shelf, who
-from nullius.web.live import Live
+from nullius.web import limiting, live, mailing, shelf, who
 from nullius.web.settings import settings
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
@@ -477,22 +476,39 @@ def test_links_of_notes_lead_to_pages():
     assert "<script" not in quoted
 
 
-@pytest.mark.anyio
-async def test_a_watcher_who_leaves_at_once_leaves_nothing(monkeypatch):
+def test_a_watcher_who_leaves_at_once_leaves_nothing(monkeypatch):
     """Whoever comes after one who went away before the first look was done sees the run, not a picture that stands still."""
-    live, looked = Live(lambda _run: ""), asyncio.Event()
+    lives = live.Live(lambda _run: "")
 
-    async def slow(_watch):
-        looked.set()
-        await asyncio.sleep(60)
+    async def main():
+        looked = asyncio.Event()
 
-    monkeypatch.setattr(live, "_look", slow)
-    joining = asyncio.create_task(live._join("01JZZZZZZZZZZZZZZZZZZZZZZZ"))
-    await looked.wait()
-    joining.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await joining
-    assert live.watches == {}
+        async def slow(_watch):
+            looked.set()
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(lives, "_look", slow)
+        joining = asyncio.create_task(lives._join("01JZZZZZZZZZZZZZZZZZZZZZZZ"))
+        await looked.wait()
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+
+    asyncio.run(main())
+    assert lives.watches == {}
+
+
+def test_a_comment_keeps_a_quiet_stream_open(monkeypatch):
+    assert live.COMMENT_SECONDS == 15
+    monkeypatch.setattr(live, "COMMENT_SECONDS", 0.02)
+
+    async def main():
+        beats = live._wait(live._Watch("01JZZZZZZZZZZZZZZZZZZZZZZZ"), lambda: False)
+        said = [await anext(beats) for _ in range(2)]
+        await beats.aclose()
+        return said
+
+    assert asyncio.run(main()) == [b": still there\n\n"] * 2
 
 
 def test_a_name_is_one_line(people, lab):
