@@ -91,12 +91,10 @@ def test_a_role_that_cuts_a_token_is_refused(toy):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_token_alone_is_the_whole_run(toys, family):
     model = toys[family]
-    base, source = (
+    base, source = (  # the same words in another order: of one length, however the toy's tokeniser cuts them
         ["The doctor saw the old man", "The farmer saw the old dog"],
-        ["The farmer saw the new man", "The doctor saw the new dog"],
+        ["The man saw the old doctor", "The dog saw the old farmer"],
     )
-    if any(len(model.tokens(a)) != len(model.tokens(b)) for a, b in zip(base, source, strict=True)):
-        source = [text.replace("new", "old") for text in source]
     moved = interchange.last_token(model, base, source, [[5, 6, 7], [8, 9, 10]], [2, 0])
     for row, layer in enumerate((2, 0)):
         for i in range(2):
