@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 import axe_playwright_python
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, expect, sync_playwright
 
 from nullius.lab import drawing, journal, looks, queue
 from nullius.lab.figures import Figure, Heatmap
@@ -198,6 +199,7 @@ def test_by_keyboard_only(context):
     votes = int(first.locator(".vote button").inner_text().split()[-1])
     page.keyboard.press("u")
     expect(first.locator(".vote button")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("status")).to_have_text("Voted")
     assert int(first.locator(".vote button").inner_text().split()[-1]) == votes + 1
     page.keyboard.press("u")
     expect(first.locator(".vote button")).to_have_attribute("aria-pressed", "false")
@@ -205,6 +207,7 @@ def test_by_keyboard_only(context):
     expect(first.locator(".save button")).to_contain_text("saved")
     page.keyboard.press("s")
     expect(first.locator(".save button")).not_to_contain_text("saved")
+    expect(page.get_by_role("status")).to_have_text("Saved no more")
     page.keyboard.press("Enter")
     page.wait_for_url("**/papers/embers")
     page.go_back()
@@ -258,6 +261,111 @@ def test_what_a_screen_reader_is_told(context, server):
     assert page.get_by_role("main").get_by_role("list").first.get_by_role("listitem").count() > 2
     assert [page.locator(f"h{level}").count() > 0 for level in (1, 2)] == [True, True]
     assert page.locator("h1").count() == 1
+
+
+READ_ALOUD = {
+    "/day/2025-11-03": """
+        - main:
+          - heading "Mon 3 November 2025" [level=1]
+          - 'link "Newer: Tue 4 Nov"'
+          - paragraph: 1 paper, 0 runnable
+          - group "Order"
+          - combobox "my subject"
+          - list:
+            - listitem:
+              - 'button "Vote for A paper of an earlier day O(n²): 0"'
+              - heading "A paper of an earlier day O(n²)" [level=2]
+              - paragraph
+              - paragraph:
+                - text: /1 author/
+              - link "not runnable yet , how to add a study of A paper of an earlier day O(n²)"
+              - button "save A paper of an earlier day O(n²)"
+        """,
+    "/papers/factual-recall": """
+        - main:
+          - heading "Characterizing Mechanisms for Factual Recall in Language Models" [level=1]
+          - 'button "Vote for Characterizing Mechanisms for Factual Recall in Language Models: 0"'
+          - region "Run it":
+            - combobox "Subject"
+            - textbox "or a hub id, directory or GGUF file"
+            - group "Scale":
+              - radio "quick" [checked]
+              - radio "full"
+            - textbox "Seed": "0"
+            - button /Run · ~\\d+ s/
+          - region "Claims":
+            - group "Claims and subjects":
+              - table:
+                - rowgroup:
+                  - row:
+                    - columnheader "Claim, and its control"
+                    - columnheader "Published"
+                    - columnheader "smollm2-135m"
+                    - columnheader "gemma3-270m"
+                - rowgroup:
+                  - row:
+                    - rowheader /one-head-to-context/
+                    - cell "no number"
+                    - cell /(holds|fails|inconclusive) .*\\[.*\\] control .*quick/
+          - figure:
+            - group "Figure, as large as it was drawn":
+              - link:
+                - img "rise"
+          - region "Notes":
+            - textbox "Write a note (markdown)"
+          - region "Similar"
+        """,
+    "/runs/RUN": """
+        - main:
+          - heading [level=1]
+          - region "Verdicts":
+            - group "Verdicts":
+              - table:
+                - rowgroup:
+                  - row "Verdict Claim Effect and control, 95 % intervals Published n, p after Holm"
+                - rowgroup:
+                  - row:
+                    - cell /holds|fails|inconclusive/
+                    - rowheader
+                    - cell /\\[.*\\]/
+          - region "Rerun":
+            - button "copy the command"
+            - button "Run again here"
+          - region "Environment"
+        """,
+    "/compare/factual-recall": """
+        - main:
+          - heading [level=1]
+          - group "Subjects":
+            - checkbox "gemma3-270m" [checked]
+            - checkbox "smollm2-135m" [checked]
+          - button "Compare"
+          - region "one-head-to-context":
+            - img /Forest plot of 2 subjects/
+            - group "one-head-to-context":
+              - table:
+                - rowgroup:
+                  - row "Subject Verdict Effect Control Scale"
+        """,
+    "/subscribe": """
+        - main:
+          - heading "Subscribe" [level=1]
+          - group "What":
+            - link "Atom feed of papers of the day"
+            - textbox "Which search"
+            - button "Atom feed of a search"
+            - combobox "Which subject"
+            - button "Atom feed of new verdicts on a subject"
+        """,
+}
+
+
+@pytest.mark.parametrize("path", READ_ALOUD)
+def test_a_page_read_aloud(context, server, path):
+    """Names, order and kinds of what a screen reader meets, as the browser hands them out."""
+    page = context.new_page()
+    page.goto(next(found for found, asked in zip(addresses(server), PAGES, strict=True) if asked == path) if path in PAGES else path)
+    expect(page.locator("body")).to_match_aria_snapshot(inspect.cleandoc(READ_ALOUD[path]))
 
 
 def test_a_stored_figure_needs_nothing_else(browser):
@@ -393,9 +501,9 @@ def test_read_only_until_the_address_is_opened(browser, server):
 
 
 def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder, tmp_path, toy, monkeypatch):
-    """A run on a toy subject, live; meanwhile a second one waits in another tab, and is cancelled; the copied command gives the same numbers; a third
-    run is killed and says so, where events come and where none get through; after it the worker: the page says that as well, and its button runs
-    the paper again.
+    """A run on a toy subject, by keyboard alone, live; meanwhile a second one waits in another tab, and is cancelled; the copied command gives the
+    same numbers; a third run is killed and says so, where events come and where none get through; after it the worker: the page says that as
+    well, and its button runs the paper again.
     """
     folder, model = tmp_path / "live", tmp_path / "toy"
     shutil.copytree(library_folder, folder)
@@ -409,12 +517,20 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         page = opened.new_page()
         page.goto(server.entrance)
         assert page.url == f"{server.base}/"
-        page.locator("#q").fill("which concepts are readable at which layer")
+        page.keyboard.press("/")  # from here to the verdict nothing but keys
+        page.keyboard.type("which concepts are readable at which layer")
         page.keyboard.press("Enter")
-        page.get_by_role("link", name="Exploring Concept Depth").first.click()
-        page.get_by_label("or a hub id").fill(str(model))
-        page.get_by_label("Seed").fill("11")
-        page.get_by_role("button", name="Run", exact=False).first.click()
+        page.wait_for_url("**/search?*")
+        page.keyboard.press("j")
+        expect(page.get_by_role("link", name="Exploring Concept Depth").first).to_be_focused()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/papers/concept-depth")
+        tab_to(page, page.get_by_label("or a hub id"))
+        page.keyboard.type(str(model))
+        tab_to(page, page.get_by_label("Seed"))
+        page.keyboard.type("11")  # what was in it is selected
+        tab_to(page, page.get_by_role("button", name=re.compile("^Run")))
+        page.keyboard.press("Space")
         page.wait_for_url("**/runs/*")
         run_id = page.url.rsplit("/", 1)[1]
         other = opened.new_page()
@@ -438,7 +554,11 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         assert len(said) < len(shown), "aloud less often than on the screen"
         assert all(share in ("", "0") or int(share) % 10 == 0 for line in said for share in re.findall(r", (\d+) %$", line)), said
         command = page.locator("#rerun-command").inner_text().removeprefix("$ ")
-        page.get_by_role("button", name="copy").click()
+        assert page.title().endswith(": concept-depth on toy · nullius")
+        assert re.match(r"\d+ (holds?|fails?|inconclusive|out of reach)\b", page.title()), "the end of a run is told by its title"
+        tab_to(page, page.get_by_role("button", name="copy the command"))
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_have_text("Copied")
         assert page.evaluate("navigator.clipboard.readText()") == command == f"nullius rerun {run_id}"
         rerun = [sys.executable, "-m", "nullius.cli.main", *command.split()[1:], "--json"]
         again = subprocess.Popen(rerun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -481,6 +601,15 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
         opened.close()
     finally:
         server.stop()
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Go to something by the tabulator, as often as it takes."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"{wanted} cannot be reached by keyboard")
 
 
 def running(run_id: str) -> int:

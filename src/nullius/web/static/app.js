@@ -69,11 +69,30 @@
     if (choice) choice.checked = true;
   }));
 
+  // what a press did is said aloud: its button is replaced, or only changes its words
+  const presses = '.vote button, .save button';
+  let line;
+  if (document.querySelector(`[data-copy], ${presses}`)) {
+    line = document.createElement('p');
+    line.className = 'hidden';
+    line.setAttribute('role', 'status');
+    document.querySelector('main').append(line);
+  }
+  const aloud = (text) => { if (line) line.textContent = text; };
+  let pressed = '';
+  document.addEventListener('click', (event) => { pressed = event.target.closest?.(presses)?.id || ''; });
+
   // a button that is replaced by its new self keeps the focus
   let held = '';
   document.addEventListener('htmx:before:swap', () => { held = document.activeElement?.id || ''; });
   document.addEventListener('htmx:after:swap', () => {
     if (held && document.activeElement === document.body) document.getElementById(held)?.focus();
+    const now = pressed && document.getElementById(pressed);
+    if (!now) return;
+    const on = now.getAttribute('aria-pressed') === 'true';
+    if (pressed.startsWith('vote')) aloud(on ? 'Voted' : 'Vote taken back');
+    else aloud(on ? 'Saved' : 'Saved no more');
+    pressed = '';
   });
 
   // copy a command
@@ -84,12 +103,14 @@
       try {
         await navigator.clipboard.writeText(text);
         button.textContent = 'copied';
+        aloud('Copied');
       } catch {
         const range = document.createRange();
         range.selectNodeContents(document.getElementById(button.dataset.copy));
         getSelection().removeAllRanges();
         getSelection().addRange(range);
         button.textContent = 'selected';
+        aloud('Selected: copy it with the keyboard');
       }
     });
   });
