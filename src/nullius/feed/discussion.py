@@ -130,7 +130,7 @@ def _markdown(tables: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
     made = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["strikethrough", *(["table"] if tables else [])])
-    made.validateLink = lambda address: _LINK.match(address) is not None  # type: ignore[method-assign]  # as its documentation says
+    made.validateLink = lambda url: _LINK.match(url) is not None  # type: ignore[method-assign]  # as its documentation says
     return made
 
 

@@ -77,8 +77,8 @@ def discover(issuer: str) -> Endpoints:
     if str(found.get("issuer", "")).rstrip("/") != issuer:
         raise NotGenuine("it says that it is another provider")
     names = {"authorize": "authorization_endpoint", "token": "token_endpoint", "userinfo": "userinfo_endpoint", "jwks": "jwks_uri"}
-    places = {ours: found.get(theirs) for ours, theirs in names.items()}
-    if not all(isinstance(place, str) and encrypted(place) for place in places.values()):
+    places = {ours: str(found.get(theirs)) for ours, theirs in names.items()}
+    if not all(encrypted(place) for place in places.values()):
         raise NotGenuine("it does not name all its addresses, or one that is not https")
     ways = found.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
     says_who = found.get("authorization_response_iss_parameter_supported") is True

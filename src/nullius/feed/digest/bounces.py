@@ -62,8 +62,8 @@ def take(settings: MailSettings, report: bytes, now: datetime | None = None) -> 
     """
     now = now or datetime.now(UTC)
     message = email.message_from_bytes(report, policy=policy.compat32)
-    if number := _leaving(settings, message):
-        return "left" if leave(number) else "ignored"
+    if ended := _leaving(settings, message):
+        return "left" if leave(ended) else "ignored"
     kind, status, told, recipients = _complaint(message) or _failure(message)
     if not kind:
         return "ignored"
