@@ -256,6 +256,16 @@ def test_ctrl_c_is_one_line(checkpoint, tmp_path):
     assert json.loads(done.stdout)["runs"][0]["state"] == "aborted"
 
 
+def test_ctrl_c_before_anything_has_begun():
+    code = (
+        "import sys\nfrom nullius.__main__ import main\n"
+        "class Impatient:\n    def find_spec(self, name, *_):\n        if name == 'nullius.cli.main':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient())\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "nullius: interrupted\n")
+
+
 @pytest.mark.parametrize("command", ["papers", "models", "runs"])
 def test_light_commands_import_no_torch(command, tmp_path):
     code = (
