@@ -12,7 +12,7 @@ from nullius.feed import papers, tables
 from nullius.feed.importers import fetch, running, sources, syncing
 from nullius.feed.importers.fetch import Fetcher
 
-from .source_server import atom_error, daily, entry, serving
+from .source_server import atom_error, daily, entry, oai, serving
 
 BUSY = (429, {"Retry-After": "7"}, b"slow down")
 DOWN = (503, {"Retry-After": "120"}, b"later")
@@ -86,6 +86,12 @@ def test_what_each_source_tells_of_a_paper(database, source):
     assert found.doi == "10.1000/2401.00003"
     assert found.days == (datetime.date(2024, 1, 4), datetime.date(2025, 11, 4))
     assert {origin.source for origin in found.origins} == {"huggingface", "arxiv"}
+
+
+def test_one_record_of_oai_pmh(sqlite, source):
+    source.faults = [(200, {}, oai([entry(5)], "").replace("ListRecords", "GetRecord").encode())]
+    assert fetch_all(source, "/oai?verb=GetRecord&identifier=oai:arXiv.org:2401.00005&metadataPrefix=arXivRaw").imported == 1
+    assert source.requests == ["/oai?verb=GetRecord&identifier=oai:arXiv.org:2401.00005&metadataPrefix=arXivRaw"]
 
 
 def test_a_flat_paper_by_its_address(sqlite, source):

@@ -103,7 +103,7 @@ def from_web(address: str, fetcher: Fetcher, cursor: str = "", day: datetime.dat
         "/oai": _oai,
         "/oai2": _oai,
     }
-    if path in way:
+    if path in way and dict(parse_qsl(parts.query)).get("verb", "ListRecords") == "ListRecords":  # else OAI-PMH is asked for one record
         yield from way[path](address, fetcher, cursor)
         return
     yield from parse(fetcher.get(address), day)
