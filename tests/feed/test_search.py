@@ -158,6 +158,15 @@ def test_filters_are_read(text, name, value):
     assert (one.name, one.value, one.negated) == (name, value, text.startswith("-"))
 
 
+def test_taking_a_filter_out_leaves_the_others():
+    query = parse("-cat:cs.CL whales cat:cs.CL after:2024")
+    assert [query.without(one).text for one in query.filters] == [
+        "whales cat:cs.CL after:2024",
+        "-cat:cs.CL whales after:2024",
+        "-cat:cs.CL whales cat:cs.CL",
+    ]
+
+
 @pytest.mark.parametrize(
     "text", ["after:2024-13", "day:2025-02-30", "day:2025-11", "-day:2025", "runnable:perhaps", "verdict:maybe", "has:money", "colour:red"]
 )

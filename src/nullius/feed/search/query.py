@@ -62,7 +62,9 @@ class Query:
 
     def without(self, one: Filter) -> Query:
         """Return the query without one of its filters."""
-        text = " ".join(self.text.replace(one.text, " ", 1).split())
+        alone = re.compile(rf"(?<!\S){re.escape(one.text)}(?!\S)")  # not the end of one with a minus
+        rest = alone.sub(" ", self.text, count=1) if alone.search(self.text) else self.text.replace(one.text, " ", 1)
+        text = " ".join(rest.split())
         return replace(self, text=text, filters=tuple(entry for entry in self.filters if entry != one))
 
 
