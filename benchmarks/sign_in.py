@@ -247,8 +247,8 @@ def main() -> int:
         attempt("it knows another secret of ours", "", "could not say who you are")
         browser.close()
     lab.stop()
-    told = (folder / "log").read_text(errors="replace")
-    if SECRET in told or "Traceback" in told:
+    written = (folder / "log").read_text(errors="replace")
+    if SECRET in written or "Traceback" in written:
         print(f"WRONG the log: see {folder}")
         return 1
     shutil.rmtree(folder)

@@ -154,6 +154,8 @@ def test_every_address_to_listen_on_is_answered(browse):
         if setup.port == 8000:
             assert "127.0.0.1" not in setup.hosts
     assert browse(settings("127.0.0.5", 8000)).get("/about", headers={"host": "127.0.0.5:8000"}).status_code == 200
+    with pytest.raises(UsageError, match="--private"):
+        settings("0.0.0.0", shared=True, private=True, base_url="https://papers.example.org")
     shared = settings("0.0.0.0", shared=True, base_url="https://Papers.example.org:443/")
     assert (shared.hosts, shared.origins) == ({"papers.example.org"}, {"https://papers.example.org"})
 

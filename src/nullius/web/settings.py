@@ -62,7 +62,9 @@ def settings(
     base_url: str = "",
     maintainers: frozenset[str] = frozenset(),
 ) -> Settings:
-    """Check how a server is to be set up. Raises UsageError for an address that others reach without --shared, for a shared one without https."""
+    """Check how a server is to be set up. Raises UsageError for an address that others reach without --shared, for a shared one without https or one
+    that is to be private.
+    """
     base_url = base_url.rstrip("/")
     if not shared:
         if not loopback(host):
@@ -71,10 +73,14 @@ def settings(
             )
         shown = f"[{host}]" if ":" in host else host
         return Settings(host, port, False, private, f"http://{shown}:{port}", secret=secret())
+    if private:
+        raise UsageError(
+            "--private is for a server of your own; on a shared one there would be no page left to sign in at: leave one of the two out"
+        )
     base_url = base_url.removesuffix(":443")
     if not re.fullmatch(r"https://([A-Za-z0-9-]+\.)*[A-Za-z0-9-]+(:\d{1,5})?|https://\[[0-9A-Fa-f:.]+\](:\d{1,5})?", base_url):
         raise UsageError(f"a shared server needs --base-url https://HOST, the address that people type, not '{base_url}'")
-    return Settings(host, port, True, private, base_url, frozenset(name.lower() for name in maintainers), secret())
+    return Settings(host, port, True, False, base_url, frozenset(name.lower() for name in maintainers), secret())
 
 
 def loopback(host: str) -> bool:
