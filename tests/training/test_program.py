@@ -260,10 +260,10 @@ def test_a_compiler_that_fails_is_told_in_one_line(tiny, monkeypatch):
         train(tiny)
 
 
-def test_the_command_line_says_one_line(tiny, tmp_path):
+def test_the_command_line_says_one_line(tiny, tmp_path, monkeypatch, capsys):
     from typer.testing import CliRunner
 
-    from nullius.cli.main import app
+    from nullius.cli.main import app, main
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in plain(tiny).items() if value is not None}), "utf-8")
@@ -271,7 +271,9 @@ def test_the_command_line_says_one_line(tiny, tmp_path):
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("2 steps, loss ")
     assert "step 2/2  loss" in done.stderr
-    wrong = subprocess.run([sys.executable, "-m", "nullius.cli.main", "train", str(path), "-s", "stpes=2"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr == f"nullius: {path}: unknown key 'stpes'; nearest: steps\n"
+    monkeypatch.setattr(sys, "argv", ["nullius", "train", str(path), "-s", "stpes=2"])
+    with pytest.raises(SystemExit) as wrong:
+        main()
+    assert wrong.value.code == 2
+    assert capsys.readouterr().err == f"nullius: {path}: unknown key 'stpes'; nearest: steps\n"
     assert nullius.__version__
