@@ -139,9 +139,9 @@ def patch(
         values[rows] = run.values(senders, readout, plain_base[rows], max_rows).T
         if start == 0 and checked:
             few = slice(0, CHECKED)
-            small = [Batch(side.input_ids[few], side.attention_mask[few]) for side in some]
-            given = [None if here is None else here[few] for here in (where, from_where)]
-            again = Run(model, *small, path_runs.cut(run.receivers, few, len(base_scores)), *given, set(free_heads), held)
+            one, other = (Batch(side.input_ids[few], side.attention_mask[few]) for side in some)
+            there, back = (None if given is None else given[few] for given in (where, from_where))
+            again = Run(model, one, other, path_runs.cut(run.receivers, few, len(base_scores)), there, back, set(free_heads), held)
             whole = Readout(model, tokens[rows][few], partial(_among, metric, base_scores), scores)
             gap = max(float((again.plain(senders[i], whole) - values[rows][few, i]).abs().max()) for i in checked)
     if gap > TOLERANCE[model.dtype]:
