@@ -205,13 +205,15 @@ def _wanted(rows: list[list[int]], positions: Positions) -> list[Sequence[int]]:
         if positions not in ("all", "last"):
             raise UsageError(f"no positions '{positions}': give numbers, or last or all")
         return [range(0 if positions == "all" else len(row) - 1, len(row)) for row in rows]
+    given: list[list[int]] = []
     try:
-        given = [index(p) if np.ndim(p) == 0 else [index(q) for q in p] for p in positions]  # type: ignore[union-attr, arg-type]
+        if all(np.ndim(p) == 0 for p in positions):
+            given = [[index(p) for p in positions]] * len(rows)  # type: ignore[arg-type]
+        else:
+            given = [[index(p) for p in some] for some in positions]  # type: ignore[union-attr]
     except TypeError:
         given = []
-    if given and all(isinstance(p, int) for p in given):
-        given = [given] * len(rows)
-    if len(given) != len(rows) or any(isinstance(some, int) or not some for some in given):
+    if len(given) != len(rows) or not all(given):
         raise UsageError(f"positions must be numbers for all texts, or a list of them, not empty, for each of the {len(rows)} texts")
     out: list[Sequence[int]] = []
     for i, (row, some) in enumerate(zip(rows, given, strict=True)):

@@ -103,15 +103,19 @@ class Layer:
             parts = [suffixes[i].rows[rows] for i, rows in some]
             counts = list(map(_positions, parts))
             x = _filled([part.flatten(0, 1) for part in parts])
-            normed = _in_blocks(self.norms[0], x)
-            q, kv = _in_blocks(self.q, normed), _in_blocks(self.kv, normed)
-            attended = torch.empty_like(q)
-            attended[sum(counts) :] = 0
-            places = zip(some, *(_split(each, counts) for each in (q, kv, attended)), strict=True)
-            for (i, rows), query, both, into in places:
-                self._attend(query, both, suffixes[i], rows, into)
+            attended = self._attended(x, counts, suffixes, some)
             for part, new in zip(parts, _split(_in_blocks(self._behind, attended, x), counts), strict=True):
                 part.copy_(new.view_as(part))
+
+    def _attended(self, x: Tensor, counts: Sequence[int], suffixes: Sequence[Suffixes], some: Sequence[tuple[int, slice]]) -> Tensor:
+        """What the heads of some rows give at all positions [positions, heads · width]."""
+        normed = _in_blocks(self.norms[0], x)
+        q, kv = _in_blocks(self.q, normed), _in_blocks(self.kv, normed)
+        attended = torch.empty_like(q)
+        attended[sum(counts) :] = 0
+        for (i, rows), query, both, into in zip(some, *(_split(each, counts) for each in (q, kv, attended)), strict=True):
+            self._attend(query, both, suffixes[i], rows, into)
+        return attended
 
     @torch.no_grad()
     def ends(self, suffixes: Sequence[Suffixes]) -> list[Tensor]:
