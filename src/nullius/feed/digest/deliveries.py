@@ -31,6 +31,15 @@ LONGEST_MADE_UP_FOR = timedelta(days=31)
 BATCH = 500
 NOTHING = "nothing new"
 log = logging.getLogger("nullius.feed")
+_TOLD = sa.or_(delivery.c.state.in_(("sent", "unknown")), sa.and_(delivery.c.state == "skipped", delivery.c.error == NOTHING))
+_LAST = sa.select(sa.func.max(delivery.c.due)).where(
+    delivery.c.subscription == subscription.c.id, delivery.c.due < sa.bindparam("due"), _TOLD
+)
+_WANTED = (  # made once, since it is asked for each mail: the subscription, its address, and up to when it was told what there is
+    sa.select(subscription, address.c.email, address.c.suppressed_at, _LAST.correlate(subscription).scalar_subquery().label("told_until"))
+    .join(address, address.c.id == subscription.c.address)
+    .where(subscription.c.id == sa.bindparam("number"))
+)
 
 
 @dataclass
@@ -120,8 +129,7 @@ def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
             row = connection.execute(mine).mappings().first()
             if row is None:
                 continue
-            query = sa.select(subscription, address.c.email, address.c.suppressed_at).join(address)
-            wanted = dict(connection.execute(query.where(subscription.c.id == row["subscription"])).mappings().one())
+            wanted = dict(connection.execute(_WANTED, {"number": row["subscription"], "due": row["due"]}).mappings().one())
             if wanted["state"] != "active" or wanted["suppressed_at"]:
                 _end(connection, number, "skipped", "left, paused or suppressed since it was planned")
                 continue
@@ -129,7 +137,7 @@ def _claim(now: datetime, shared: contents.Shared) -> _Claimed | None:
             if row["attempts"] == 1 and now - due_at >= timedelta(hours=LATE_HOURS):
                 _end(connection, number, "skipped", "too late: it comes with the next")
                 continue
-            what = contents.of(connection, wanted, _since(connection, wanted, row), due_at, number, shared)
+            what = contents.of(connection, wanted, _since(wanted, due_at), due_at, number, shared)
             if what.empty:
                 _end(connection, number, "skipped", NOTHING)
                 continue
@@ -207,15 +215,13 @@ def _schedule(wanted: Any) -> Schedule:
     return Schedule(wanted["schedule"], wanted["hour"], wanted["tz"], wanted["weekday"])
 
 
-def _since(connection: sa.Connection, wanted: Any, row: Any) -> datetime:
+def _since(wanted: Any, due: datetime) -> datetime:
     """From when on a delivery tells: since the one before it was due, or since the last that was sent, or had nothing to say, where it was not.
 
     What was given up, or missed while nobody sent, is made up for; what came before the subscription, or while it was paused, is not.
     """
-    before = current(_schedule(wanted), datetime.fromisoformat(row["due"]) - timedelta(seconds=1)).due
-    told = sa.or_(delivery.c.state.in_(("sent", "unknown")), sa.and_(delivery.c.state == "skipped", delivery.c.error == NOTHING))
-    last = sa.select(sa.func.max(delivery.c.due)).where(delivery.c.subscription == wanted["id"], delivery.c.due < row["due"], told)
-    since = max(wanted["created"], connection.execute(last).scalar() or "")
+    before = current(_schedule(wanted), due - timedelta(seconds=1)).due
+    since = max(wanted["created"], wanted["told_until"] or "")
     return max(min(before, datetime.fromisoformat(since)), before - LONGEST_MADE_UP_FOR)
 
 
