@@ -31,10 +31,6 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(feed.app, name="feed")
 app.add_typer(digest.app, name="digest")
-web.register(app)
-calibrate.register(app)
-app.command()(train.train)
-app.command()(train.curves)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print documented, versioned JSON (docs/records.md) and nothing else.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name from `nullius models`, a hub id, a directory or a GGUF file.")]
@@ -247,6 +243,13 @@ def results(out: Annotated[str, typer.Option("--out", help="Write there instead 
         typer.echo(f"wrote {out}")
     else:
         typer.echo(page)
+
+
+# after the commands above, in the order in which `nullius --help` lists them
+web.register(app)
+calibrate.register(app)
+app.command()(train.train)
+app.command()(train.curves)
 
 
 def main() -> None:

@@ -58,10 +58,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """A calibration case. instrument: its name as in claims' `rests_on`. planted, null: what is there and what is not, and by which rule it is called
-    found. modules: the instrument's modules in nullius/instruments (or in nullius/training: "training.parts"), whose code, with what it imports
-    there, is hashed. by_nature: empty, or why it
-    must fall short here. run: seed → Trial."""
+    """A calibration case.
+
+    instrument: its name as in claims' `rests_on`. planted, null: what is there and what is not, and by which rule it is called found. modules: the
+    instrument's modules in nullius/instruments (or in nullius/training: "training.parts"), whose code, with what it imports there, is hashed.
+    seeds: how many, from 0. by_nature: empty, or why it must fall short here. run: seed → Trial.
+    """
 
     instrument: str
     name: str
