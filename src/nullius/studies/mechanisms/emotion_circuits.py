@@ -53,7 +53,8 @@ CLAIMS = (
     Claim("few-heads", "Without the two heads of a layer that matter most, an emotion's projection falls more than without two random ones",
           above_control(margin=0.05), control=RANDOM_PARTS, unit="share of the emotion's lead", rests_on=COMPONENTS),
     Claim("late-sublayers", "An injected direction moves the final state more from later sublayers",
-          correlation_above(0.2), control="layers shuffled", published="15–27 of 28", unit="rho over sublayers", rests_on=COMPONENTS),
+          correlation_above(0.2), control="layers shuffled, anew for each emotion and kind of sublayer", published="15–27 of 28",
+          unit="rho over sublayers", rests_on=COMPONENTS),
     Claim("steering-words", "Steered along an emotion, the model finds held-out words of that emotion more likely than those of the others",
           above_control(margin=0.1), control=RANDOM_WAY, unit="nats", rests_on=STEERING),
     Claim("emotion-not-style", "... and more so than when steered along styles found in the same way",
@@ -168,7 +169,8 @@ def _circuits(lab: Lab, told: Told, effects: Mapping[str, Tensor]) -> list[Compo
     importance = told.importance(lab.subject, batch, reference, lab.scale(quick=(0.3,), full=(0.1, 0.3, 0.5, 0.7)), watch)
     depth = np.tile(np.repeat(np.arange(anatomy.n_layers), len(EMOTIONS)), 2)
     size = np.concatenate([importance[kind].numpy().ravel() for kind in ("head", "neuron")])
-    shuffled = lab.rng.permutation(anatomy.n_layers)[depth]
+    # one order of the layers for all would be one draw, and chance enough to look like an effect
+    shuffled = lab.rng.permuted(depth.reshape(2, anatomy.n_layers, -1), axis=1).ravel()
     lab.finding("late-sublayers", treated=(depth, size), control=(shuffled, size), clusters=depth.tolist())
     sizes = {"neuron": min(14, anatomy.d_mlp) * anatomy.n_layers, "head": max(1, round(0.25 * anatomy.n_heads)) * anatomy.n_layers}
     circuits = told.circuits(effects, importance, sizes)
