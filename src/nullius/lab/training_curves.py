@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +25,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            if number < len(lines):
-                raise UsageError(f"{path}, line {number}: no record of a training run") from None
+            record = None
+        if isinstance(record, dict):
+            found.append(record)
+        elif number < len(lines):
+            raise UsageError(f"{path}, line {number}: no record of a training run")
     if not any("loss" in record for record in found):
         raise UsageError(f"{path} holds no loss yet")
     return found
@@ -44,15 +48,21 @@ def figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     for key, unit in wanted.items():
         lines = []
         for role, (name, records) in zip(ROLES, runs.items(), strict=False):
-            points = [(float(r["step"]), float(r[key])) for r in records if key in r]
-            if points:
+            points = [
+                (float(r["step"]), float(r[key])) for r in records if all(isinstance(r.get(name), int | float) for name in ("step", key))
+            ]
+            if any(math.isfinite(y) for _, y in points):
                 lines.append(Series(name, *_thinned(points), role=role))
         if lines:
             panels.append(Panel(titles[key], "step", unit, tuple(lines)))
+    if not panels:
+        raise UsageError(f"no loss of {', '.join(runs)} is a finite number")
     return Figure("training", ", ".join(runs), tuple(panels), "Each point of a line is the mean over the steps up to the next one.")
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float | None]]:
+    """At most MOST points, each the mean of its piece; none where the training had diverged."""
     size = -(-len(points) // MOST)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [part[-1][0] for part in parts], [sum(y for _, y in part) / len(part) for part in parts]
+    means = [sum(y for _, y in part) / len(part) for part in parts]
+    return [part[-1][0] for part in parts], [mean if math.isfinite(mean) else None for mean in means]
