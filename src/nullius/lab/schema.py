@@ -236,6 +236,7 @@ def _engine(address: sa.URL) -> sa.Engine:
         raise NulliusError(f"the database {_shown(address)} cannot be used here: {str(error).splitlines()[0]}") from None
     if not local:
         sa.event.listen(engine, "connect", _drop_nul)
+        sa.event.listen(engine, "handle_error", _without_values)
         with engine.begin() as connection:
             if not metadata.tables.keys() <= set(sa.inspect(connection).get_table_names()):
                 take_turns(connection, _LOCK)  # of two that find it empty, one makes the tables
@@ -266,6 +267,14 @@ def _prepare(connection: Any, _record: Any) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _without_values(context: sa.engine.ExceptionContext) -> None:
+    """Leave out of an error the row that PostgreSQL shows in its second line."""
+    first = getattr(getattr(context.original_exception, "diag", None), "message_primary", None)
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if first and error is not None:
+            error.args = (first,)
 
 
 def _drop_nul(connection: Any, _record: Any) -> None:
