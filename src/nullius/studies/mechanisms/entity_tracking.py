@@ -36,7 +36,6 @@ from nullius.training.kept import finetuned
 RANDOM = "random heads, as many in the same layers at the same places (several draws)"
 SHUFFLED = "the same masks learned and tested with the targets of other pairs"
 FETCH, TRANSMIT, DETECT, READ = ROLES
-
 PATHS, CIRCUITS, MASKS, PASTING, CUTTING = "path patching", "circuits", "component masks", "cross-model patching", "attention knockout"
 # The heads that all claims but those on cut attention are about were found and pruned by these
 FOUND = dict.fromkeys((PATHS, CIRCUITS, MASKS, PASTING), (PATHS, CIRCUITS))
@@ -246,10 +245,9 @@ def _report_pastes(lab: Lab, models: Models, test: Prompts, circuit: Circuit, be
     lab.finding("better-fetching", treated=best, control=np.mean(null, 0), note=note)
     mine, against = two_drawn(null, lab.rng)
     lab.finding("more-than-detectors", treated=best - found[DETECT], control=mine - against)
-    stranger = models.stranger
-    able = np.zeros(len(test)) if stranger is None else tracking.right(stranger, test)
-    if lab.require(able, above=1 / models.told, what="track boxes (an unrelated model)", claims=["needs-one-basis"]) and stranger:
-        unrelated, itself = (gain(circuit, donor=donor) for donor in (stranger, models.base))
+    able = np.zeros(len(test)) if models.stranger is None else tracking.right(models.stranger, test)
+    if lab.require(able, above=1 / models.told, what="track boxes (an unrelated model)", claims=["needs-one-basis"]) and models.stranger:
+        unrelated, itself = (gain(circuit, donor=donor) for donor in (models.stranger, models.base))
         lab.finding("needs-one-basis", treated=unrelated - found["all"], control=itself)
     return {f"base with the tuned model's {role}{'' if role == 'all' else 's'}": values + before for role, values in found.items()}
 
