@@ -235,6 +235,21 @@ def test_triton_kernels_under_the_interpreter(script):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_gates_that_are_the_same_along_an_axis_are_written_out_for_the_kernels():
+    triton_operator = pytest.importorskip("nullius.kernels.gated.triton_operator")
+    q = torch.zeros(2, 5, 3, 4)
+    for form in (
+        None,
+        torch.rand(2, 5, 3).neg(),
+        torch.rand(3).neg(),
+        torch.rand(2, 5, 3, 4).neg().transpose(0, 1).contiguous().transpose(0, 1),
+    ):
+        gate = operator._gate(form, q)
+        read = triton_operator.laid_out(q, q, q, gate, None)[3]
+        assert read.is_contiguous()
+        assert torch.equal(read, gate)
+
+
 def test_a_gpu_too_old_falls_back_and_says_so_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 0 else (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
