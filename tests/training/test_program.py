@@ -19,7 +19,7 @@ from tests.training.conftest import losses
 import nullius
 from nullius.errors import NulliusError, UsageError
 from nullius.models.loading import load
-from nullius.training import checkpoints
+from nullius.training import checkpoints, evaluation
 from nullius.training.config import Adapters, Model, Optimiser, Save, Selected, Tokens, plain
 from nullius.training.parts import Parts
 from nullius.training.program import Silent, Stopped, train
@@ -97,6 +97,22 @@ def test_a_signal_saves_and_ends(tiny, uninterrupted, number, name, code):
     assert signal.getsignal(number) is not None
     train(tiny)
     assert losses(tiny.out) == uninterrupted[0]
+
+
+def test_a_signal_that_ends_a_compiler_too_saves_and_ends(tiny, uninterrupted, monkeypatch):
+    def compiling(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise subprocess.CalledProcessError(-signal.SIGTERM, "cc")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "continuation", compiling)
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM after step .* the same command goes on"):
+            train(tiny)
+    train(tiny)
+    assert losses(tiny.out) == uninterrupted[0]
+    monkeypatch.setattr(evaluation, "continuation", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # nobody asked: an error is an error
+        train(replace(tiny, out=tiny.out + "-again"))
 
 
 def test_disk_full_leaves_the_last_checkpoint_whole(tiny):

@@ -197,7 +197,7 @@ class _Run:
                     held_out_loss = evaluation.held_out_loss(self.trainee.body, rows, self.micro, here)
                 self._write({"step": done, "held_out": held_out_loss}, f"step {done}: held-out loss {held_out_loss:.4f}")
             if look:
-                self._samples(done)
+                self._samples(done, asked_to_stop)
             if keep:
                 saved = self._save(done)
             if look or keep:
@@ -262,12 +262,18 @@ class _Run:
                 self.metrics.write(record)
         self.last, self.waiting = losses[-1], []
 
-    def _samples(self, done: int) -> None:
-        how = self.config.evaluate
+    def _samples(self, done: int, asked_to_stop: list[str]) -> None:
+        how, body = self.config.evaluate, self.trainee.body
         for beginning in how.samples:
             separator = vocabularies.separator(self.tokenizer)
-            with self._looking():
-                text = evaluation.continuation(self.trainee.body, self.tokenizer, beginning, separator, how.sample_tokens, self.here.device)
+            try:
+                with self._looking():
+                    text = evaluation.continuation(body, self.tokenizer, beginning, separator, how.sample_tokens, self.here.device)
+            except Exception:  # a signal to the whole process group has ended a kernel's compiler too: the next step stops in order
+                if not asked_to_stop:
+                    raise
+                body.train()
+                return
             self._write({"step": done, "beginning": beginning, "continuation": text}, f"step {done}: {beginning}|{text}")
 
     def _write(self, record: dict[str, Any], words: str) -> None:
