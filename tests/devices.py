@@ -23,6 +23,7 @@ DEVICE = os.environ.get("NULLIUS_TEST_DEVICE", "cpu")
 TESTS = str(Path(__file__).parent)
 PACKAGE = str(Path(TESTS).parent / "src")
 TO_ARRAYS = (torch.Tensor.numpy, torch.Tensor.__array__)
+IN_PLACE = ("__setitem__", "copy_")
 
 
 def _asked_by_a_test() -> bool:
@@ -40,9 +41,13 @@ def _asked_by_a_test() -> bool:
 
 def drawn(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
     """Random numbers of a generator, which is the CPU's, put where they are wanted: in place where the call is."""
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0].copy_(func(args[0].detach().cpu(), *args[1:], **kwargs))
-    return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs.get("device") or "cpu")
+    (target,) = [x for x in (*args[:1], kwargs.get("tensor")) if isinstance(x, torch.Tensor)] or [None]
+    if target is None:
+        return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs.get("device") or "cpu")
+    copy = target.detach().cpu()
+    func(*tree_map(lambda x: copy if x is target else x, args), **{name: copy if x is target else x for name, x in kwargs.items()})
+    with torch.no_grad():
+        return target.copy_(copy)
 
 
 class OnOneDevice(TorchFunctionMode):
@@ -57,7 +62,8 @@ class OnOneDevice(TorchFunctionMode):
             return drawn(func, args, kwargs)
         kinds = {x.device.type for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
         if len(kinds) > 1 and _asked_by_a_test():
-            args, kwargs = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            written = args[0].device if args and func.__name__ in IN_PLACE else DEVICE  # what is written into stays where it is
+            args, kwargs = tree_map(lambda x: x.to(written) if isinstance(x, torch.Tensor) else x, (args, kwargs))
         return func(*args, **kwargs)
 
 
