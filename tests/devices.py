@@ -41,7 +41,7 @@ def _asked_by_a_test() -> bool:
 
 def drawn(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
     """Random numbers of a generator, which is the CPU's, put where they are wanted: in place where the call is."""
-    (target,) = [x for x in (*args[:1], kwargs.get("tensor")) if isinstance(x, torch.Tensor)] or [None]
+    target = next((x for x in (*args[:1], kwargs.get("tensor")) if isinstance(x, torch.Tensor)), None)
     if target is None:
         return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs.get("device") or "cpu")
     copy = target.detach().cpu()
