@@ -126,7 +126,7 @@ def own_data_folder(
     folder, changing = library_folder, bool(CHANGING & set(request.fixturenames))
     if changing:
         folder = tmp_path / "data"
-        shutil.copytree(library_folder, folder)
+        made.copied(library_folder, folder)
     monkeypatch.setenv("NULLIUS_DATA", str(folder))
     monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
     with contextlib.ExitStack() as kept:

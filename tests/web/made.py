@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sqlite3
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
@@ -79,3 +82,11 @@ def fill() -> None:
             connection.execute(tables.paper_author.insert().values(paper=made[0], position=0, name="Ada <i>Lovelace</i>", name_key="ada"))
             connection.execute(tables.paper_day.insert().values(paper=made[0], day=date(2025, 11, 4 - number), source="test"))
         connection.execute(sa.insert(tables.paper_name).values(name="old-name", paper=papers.find_in(connection, "embers").id))
+
+
+def copied(library: Path, folder: Path) -> None:
+    """A copy of the library to change: whole, though others may be opening and closing its databases at this moment."""
+    shutil.copytree(library, folder, ignore=shutil.ignore_patterns("*.db", "*.db-wal", "*.db-shm"))
+    for database in library.glob("*.db"):
+        with contextlib.closing(sqlite3.connect(database)) as one, contextlib.closing(sqlite3.connect(folder / database.name)) as other:
+            one.backup(other)

@@ -22,6 +22,7 @@ import axe_playwright_python
 import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, expect, sync_playwright
+from tests.web import made
 
 from nullius.lab import drawing, journal, looks, queue
 from nullius.lab.figures import Figure, Heatmap
@@ -107,7 +108,7 @@ def browser() -> Iterator[Browser]:
 def server(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests that only look, vote and save."""
     folder = tmp_path_factory.mktemp("web") / "data"
-    shutil.copytree(library_folder, folder)
+    made.copied(library_folder, folder)
     started = Server(folder, "--no-worker")
     yield started
     started.stop()
@@ -487,7 +488,7 @@ def test_without_script(browser, server, key):
     page.goto("/")
     page.get_by_label("my subject").select_option("gemma3-270m")
     page.locator("form.bar").filter(has=page.get_by_label("my subject")).get_by_role("button", name="Set").click()
-    assert "on gemma3-270m" in page.content()
+    expect(page.locator("main")).to_contain_text("on gemma3-270m")
     opened.close()
 
 
@@ -506,7 +507,7 @@ def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder
     well, and its button runs the paper again.
     """
     folder, model = tmp_path / "live", tmp_path / "toy"
-    shutil.copytree(library_folder, folder)
+    made.copied(library_folder, folder)
     toy.hf.save_pretrained(model)
     toy.tokenizer.save_pretrained(model)
     monkeypatch.setenv("NULLIUS_DATA", str(folder))
