@@ -1,7 +1,8 @@
 """Sign in through a browser with a real OpenID Connect provider, and with its faults.
 
-    npm install --prefix /tmp/provider oidc-provider@9.13.3
-    python benchmarks/sign_in.py /tmp/provider
+    PROVIDER=$(mktemp -d)
+    npm install --prefix $PROVIDER oidc-provider@9.13.3
+    python benchmarks/sign_in.py $PROVIDER
 
 The provider is node-oidc-provider, certified by the OpenID Foundation, on loopback; the browser is an installed Chromium under Playwright; the
 server is `nullius web --shared` behind a proxy that ends TLS. Each line says what was tried and what came of it; where one is wrong, the exit code

@@ -19,7 +19,7 @@ from tests.training.conftest import losses
 import nullius
 from nullius.errors import NulliusError, UsageError
 from nullius.models.loading import load
-from nullius.training import checkpoints, evaluation
+from nullius.training import checkpoints
 from nullius.training.config import Adapters, Model, Optimiser, Save, Selected, Tokens, plain
 from nullius.training.parts import Parts
 from nullius.training.program import Silent, Stopped, train
@@ -99,20 +99,24 @@ def test_a_signal_saves_and_ends(tiny, uninterrupted, number, name, code):
     assert losses(tiny.out) == uninterrupted[0]
 
 
-def test_a_signal_that_ends_a_compiler_too_saves_and_ends(tiny, uninterrupted, monkeypatch):
-    def compiling(*_):
+@pytest.mark.parametrize(("at", "kept"), [(0, "nothing had been saved yet"), (5, "step-000004 is the last that was saved")])
+def test_a_signal_that_ends_a_compiler_too_is_one_line(tiny, uninterrupted, at, kept):
+    def compiling():
         os.kill(os.getpid(), signal.SIGTERM)
         raise subprocess.CalledProcessError(-signal.SIGTERM, "cc")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "continuation", compiling)
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM after step .* the same command goes on"):
-            train(tiny)
+    with pytest.raises(
+        Stopped, match=rf"stopped by SIGTERM in the middle of a step \(CalledProcessError\); .*{kept}; the same command"
+    ) as stopped:
+        train(tiny, At(at or 1, compiling))
+    assert stopped.value.exit_code == 143
     train(tiny)
     assert losses(tiny.out) == uninterrupted[0]
-    monkeypatch.setattr(evaluation, "continuation", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # nobody asked: an error is an error
-        train(replace(tiny, out=tiny.out + "-again"))
+
+
+def test_an_error_that_nobody_asked_for_is_an_error(tiny):
+    with pytest.raises(ZeroDivisionError):
+        train(tiny, At(5, lambda: 1 / 0))
 
 
 def test_disk_full_leaves_the_last_checkpoint_whole(tiny):

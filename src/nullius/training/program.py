@@ -71,6 +71,13 @@ class Result:
 class Stopped(NulliusError):
     """The run was asked to end (SIGTERM, Ctrl-C), saved and ended."""
 
+    @classmethod
+    def by(cls, name: str, where: str) -> Stopped:
+        """Ended by a signal. where: at which step, and what is saved."""
+        error = cls(f"stopped by {name} {where}; the same command goes on from there")
+        error.exit_code = 130 if name == "Ctrl-C" else 143
+        return error
+
 
 def train(config: Config, listener: Listener | None = None, device: str | None = None) -> Result:
     """Run a configuration to its end, from its newest checkpoint if it has one.
@@ -104,7 +111,15 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
             optimisers = Optimisers(held.named, config.optimiser, outside, fused=here.device.type == "cuda")
             optimisers.restore(state.get("optimiser", {}))
             run = _Run(config, here, listener, trainee, tokenizer, mixture, held_out, held, optimisers, out, flops)
-            return run.steps(done, asked_to_stop)
+            try:
+                return run.steps(done, asked_to_stop)
+            except Exception as error:
+                if isinstance(error, NulliusError) or not asked_to_stop:
+                    raise
+                # a signal to the whole process group: it may end a kernel's compiler, or another process that this one waits for
+                saved = checkpoints.latest(out)
+                words = f"{saved} is the last that was saved" if saved else "nothing had been saved yet"
+                raise Stopped.by(asked_to_stop[0], f"in the middle of a step ({type(error).__name__}); {words}") from None
 
 
 def _prepare(config: Config, out: Path, listener: Listener) -> tuple[Any, Mixture, list[Packed]]:
@@ -197,18 +212,14 @@ class _Run:
                     held_out_loss = evaluation.held_out_loss(self.trainee.body, rows, self.micro, here)
                 self._write({"step": done, "held_out": held_out_loss}, f"step {done}: held-out loss {held_out_loss:.4f}")
             if look:
-                self._samples(done, asked_to_stop)
+                self._samples(done)
             if keep:
                 saved = self._save(done)
             if look or keep:
                 self.watch.start()
             if stop and not last:
                 name = asked_to_stop[0] if asked_to_stop else "a signal to another process"
-                error = Stopped(
-                    f"stopped by {name} after step {done} of {config.steps}; saved {saved}; the same command goes on from there"
-                )
-                error.exit_code = 130 if name == "Ctrl-C" else 143
-                raise error
+                raise Stopped.by(name, f"after step {done} of {config.steps}; saved {saved}")
         if saved is None or start >= config.steps:
             self.listener.note(f"all {config.steps} steps had been made before")
         return Result(saved or self.out, done, self.last, held_out_loss)
@@ -262,18 +273,12 @@ class _Run:
                 self.metrics.write(record)
         self.last, self.waiting = losses[-1], []
 
-    def _samples(self, done: int, asked_to_stop: list[str]) -> None:
-        how, body = self.config.evaluate, self.trainee.body
+    def _samples(self, done: int) -> None:
+        how = self.config.evaluate
         for beginning in how.samples:
             separator = vocabularies.separator(self.tokenizer)
-            try:
-                with self._looking():
-                    text = evaluation.continuation(body, self.tokenizer, beginning, separator, how.sample_tokens, self.here.device)
-            except Exception:  # a signal to the whole process group has ended a kernel's compiler too: the next step stops in order
-                if not asked_to_stop:
-                    raise
-                body.train()
-                return
+            with self._looking():
+                text = evaluation.continuation(self.trainee.body, self.tokenizer, beginning, separator, how.sample_tokens, self.here.device)
             self._write({"step": done, "beginning": beginning, "continuation": text}, f"step {done}: {beginning}|{text}")
 
     def _write(self, record: dict[str, Any], words: str) -> None:
