@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nullius.instruments import onednn, resume, suffix_attention, taps, usual_layers
+from nullius.instruments import onednn, resume, suffix_attention, taps, tensor_cores, usual_layers
 from nullius.models import hooks, some_logits
 from nullius.models.anatomy import Anatomy
 from nullius.models.dataflow import first_input, first_output, with_input
@@ -192,24 +192,27 @@ def climb(
 
     with suffix_attention.in_products(model):
         for layer in range(lowest, anatomy.n_layers):
-            usual = _usual(base, layer, calls, anatomy)
-            above = []  # what joins at the next layer's input
-            for new in cells(layer, None if usual is None else usual.from_the_middle):
-                if new.layer == layer:
-                    join(new)
-                else:
-                    above.append(new)
-            here = {start: stream[start][:count] for start, count in joined.items() if count}
-            found = (
-                _run_apart(base, layer, here, calls, anatomy, tokens) if usual is None else _run_together(usual, base, layer, here, calls)
-            )
-            for start, end in found.items():
-                ends[start].append(end)
-            for new in above:
-                if layer == top:
-                    ends[new.start].append(new.rows[:, -1])
-                else:
-                    join(new)
+            with tensor_cores.maps(anatomy.layers[layer]):
+                usual = _usual(base, layer, calls, anatomy)
+                above = []  # what joins at the next layer's input
+                for new in cells(layer, None if usual is None else usual.from_the_middle):
+                    if new.layer == layer:
+                        join(new)
+                    else:
+                        above.append(new)
+                here = {start: stream[start][:count] for start, count in joined.items() if count}
+                found = (
+                    _run_apart(base, layer, here, calls, anatomy, tokens)
+                    if usual is None
+                    else _run_together(usual, base, layer, here, calls)
+                )
+                for start, end in found.items():
+                    ends[start].append(end)
+                for new in above:
+                    if layer == top:
+                        ends[new.start].append(new.rows[:, -1])
+                    else:
+                        join(new)
     return {start: anatomy.final_norm(torch.cat(parts)[:, None])[:, 0] for start, parts in ends.items()}
 
 
