@@ -80,15 +80,10 @@ def toy(toys: dict[str, LanguageModel]) -> LanguageModel:
 
 
 @pytest.fixture(autouse=True)
-def one_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On a GPU a test's tensors follow the subject's; what is about the CPU's kernels is left out there."""
-    if devices.DEVICE == "cpu":
-        yield
-        return
-    if request.node.get_closest_marker("cpu"):
+def kernels_of_the_cpu(request: pytest.FixtureRequest) -> None:
+    """What is about the CPU's kernels is left out on a GPU."""
+    if devices.DEVICE != "cpu" and request.node.get_closest_marker("cpu"):
         pytest.skip("about kernels of the CPU")
-    with devices.OnOneDevice():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ TESTS = str(Path(__file__).parent)
 PACKAGE = str(Path(TESTS).parent / "src")
 TO_ARRAYS = (torch.Tensor.numpy, torch.Tensor.__array__)
 IN_PLACE = ("__setitem__", "copy_")
+AS_THEY_ARE = ("__set__", "grad", "backward")  # a parameter that is moved, and what is differentiated by, must stay the very tensor
 
 
 def _asked_by_a_test() -> bool:
@@ -60,6 +61,8 @@ class OnOneDevice(TorchFunctionMode):
             return func(args[0].detach().cpu() if func is torch.Tensor.__array__ else args[0].cpu(), *args[1:], **kwargs)
         if "generator" in kwargs and _asked_by_a_test():
             return drawn(func, args, kwargs)
+        if func.__name__ in AS_THEY_ARE:
+            return func(*args, **kwargs)
         kinds = {x.device.type for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
         if len(kinds) > 1 and _asked_by_a_test():
             written = args[0].device if args and func.__name__ in IN_PLACE else DEVICE  # what is written into stays where it is
@@ -68,7 +71,15 @@ class OnOneDevice(TorchFunctionMode):
 
 
 def wrap_there() -> None:
-    """From now on `LanguageModel.wrap` moves what it wraps, and values are compared wherever they lie."""
+    """From now on `LanguageModel.wrap` moves what it wraps, a test's tensors follow, and values are compared wherever they lie."""
     inner, compare = LanguageModel.wrap.__func__, torch.testing.assert_close
-    LanguageModel.wrap = classmethod(lambda cls, hf, *rest, **more: inner(cls, hf.to(DEVICE), *rest, **more))
+
+    def wrap(cls: type[LanguageModel], hf: Any, *rest: Any, **more: Any) -> LanguageModel:
+        hf = hf.to(DEVICE)
+        left = [name for name, tensor in hf.state_dict().items() if tensor.device.type != torch.device(DEVICE).type]
+        assert not left, f"still on the CPU: {left}"
+        return inner(cls, hf, *rest, **more)
+
+    LanguageModel.wrap = classmethod(wrap)
     torch.testing.assert_close = lambda *values, **more: compare(*values, **{"check_device": False, **more})
+    OnOneDevice().__enter__()  # for good: fixtures of modules are made before those of tests

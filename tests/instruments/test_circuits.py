@@ -63,12 +63,12 @@ def test_what_is_not_kept_is_at_its_mean(toys):
             for layer in range(3):
                 stack.enter_context(taps.edit(model, "z", layer, partial(ablate, layer=layer)))
                 stack.enter_context(taps.edit(model, "mlp_out", layer, partial(ablate_mlp, layer=layer)))
-            expected = circuits.probability(model.logits(batch).float(), torch.tensor(answers)).numpy()
+            expected = circuits.probability(model.logits(batch).float(), model.token_ids(answers)).numpy()
         found = circuits.evaluate(model, batch, answers, [keep], means, score=circuits.probability, mlps=True)[0]
         assert np.allclose(found, expected, rtol=1e-4)
         whole = circuits.evaluate(model, batch, answers, [WHOLE], means, score=circuits.probability, mlps=True)[0]
         with torch.no_grad():
-            assert np.allclose(whole, circuits.probability(model.logits(batch).float(), torch.tensor(answers)).numpy(), rtol=1e-4)
+            assert np.allclose(whole, circuits.probability(model.logits(batch).float(), model.token_ids(answers)).numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("max_rows", [1, 7, 30])

@@ -95,7 +95,7 @@ def test_pattern_is_that_of_eager_attention(model):
     """The model runs a fused kernel, which has no pattern to give; the pass that reads it gives that of the eager implementation."""
     batch = model.encode(TEXTS)
     before = model.hf.config._attn_implementation
-    assert before == ("eager" if model.anatomy.family == "gemma2" else "sdpa")  # transformers' own choice: Gemma 2 caps its scores
+    assert before == "sdpa" or (before, model.anatomy.family) == ("eager", "gemma2")  # transformers' own choice: Gemma 2 caps its scores
     with torch.no_grad():
         plain = model.logits(batch, "all")
         ours = taps.read(model, batch, ["pattern"], positions="all")["pattern"]
