@@ -212,18 +212,25 @@ def _text(lab: Lab, plan: Plan, how: Text, bench: Bench, own: OwnText | None) ->
     lab.note(f"text: {told}, {len(text)} bytes; each network reads {how.recipe.steps * how.batch * how.length / 1e6:.1f} million")
     loss: dict[str, dict[str, Floats]] = {}
     kinds = {kind: (kind, 4) for kind in ("softmax", *GATES)} | {"1 head": ("gla", 1), "8 heads": ("gla", 8)}
-    wide = replace(plan, seeds=1, width=how.width, layers=how.layers)
-    for order, stream in (("text", text), ("shuffled", lab.rng.permutation(text))):
+    sequences = list(range(plan.test)) * plan.seeds
+    for order, stream, seeds in (("text", text, plan.seeds), ("shuffled", lab.rng.permutation(text), 1)):
         whole = recall.next_symbols(stream, how.length, 256)
         train, test = whole[: int(len(whole) * 0.9)], whole[-plan.test :]
-        names = [name for name in kinds if order == "text" or name != "softmax"]
-        nets = {name: _networks(bench, wide, order, kinds[name][0], train, how.recipe, kinds[name][1]) for name in names}
-        loss[order] = {name: asked.measure(found[0], test, 16)[0] for name, found in nets.items()}
-        lab.note(f"{order}: nats per byte " + ", ".join(f"{name} {values.mean():.4f}" for name, values in loss[order].items()))
+        wide, loss[order] = replace(plan, seeds=seeds, width=how.width, layers=how.layers), {}
+        for name in (name for name in kinds if order == "text" or name != "softmax"):
+            nets = _networks(bench, wide, order, kinds[name][0], train, how.recipe, kinds[name][1])
+            each = [asked.measure(hf, test, 16)[0] for hf in nets]
+            lab.note(f"{order}, {name}: nats per byte " + ", ".join(f"{values.mean():.4f}" for values in each) + " (one for each seed)")
+            loss[order][name] = np.concatenate(each)
     ours, null = loss["text"], loss["shuffled"]
-    lab.finding("text-near-softmax", treated=ours["gla"] / ours["softmax"] - 1, control=ours["ungated"] / ours["softmax"] - 1)
-    lab.finding("text-gates-in-order", treated={k: -ours[k] for k in GATES}, control={k: -null[k] for k in GATES})
-    lab.finding("few-heads", treated=ours["8 heads"] - ours["1 head"], control=null["8 heads"] - null["1 head"])
+    near, far = ours["gla"] / ours["softmax"] - 1, ours["ungated"] / ours["softmax"] - 1
+    lab.finding("text-near-softmax", treated=near, control=far, clusters=sequences)
+    ordered, dealt = ({kind: -found[kind] for kind in GATES} for found in (ours, null))
+    apart = [f"shuffled {i}" for i in range(plan.test)]
+    within = dict.fromkeys(GATES, sequences), dict.fromkeys(GATES, apart)
+    lab.finding("text-gates-in-order", treated=ordered, control=dealt, clusters=within[0], control_clusters=within[1])
+    heads, none = (found["8 heads"] - found["1 head"] for found in (ours, null))
+    lab.finding("few-heads", treated=heads, control=none, clusters=sequences, control_clusters=apart, paired=False)
 
 
 def _clock(lab: Lab, plan: Plan) -> Timed:
