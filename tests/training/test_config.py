@@ -1,6 +1,7 @@
 """Configurations are read strictly; schedules, optimisers and the count of operations do what they say."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +183,30 @@ def test_metrics_behind_the_step_are_cut_off(tmp_path):
 def test_peaks():
     assert measurement.peak_tflops(torch.device("cpu")) == 0
     assert measurement.peak_tflops(torch.device("cpu"), 2.5) == 2.5
+
+
+def test_metrics_go_on_behind_any_sample_and_any_torn_line(tmp_path):
+    """A sample may hold ends of lines that JSON does not escape; a line may be torn in the middle of a character."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = measurement.Metrics(path, 0)
+    metrics.write({"step": 1, "continuation": "a\u2028b\u0085c ü"})
+    metrics.write({"step": 2, "held_out": 3.0})
+    written = path.read_bytes()
+    older = '{"step": 2, "continuation": "a\u2028ü"}\n'.encode()  # as it was written before
+    path.write_bytes(written + older + '{"step": 2, "continuation": "ü'.encode()[:-1])
+    measurement.Metrics(path, 2)
+    assert path.read_bytes() == written + older
+    assert len(path.read_text("utf-8").split("\n")) == 4
+
+
+def test_metrics_on_a_full_disk_are_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n', "utf-8")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(NulliusError, match=r"^cannot write .*metrics.jsonl: No space left on device; free some space"):
+        measurement.Metrics(path, 1)
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]

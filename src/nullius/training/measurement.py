@@ -58,7 +58,7 @@ class Metrics:
         self.path = path
         kept = []
         if path.is_file() and step:
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):  # not splitlines: a sample may hold other ends of lines
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -66,16 +66,23 @@ class Metrics:
                 if record.get("step", 0) <= step:
                     kept.append(line)
         temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._full(error) from None
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line. Raises NulliusError when the disk is full."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            with self.path.open("a", encoding="ascii") as file:
+                file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise NulliusError(f"cannot write {self.path}: {error.strerror}; free some space and run the same command again") from None
+            raise self._full(error) from None
+
+    def _full(self, error: OSError) -> NulliusError:
+        return NulliusError(f"cannot write {self.path}: {error.strerror}; free some space and run the same command again")
 
 
 class Stopwatch:
