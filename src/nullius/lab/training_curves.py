@@ -19,9 +19,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl. Raises UsageError: no such file, a line that is no record (but for the last, being written)."""
     path = folder / "metrics.jsonl" if folder.is_dir() else folder
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"no metrics of a training run in {folder}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"no metrics of a training run in {folder}: {error.strerror}") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
