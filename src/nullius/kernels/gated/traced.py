@@ -8,7 +8,6 @@ the processor gets through faster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def _forward(
         return o.to(v.dtype).contiguous(), end.contiguous(), *_none(end, KEPT)
     from nullius.kernels.gated import triton_operator as kernels
 
-    with _at(q):
+    with kernels.at(q):
         inputs = kernels.laid_out(q, k, v, gate, state)
         call = kernels._launches(inputs[0], inputs[2], inputs[3], kernels.bounds(q, offsets), inputs[1], inputs[4])
         return _results(call, kernels.forward(call, *inputs, scale))
@@ -65,7 +64,7 @@ def _shapes(
 
         def launch(self, *_: Any, **__: Any) -> None: ...
 
-    call = Dry(kernels.bounds(q, offsets), q.shape[2], q.shape[3], v.shape[3], q.dtype, (0, 0, 0), q.device)
+    call = Dry(kernels.bounds(q, offsets), q.shape[2], q.shape[3], v.shape[3], q.dtype, q.device)
     return _results(call, kernels.forward(call, *kernels.laid_out(q, k, v, gate, state), scale))
 
 
@@ -95,7 +94,7 @@ def _backward(
         return *typed, d_first.contiguous() if d_state else _none(first, 1)[0]
     from nullius.kernels.gated import triton_operator as kernels
 
-    with _at(q):
+    with kernels.at(q):
         *inputs, first_states = kernels.laid_out(q, k, v, gate, state)
         saved: Any = (*inputs, *kept[:-1], kept[-1] if kept[-1].numel() else first_states)
         gradients: Any
@@ -137,10 +136,6 @@ class _Context:
 
     def save_for_backward(self, *saved: Tensor) -> None:
         """Keep nothing: the operator's own arguments are kept."""
-
-
-def _at(q: Tensor) -> Any:
-    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
 
 
 def _first(q: Tensor, v: Tensor, state: Tensor | None) -> Tensor:

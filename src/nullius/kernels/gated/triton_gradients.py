@@ -240,7 +240,7 @@ def _strong(b_q, b_k, g, b, dp, last, strongest, STRONG: tl.constexpr, C: tl.con
 @triton.jit
 def key_gradients(
     q, k, gate, fade, table, d_p, sizes, diagonal, parts_q, sizes_q, parts_k, sizes_k, edges, d_q, d_k, d_gate,
-    scale, chunks, blocks, heads, by_token, by_head, by_channel,
+    scale, chunks, blocks, heads,
     K: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr, LOADED_BY_TILE: tl.constexpr,
     MILD: tl.constexpr, STRONG: tl.constexpr, FADED: tl.constexpr, GATES_ARE_MILD: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -248,14 +248,14 @@ def key_gradients(
 
     Launched twice. First for blocks in which no channel fades by more than 2^MILD in a chunk: there products inside a chunk fit into half
     precision (see `_half`). Then for the others: with products of numbers in twice the bits of bf16, which has the range; and beyond 2^STRONG
-    one row at a time. Most often all programs of the second launch leave at once, because `prepare` has not cleared the flag.
+    one row at a time. Most often all programs of the second launch leave at once, because `strong_scores` has not cleared the flag.
 
     Beyond a chunk the gate's gradient is Σ_v H ⊙ dH at its end, known at the end of a block (`edges`), and summed on from there. Where the
     chunk fades by more than 2^FADED all of it comes from the chunk's own keys, Σ_t k ⊙ dK of dH alone, and is taken from these: it will be
     subtracted again, and what is left is small. In fp32 (R = 1) nothing is subtracted: `edges` leaves out the chunk's own keys.
     """
     if not GATES_ARE_MILD:
-        if tl.load(fade + chunks * heads * K + 1) != 0:
+        if tl.load(fade + chunks * heads * K) != 0:
             return
     k0 = tl.program_id(0) * BK
     block = tl.program_id(1)
@@ -287,7 +287,7 @@ def key_gradients(
         size = 1.0
         if dtype != tl.float32:
             size = tl.load(sizes + row)
-        g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK)
+        g = _gate(gate, first, count, head, heads, K, k0, C, BK)
         b = _running_sum(g, dtype, C, False) * 1.4426950408889634
         if LOADED_BY_TILE:
             real = (i < count)[:, None]

@@ -36,14 +36,9 @@ def _store(pointer, value, first, count, head, heads, width: tl.constexpr, start
 
 
 @triton.jit
-def _gate(
-    pointer, first, count, head, by_token, by_head, by_channel, width: tl.constexpr, start, rows: tl.constexpr, columns: tl.constexpr
-):
-    """Load a tile of the gate. Its strides may be 0: one gate for all channels, or for all tokens. A closed gate (−∞) becomes e^−10,000."""
-    i = tl.arange(0, rows)
-    j = start + tl.arange(0, columns)
-    offset = (first + i)[:, None] * by_token + head * by_head + j[None, :] * by_channel
-    gate = tl.load(pointer + offset, mask=(i < count)[:, None] & (j < width)[None, :], other=0.0)
+def _gate(pointer, first, count, head, heads, width: tl.constexpr, start, rows: tl.constexpr, columns: tl.constexpr):
+    """Load a tile of the gate. A closed gate (−∞) becomes e^−10,000."""
+    gate = _tile(pointer, first, count, head, heads, width, start, rows, columns)
     return tl.maximum(gate.to(tl.float32), -1e4, propagate_nan=tl.PropagateNan.ALL).to(gate.dtype)
 
 
@@ -169,15 +164,15 @@ def _eleven(x):
 
 @triton.jit
 def prepare(
-    q, k, gate, table, grown, faded, fade, p,
-    scale, heads, by_token, by_head, by_channel,
+    q, k, gate, table, grown, faded, fade, p, good,
+    scale, heads,
     K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TWICE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For one chunk of one head: grown = scale · Q ⊙ e^b, faded = K ⊙ e^(b_C − b), fade = b_C (base 2), and P as a sum of two numbers of its
     type (see `_double`), [2, chunks, H, C, C]: the product of X = Q ⊙ e^(b − b_C / 2) and Y = K ⊙ e^(b_C / 2 − b).
 
     In 16 bits grown and faded are X and Y times e^(b_C / 2), which saves an exponential; where a channel fades too strongly for X and Y to
-    be finite, `strong_scores` makes all of it anew. The first flag behind `fade` is cleared when a gate is positive or NaN.
+    be finite, `strong_scores` makes all of it anew. `good` is cleared when a gate is positive or NaN; the flag behind `fade` is set (see there).
     """
     chunk = tl.program_id(0)
     head = tl.program_id(1)
@@ -190,7 +185,7 @@ def prepare(
     for k0 in range(0, K, BK):
         b_q = _tile(q, first, count, head, heads, K, k0, C, BK).to(tl.float32) * scale
         b_k = _tile(k, first, count, head, heads, K, k0, C, BK).to(tl.float32)
-        g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK)
+        g = _gate(gate, first, count, head, heads, K, k0, C, BK)
         # eight neighbours are one thread's
         worst = _larger(worst, tl.reduce(tl.reshape(g.to(tl.float32), (C, BK // 8, 8)), 2, _larger))
         if dtype == tl.float32:
@@ -217,7 +212,9 @@ def prepare(
             large, small = _double(x, dtype)
             total = _product(large, small, tl.trans(y), total, PRECISION)
     if tl.sum(((worst > 0) | (worst != worst)).to(tl.int32)) > 0:
-        tl.store(fade + tl.num_programs(0) * heads * K, 0.0)
+        tl.store(good, 0.0)
+    if (chunk == 0) & (head == 0):
+        tl.store(fade + tl.num_programs(0) * heads * K, 1.0)
     _store_scores(p, total, chunk, head, heads, tl.num_programs(0), C, TWICE)
 
 
@@ -236,18 +233,18 @@ def _store_scores(p, total, chunk, head, heads, chunks, C: tl.constexpr, TWICE: 
 @triton.jit
 def strong_scores(
     q, k, gate, table, grown, faded, fade, p,
-    scale, heads, by_token, by_head, by_channel,
+    scale, heads,
     K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr, MILD: tl.constexpr, STRONG: tl.constexpr, TWICE: tl.constexpr,
 ):  # fmt: skip
     """What `prepare` makes, anew for a chunk of a head where a channel fades by more than 2^STRONG: P one column at a time, each difference of
     exponents taken before the exponential. Nearly always all programs leave at once; within `prepare` the registers wanted here would slow
-    every chunk down. The second flag behind `fade` is cleared where a channel fades by more than 2^MILD."""
+    every chunk down. The flag behind `fade` is cleared where a channel fades by more than 2^MILD."""
     chunk = tl.program_id(0)
     head = tl.program_id(1)
     j = tl.arange(0, WIDE)
     strongest = tl.min(tl.load(fade + (chunk * heads + head) * K + j, mask=j < K, other=0.0), 0)
     if strongest <= MILD:
-        tl.store(fade + tl.num_programs(0) * heads * K + 1, 0.0)
+        tl.store(fade + tl.num_programs(0) * heads * K, 0.0)
     if strongest > STRONG:
         return
     first = tl.load(table + 2 * chunk)
@@ -257,7 +254,7 @@ def strong_scores(
     for k0 in range(0, K, BK):
         b_q = _tile(q, first, count, head, heads, K, k0, C, BK).to(tl.float32) * scale
         b_k = _tile(k, first, count, head, heads, K, k0, C, BK).to(tl.float32)
-        g = _gate(gate, first, count, head, by_token, by_head, by_channel, K, k0, C, BK).to(tl.float32) * 1.4426950408889634
+        g = _gate(gate, first, count, head, heads, K, k0, C, BK).to(tl.float32) * 1.4426950408889634
         b = tl.cumsum(g, 0)
         _store(grown, b_q * tl.exp2(b), first, count, head, heads, K, k0, C, BK)
         # a sum of its own: the difference b_C − b of strong gates has not the digits of a single one

@@ -1,14 +1,13 @@
 """The Triton back end: plans the launches and ties them to autograd.
 
 For small layers the processor that launches kernels is what takes time. Hence everything that depends on shapes alone is made once and kept
-(`_Launches`), and kernels are started as compiled, without Triton's lookup.
+(`_Launches`), and kernels are started as compiled, without Triton's lookup and its look at every pointer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from copy import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -57,12 +56,18 @@ def triton_gated(
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gate, state))
     q, k, v, gate, state = laid_out(q, k, v, gate, state)
     cuts = bounds(q, offsets)
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+    with at(q):
         if learning:
             o, end = _Gated.apply(q, k, v, gate, state, scale, cuts, last)
         else:
             o, end, *_ = forward(_launches(q, v, gate, cuts, k, state), q, k, v, gate, state, scale, last, learning)
     return o, end
+
+
+def at(q: Tensor) -> AbstractContextManager[Any]:
+    """The device of q as the one that is launched on; it nearly always is already."""
+    away = q.is_cuda and q.device.index != torch.cuda.current_device()
+    return torch.cuda.device(q.device) if away else nullcontext()
 
 
 def bounds(q: Tensor, offsets: Sequence[int] | None) -> tuple[int, ...]:
@@ -72,8 +77,8 @@ def bounds(q: Tensor, offsets: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def laid_out(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The inputs as the kernels read them: contiguous. A gate that is the same along an axis is written out as well: the gradients of the keys,
-    compiled for strides of 0 and 1 beside queries in bf16, read addresses that are nobody's on an H200 (triton 3.6)."""
+    """The inputs as the kernels read them: contiguous. A gate that is the same along an axis is written out as well, [B, T, H, K] (of a scalar
+    gate K times its own size)."""
     return q.contiguous(), k.contiguous(), v.contiguous(), gate.contiguous(), None if state is None else state.contiguous()
 
 
@@ -87,11 +92,10 @@ class _Launches:
         key: int,
         value: int,
         dtype: torch.dtype,
-        strides: tuple[int, int, int],
         device: torch.device,
         aligned: bool = True,
     ) -> None:
-        self.heads, self.K, self.V, self.strides, self.device = heads, key, value, strides, device.index
+        self.heads, self.K, self.V, self.device = heads, key, value, device.index
         exact = dtype == torch.float32
         wide, tall = width(key), width(value)
         chunk = min(CHUNK, max(16, 32768 // (wide * dtype.itemsize)))
@@ -171,22 +175,26 @@ class _Launches:
             ),
             gradients.key_gradients: constants(KEYS, **keys),
         }
-        self.compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+        self.compiled: dict[Any, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {}
         self.descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
 
     def launch(self, kernel: Any, grid: tuple[int, int, int], *arguments: Any, **flags: Any) -> None:
         """Launch a kernel, the second time without asking Triton which it is: binding and describing every argument at every launch takes
         the processor longer than the GPU needs for a small layer. `arguments` are all at addresses that are multiples of 16, or the kernel is
         compiled anew: see `_launches`. A kernel has the same grid whenever it has the same flags, but for `walk`, whose TOTAL tells."""
-        key = (kernel, *flags.values())
+        key = (kernel.__name__, *flags.values())
         known = self.compiled.get(key)
         if known is not None:
-            known[0](*arguments, *known[1], stream=torch._C._cuda_getCurrentRawStream(self.device))
+            start, before, after = known
+            # addresses as numbers: of a tensor's the driver is asked whether it is the GPU's
+            numbers = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+            start(*grid, torch._C._cuda_getCurrentRawStream(self.device), *before, *numbers, *after)
             return
         constants = self.constants[kernel] | flags
         compiled = kernel[grid](*arguments, **constants)
         if compiled is not None:  # None: interpreted
-            self.compiled[key] = compiled[grid], tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+            before = (compiled.function, compiled.packed_metadata, None, None, None)  # no hooks, and nothing to tell them
+            self.compiled[key] = compiled.run, before, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
     def describe(self, x: Tensor, row: int, height: int, width: int) -> TensorDescriptor:
         """x as rows of `row` elements, to be loaded in tiles. The descriptor's own checks are made once for every shape."""
@@ -196,22 +204,21 @@ class _Launches:
             known = TensorDescriptor(x, [shape[0], row], [row, 1], [height, width])
             known.base = None
             self.descriptors[shape] = known
-        described = copy(known)
-        described.base = x
+        described = object.__new__(TensorDescriptor)
+        described.__dict__.update(known.__dict__, base=x)
         return described
 
     def prepare(self, q: Tensor, k: Tensor, gate: Tensor, scale: float, twice: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with two flags behind it, which come also by themselves:
-        1 where all gates are gates, and where all fade mildly; and P [2, chunks, H, C, C], or unless `twice` the first of its two numbers alone."""
+        """Return scale · Q ⊙ e^b, K ⊙ e^(b_C − b), and b_C [chunks, H, K] (base 2) with a flag behind it, 1 where all gates fade mildly; P
+        [2, chunks, H, C, C], or unless `twice` the first of its two numbers alone; and a number that is 1 where all gates are gates."""
         grown, faded = torch.empty_like(q), torch.empty_like(k)
-        count = self.chunks * self.heads * self.K
-        fade = q.new_empty((count + 2,), dtype=torch.float32)
-        flags = fade[count:].fill_(1.0)
+        fade = q.new_empty((self.chunks * self.heads * self.K + 1,), dtype=torch.float32)
+        good = fade.new_ones(())
         p = q.new_empty((2 if twice else 1, self.chunks, self.heads, self.plan.chunk, self.plan.chunk))
-        grid, numbers = (self.chunks, self.heads, 1), (scale, self.heads, *self.strides)
-        self.launch(kernels.prepare, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers, TWICE=twice)
-        self.launch(kernels.strong_scores, grid, q, k, gate, self.plan.chunks, grown, faded, fade, p, *numbers, TWICE=twice)
-        return grown, faded, fade, flags, p
+        grid, tensors = (self.chunks, self.heads, 1), (q, k, gate, self.plan.chunks, grown, faded, fade, p)
+        self.launch(kernels.prepare, grid, *tensors, good, scale, self.heads, TWICE=twice)
+        self.launch(kernels.strong_scores, grid, *tensors, scale, self.heads, TWICE=twice)
+        return grown, faded, fade, p, good
 
     def walk_inputs(self, read: Tensor, write: Tensor, right: Tensor, scores: Tensor) -> tuple[Any, ...]:
         """What `walk` loads in every chunk."""
@@ -296,8 +303,7 @@ class _Launches:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return dQ, dK and the gate's gradient. within: what `score_gradient` returns."""
-        d_q, d_k = torch.empty_like(q), torch.empty_like(k)
-        d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        d_q, d_k, d_gate = torch.empty_like(q), torch.empty_like(k), torch.empty_like(gate)
         c, width = self.plan.chunk, self.constants[gradients.key_gradients]["BK"]
         inputs: list[Any] = [q, k]
         if self.by_tile:
@@ -308,7 +314,7 @@ class _Launches:
         )
         shares = (parts[0], from_earlier[1], parts[1], from_later[1])
         tensors = (*inputs, gate, fade, self.plan.blocks, squares, *within[1:], *shares, edges, d_q, d_k, d_gate)
-        numbers = (scale, self.chunks, self.blocks, self.heads, *self.strides)
+        numbers = (scale, self.chunks, self.blocks, self.heads)
         grid = (ratio(self.K, width), self.blocks, self.heads)
         self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=True)
         self.launch(gradients.key_gradients, grid, *tensors, *numbers, GATES_ARE_MILD=False)
@@ -324,8 +330,7 @@ def _shared(_gate: torch.dtype, *shape: Any) -> _Launches:
 def _launches(q: Tensor, v: Tensor, gate: Tensor, bounds: tuple[int, ...], *others: Tensor | None) -> _Launches:
     """The launches of this shape. Triton compiles anew for tensors whose address is no multiple of 16: these get launches of their own, which
     are not kept. What a CUDA graph has recorded is kept for good: the graph reads its tables, and may outlive its place among the others."""
-    strides = (gate.stride(1), gate.stride(2), gate.stride(3))
-    shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, strides, q.device)
+    shape = (bounds, q.shape[2], q.shape[3], v.shape[3], q.dtype, q.device)
     aligned = all(x is None or x.data_ptr() % 16 == 0 for x in (q, v, gate, *others))
     call = _shared(gate.dtype, *shape) if aligned else _Launches(*shape, aligned=False)
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -349,11 +354,11 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Three launches (five where few sequences are cut into segments). Returns the outputs, the last states, and what `backward` takes besides
     the inputs. last: whether last states are wanted; learning: whether `backward` is to follow."""
-    grown, faded, fade, flags, p = call.prepare(q, k, gate, scale, learning)
+    grown, faded, fade, p, good = call.prepare(q, k, gate, scale, learning)
     end = fade.new_empty((call.sequences, call.heads, call.K, call.V)) if last else None
     starts = call.starts(faded, v, fade, state, False)
     o = call.walk(grown, faded, v, p, fade, starts, end, False)
-    torch._assert_async(flags[0], "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
+    torch._assert_async(good, "log_decay is the logarithm of a gate: it must be ≤ 0 and no NaN")
     return o, end, grown, faded, fade, p, starts
 
 
