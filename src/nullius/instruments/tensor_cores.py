@@ -24,7 +24,7 @@ SHARED = 3 * 2**16  # bytes of shared memory that a program needs: GPUs of data 
 @contextmanager
 def maps(layer: nn.Module) -> Iterator[None]:
     """While open, a layer's linear maps run on tensor cores, where they can. Hooks on its modules work as ever; gradients do not flow."""
-    linears = [] if torch.is_autocast_enabled() else [module for module in layer.modules() if can(module)]
+    linears = [module for module in layer.modules() if can(module)]
     inputs = _Inputs()
     changed: list[Any] = []
     try:
@@ -42,7 +42,9 @@ def can(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    return weight.dtype == torch.float32 and weight.is_contiguous() and weight.shape[1] % 64 == 0 and available(weight.device)
+    if weight.dtype != torch.float32 or not weight.is_contiguous() or weight.shape[1] % 64 or torch.is_autocast_enabled(weight.device.type):
+        return False
+    return available(weight.device)
 
 
 @cache
@@ -52,13 +54,18 @@ def available(device: torch.device) -> bool:
         return False
     a, b = (torch.linspace(-1, 1 + i, 192 * 256, device=device).sin().view(192, 256) for i in range(2))
     try:
-        from nullius.kernels import halves
-
-        found = halves.product(halves.split(a), halves.split(b)).double()
+        found = kernels().product(kernels().split(a), kernels().split(b)).double()
     except Exception:  # no Triton, no compiler of C, a device or driver that it does not know: whatever it is, there is another way
         return False
     exact = a.double() @ b.double().T
     return bool((found - exact).abs().max() < 1e-5 * exact.abs().max())
+
+
+def kernels() -> Any:
+    """The module of the kernels, which imports Triton: not before they are wanted."""
+    from nullius.kernels import halves
+
+    return halves
 
 
 def worth(rows: int, weight: Tensor) -> bool:
@@ -76,11 +83,9 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or not worth(x.numel() // x.shape[-1], self.weight):
             return F.linear(x, self.weight, self.bias)
-        from nullius.kernels import halves
-
         if self.halves is None:
-            self.halves = halves.split(self.weight)
-        return halves.product(self.inputs.split(x), self.halves, self.bias).view(*x.shape[:-1], -1)
+            self.halves = kernels().split(self.weight)
+        return kernels().product(self.inputs.split(x), self.halves, self.bias).view(*x.shape[:-1], -1)
 
 
 class _Inputs:
@@ -91,9 +96,7 @@ class _Inputs:
         self.version, self.halves = -1, None
 
     def split(self, x: Tensor) -> Any:
-        from nullius.kernels import halves
-
-        version = -1 if x.is_inference() else x._version  # of what is written into, for which torch keeps no count in inference mode
+        version = -1 if x.is_inference() else x._version  # counts what is written into it; there is no such count in inference mode
         if self.last() is not x or version != self.version or version < 0:
-            self.last, self.version, self.halves = weakref.ref(x), version, halves.split(x.reshape(-1, x.shape[-1]).contiguous())
+            self.last, self.version, self.halves = weakref.ref(x), version, kernels().split(x.reshape(-1, x.shape[-1]).contiguous())
         return self.halves
