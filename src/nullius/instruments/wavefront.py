@@ -15,6 +15,7 @@ positions (`climb`), so that each layer's weights are fetched once. Both run the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -379,6 +380,8 @@ def _mask(model: LanguageModel, start: int, length: int) -> Any:
     causal = key <= query
     kinds = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None)
+    if not kinds and window and hasattr(sys.modules[type(model.anatomy.decoder).__module__], "create_sliding_window_causal_mask"):
+        return additive(causal & (query - key < window))  # every layer looks back so far (Mistral, Phi 3)
     if "sliding_attention" not in kinds or not window:
         return additive(causal)
     masks = {"full_attention": additive(causal), "sliding_attention": additive(causal & (query - key < window))}
