@@ -7,6 +7,7 @@ head, none), mlp (no mixing), approximate, non-approximate, random, fixed, stati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ GATED = ("gla", "retnet", "scalar", "ungated")
 SHADOWED = ("random", "fixed")
 MIXERS = ("softmax", *GATED, "mlp", "approximate", "non-approximate", *SHADOWED, "static")
 ALLOCATIONS = ("uniform", "odd", "even", "top", "middle", "bottom", "fourth", "first", "last", "ends")
+
+
+WIDEST = 512  # channels of a head's keys, or values, that the kernels take
 
 
 def allocate(pattern: str, layers: int) -> list[int]:
@@ -50,6 +54,14 @@ def allocate(pattern: str, layers: int) -> list[int]:
         case "ends":
             return sorted({0, layers - 1})
     raise UsageError(f"no allocation '{pattern}'{nearest(pattern, ALLOCATIONS)}; there are {', '.join(ALLOCATIONS)}")
+
+
+def _demand(key: str, value: Any, kind: type, least: int | None) -> None:
+    """Raise UsageError unless a value is a number of its kind, and at least `least`; None: above 0."""
+    fits = isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not (value > 0 if least is None else value >= least):
+        number, bound = "a whole number" if kind is int else "a number", "not below 0" if least == 0 else "above 0"
+        raise UsageError(f"{key} must be {number} {bound}, got {value!r}")
 
 
 class DecoderConfig(PreTrainedConfig):
@@ -97,10 +109,22 @@ class DecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other keys, and check that all of it fits."""
-        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"{key} must be a whole number above 0, got {value!r}")
+        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "gate_rank"):
+            _demand(key, getattr(self, key), int, 1)
+        for key in ("intermediate_size", "num_linear_heads"):
+            if getattr(self, key) is not None:
+                _demand(key, getattr(self, key), int, 1)
+        for key in ("short_conv", "shadow_seed"):
+            _demand(key, getattr(self, key), int, 0)
+        for key in ("expand_k", "expand_v", "gate_temperature", "rope_theta", "rms_norm_eps"):
+            _demand(key, getattr(self, key), float, None)
+        _demand("initializer_range", self.initializer_range, float, 0)
+        for key in ("qk_norm", "use_cache", "tie_word_embeddings"):
+            if not isinstance(getattr(self, key), bool):
+                raise UsageError(f"{key} must be true or false, got {getattr(self, key)!r}")
+        for key in ("mixers", "shadow_tokens"):
+            if not isinstance(getattr(self, key), (list, tuple, type(None))):
+                raise UsageError(f"{key} must be a list, got {getattr(self, key)!r}")
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // 3 // 256) * 256
         if self.num_linear_heads is None:
@@ -123,12 +147,19 @@ class DecoderConfig(PreTrainedConfig):
         for name in ("expand_k", "expand_v"):
             if set(mixers) & set(GATED) and (self.hidden_size * getattr(self, name)) % heads:
                 raise UsageError(f"{name} · hidden_size must be a multiple of num_linear_heads, {heads}")
+            if set(mixers) & set(GATED) and self.hidden_size * getattr(self, name) / heads > WIDEST:
+                raise UsageError(f"{name} · hidden_size / num_linear_heads must be at most {WIDEST}, the widest head of the kernels")
+        if "non-approximate" in mixers and self.head_dim >= WIDEST:
+            raise UsageError(f"heads of non-approximate mixers must be narrower than {WIDEST} channels; got {self.head_dim}")
         if set(mixers) & set(SHADOWED) and not set(mixers) <= {*SHADOWED, "softmax"}:
             raise UsageError("random and fixed mixers share a decoder with softmax only: their shadow stream passes through all layers")
         if len(set(mixers) & set(SHADOWED)) > 1:
             raise UsageError("a decoder has one shadow stream: random or fixed, not both")
         if "fixed" in mixers and len(self.shadow_tokens or []) < self.max_position_embeddings:
             raise UsageError(f"fixed mixers need shadow_tokens, at least {self.max_position_embeddings} of them (max_position_embeddings)")
+        odd = next((token for token in self.shadow_tokens or [] if not 0 <= token < self.vocab_size), None)
+        if odd is not None:
+            raise UsageError(f"shadow_tokens holds {odd}, which is no token of a vocabulary of {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:

@@ -117,7 +117,7 @@ class ShortConv(nn.Module):
             past = x.new_zeros(x.shape[0], self.width - 1, x.shape[2])
         whole = torch.cat((past, x), 1)
         if memory is not None:
-            memory.put(**{f"conv_{name}": whole[:, -(self.width - 1) :]})
+            memory.put(**{f"conv_{name}": whole[:, x.shape[1] :]})  # the last width - 1
         lags = [
             whole[:, self.width - 1 - lag :][:, : x.shape[1]] * self.weight[:, 0, -1 - lag] * (positions >= lag).unsqueeze(-1)
             for lag in range(self.width)
