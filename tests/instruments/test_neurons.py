@@ -19,7 +19,7 @@ TEXTS = ["The capital of Poland is", "A study is one module"]
 
 
 def test_neurons_sum_to_what_the_block_adds_along_the_direction(toys):
-    for family in ("llama", "gpt2", "gpt_neox"):
+    for family in ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2"):  # the last two through a norm behind the block
         model = toys[family]
         v = torch.randn(3, 2, 32)
         sites = taps.read(model, model.encode(TEXTS), ["mlp_post", "mlp_out"])
@@ -40,6 +40,23 @@ def test_head_importance_is_what_running_the_ablated_model_gives(toys, family):
         with applied(model, [set_to(Where("z", layer, heads=[head], positions="last"), 0.0)]):
             cut = taps.read(model, batch, ["resid_mid"], [layer])["resid_mid"][0]
         torch.testing.assert_close(found[layer, :, :, head], ((plain - cut) @ unit[layer].T).T, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize(("kind", "site", "stream"), [("neuron", "mlp_post", "resid_post"), ("head", "z", "resid_mid")])
+def test_several_components_fall_as_in_the_model_without_them(toys, family, kind, site, stream):
+    """Behind a norm several do not add up to what each does."""
+    model, layer, sets = toys[family], 1, [[0, 3], [1, 2]]
+    batch, v = model.encode(TEXTS), torch.randn(2, 32)
+    values = taps.read(model, batch, [site])[site]
+    found = neurons.fall_without(model, kind, values, v.expand(3, -1, -1), torch.tensor(sets).expand(3, -1, -1))[layer]
+    plain = taps.read(model, batch, [stream], [layer])[stream][0]
+    unit = torch.nn.functional.normalize(v, dim=-1)
+    for row, some in enumerate(sets):
+        members = Components.of(**{f"{kind}s": [(layer, one) for one in some]})
+        with applied(model, neurons.scaled(members, 0.0)):
+            cut = taps.read(model, batch, [stream], [layer])[stream][0]
+        torch.testing.assert_close(found[row], ((plain - cut) @ unit[row])[row], atol=1e-4, rtol=1e-3)
 
 
 def test_planted_writers_of_a_direction_are_found_and_no_others():

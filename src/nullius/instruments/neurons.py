@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,20 +16,30 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import interventions, positionwise, taps
+from nullius.instruments.direct_effects import pulled_back
 from nullius.instruments.directions import unit
 from nullius.instruments.interventions import Intervention
 from nullius.instruments.where import Positions, Where
 from nullius.models.language_model import Batch, LanguageModel
+
+Kind = Literal["neuron", "head"]
 
 
 @torch.no_grad()
 def neuron_effects(model: LanguageModel, neurons: Tensor, directions: Tensor) -> Tensor:
     """H_j β_j: what each neuron's activation [layers, n, d_mlp] (site mlp_post) adds along directions [layers, k, d_model]: [layers, k, n, d_mlp].
 
-    Of a model with a norm behind the block (Gemma 2) this is before that norm.
+    Through the block's factor and post-norm where there are such (Gemma, OLMo 2), the norm taken as the linear map that it was: without it a
+    neuron's effect is in another unit than the stream's, and along another direction (the norm weighs channels).
     """
-    betas = [unit(v.float()) @ model.anatomy.down_weight(layer).float().T for layer, v in enumerate(directions.to(neurons.device))]
-    return torch.stack([h.float()[None] * beta[:, None] for h, beta in zip(neurons, betas, strict=True)])
+    anatomy, found = model.anatomy, []
+    for layer, (h, v) in enumerate(zip(neurons, directions.to(neurons.device), strict=True)):
+        along, norm = unit(v.float())[:, None] * anatomy.site("mlp_out", layer).factor, anatomy.post_norm(layer, "mlp")
+        if norm is not None:
+            before = anatomy.down_proj(layer)(h)
+            along = torch.stack([pulled_back(norm, before, each) for each in along])
+        found.append(h.float()[None] * (along @ anatomy.down_weight(layer).float().T))
+    return torch.stack(found)
 
 
 @torch.no_grad()
@@ -46,6 +57,24 @@ def head_importance(model: LanguageModel, z: Tensor, directions: Tensor) -> Tens
         out = positionwise.attention_out(anatomy, layer, anatomy.o_proj(layer)(cut.flatten(-2).contiguous())).float()
         along = out @ unit(v.float()).T  # [n, 1 + heads, k]
         found.append((along[:, :1] - along[:, 1:]).permute(2, 0, 1))
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def fall_without(model: LanguageModel, kind: Kind, values: Tensor, directions: Tensor, sets: Tensor) -> Tensor:
+    """Fall of the stream's projection onto directions [layers, n, d_model] when several components of a layer are zeroed at once: [layers, n].
+
+    values: neurons [layers, n, d_mlp] or heads' outputs [layers, n, heads, d_head]; sets: numbers of those to silence [layers, n, k]. Exact, and
+    without running the model again: through factor and post-norm, behind which several components do not add up.
+    """
+    anatomy, found = model.anatomy, []
+    for layer, (x, v, some) in enumerate(zip(values, directions.to(values.device), sets.to(values.device), strict=True)):
+        keep = torch.ones(x.shape[:2], device=x.device, dtype=x.dtype).scatter_(1, some, 0.0)
+        if kind == "head":
+            both = [positionwise.attention_out(anatomy, layer, anatomy.o_proj(layer)(z.flatten(1))) for z in (x, x * keep[..., None])]
+        else:
+            both = [positionwise.mlp_out(anatomy, layer, anatomy.down_proj(layer)(h)) for h in (x, x * keep)]
+        found.append(((both[0] - both[1]).float() * unit(v.float())).sum(-1))
     return torch.stack(found)
 
 

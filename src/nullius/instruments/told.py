@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nullius.instruments import directions, interventions, neurons, taps
 from nullius.instruments.interventions import Intervention
-from nullius.instruments.neurons import Components
+from nullius.instruments.neurons import Components, Kind
 from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -112,22 +112,28 @@ class Told:
         unseen = after[:, self.test] - after[:, self.test].mean(2, keepdim=True)
         return directions.cosine(unseen, others).mean(0).numpy()
 
-    def fall(self, effects: Tensor, v: Tensor, states: Tensor, k: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    def fall(self, model: LanguageModel, kind: Kind, effects: Tensor, k: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
         """How far a manner's projection falls in test situations without the k components of each layer that add most to it; without k random
         ones of the layer (none of these k, unless fewer than k + 1 would be left); and without other random ones, drawn alike. Random ones are
-        drawn anew for each situation.
+        drawn anew for each situation. kind: heads and the stream behind attentions, or neurons and that behind feed-forward blocks; effects: see
+        `effects`, by which the k are chosen in tuning situations.
 
-        As a share of the manner's lead over the situation's mean; both summed over layers [test, manners]. Exact, and without another pass: at
-        its own layer and token a component changes the projection by what it adds (before a post-norm, where there is one).
+        As a share of the manner's lead over the situation's mean; both summed over layers [test, manners]. Exact (`neurons.fall_without`).
         """
+        states, v, values = (self.mid, self.attention, self.z) if kind == "head" else (self.post, self.mlp, self.cells)
+        if values is None:
+            raise ValueError("these situations were read without components")
         lead = torch.einsum("lkd,lkd->k", self.contrast(states).double(), v.double()).clamp(min=1e-30)  # no manners: nothing falls
         mean = effects[:, self.tuning].mean(1)  # [layers, manners, components]
         best = mean.argsort(-1, descending=True)[:, None, :, :k].expand(-1, len(self.test), -1, -1)
-        test = effects[:, self.test]
+        shape = (len(mean), len(self.test), *mean.shape[1:])
         last = 1.0 if mean.shape[-1] > 2 * k else 0.0
-        noise = [torch.tensor(rng.random(tuple(test.shape))).scatter_add(-1, best, torch.full(best.shape, last).double()) for _ in range(2)]
+        noise = [torch.tensor(rng.random(shape)).scatter_add(-1, best, torch.full(best.shape, last).double()) for _ in range(2)]
         drawn = [some.argsort(-1)[..., :k] for some in noise]
-        return [(test.gather(-1, some).sum((0, 3)) / lead).numpy() for some in (best, *drawn)]
+        told = values[:, self.test].flatten(1, 2).to(model.device, model.dtype)
+        along = v[:, None].expand(-1, len(self.test), -1, -1).flatten(1, 2)
+        falls = [neurons.fall_without(model, kind, told, along, some.flatten(1, 2)).cpu().double().sum(0) for some in (best, *drawn)]
+        return [(fall.view(len(self.test), -1) / lead).numpy() for fall in falls]
 
     def importance(
         self, model: LanguageModel, batch: Batch, reference: Tensor, doses: Sequence[float], watch: Callable[[range], Iterable[int]] = iter

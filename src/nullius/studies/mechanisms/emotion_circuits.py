@@ -20,7 +20,7 @@ from torch import Tensor
 from nullius.elicitation import emotion_judge
 from nullius.instruments import directions, steering, vocabulary
 from nullius.instruments.interventions import Intervention, applied
-from nullius.instruments.neurons import Components
+from nullius.instruments.neurons import Components, Kind
 from nullius.instruments.told import Told, last_token
 from nullius.lab import Claim, Figure, Lab, Needs, Option, Panel, Series, above_control, at_least, correlation_above, study
 from nullius.stimuli import emotions
@@ -75,6 +75,7 @@ CLAIMS = (
     Claim("steering-rate", "Steering makes most texts express the emotion", at_least(0.8, null=CHANCE), control=RANDOM_WAY,
           published=0.9122, unit="share of texts judged so", needs=BIG, rests_on=STEERING),
 )  # fmt: skip
+FEW: tuple[tuple[str, Kind, int], ...] = (("few-neurons", "neuron", 4), ("few-heads", "head", 2))
 TEXT_CLAIMS = tuple(claim.id for claim in CLAIMS if claim.unit in ("share of texts judged so", "difference of shares"))
 JUDGE = Option("judge", ("minilm", "self", "gemma3-270m", "qwen2.5-coder-1.5b"),
                "who judges what was written: sentences like it (MiniLM), the subject itself, untouched, or another local model")  # fmt: skip
@@ -90,11 +91,8 @@ def emotion_circuits(lab: Lab) -> None:
     _report_directions(lab, told)
     _report_implied(lab, told, styled)
     effects = told.effects(lab.subject)
-    for claim, kind, v, states, k in (
-        ("few-neurons", "neuron", told.mlp, told.post, 4),
-        ("few-heads", "head", told.attention, told.mid, 2),
-    ):
-        best, one, other = (fall.ravel() for fall in told.fall(effects[kind], v, states, k, lab.rng))
+    for claim, kind, k in FEW:
+        best, one, other = (fall.ravel() for fall in told.fall(lab.subject, kind, effects[kind], k, lab.rng))
         clusters, note = np.repeat(told.test, len(EMOTIONS)).tolist(), f"{best.mean():.2f}, without random ones {one.mean():.2f}"
         lab.finding(claim, treated=best - (one + other) / 2, control=one - other, clusters=clusters, note=note)
     circuits = _circuits(lab, told, effects)
