@@ -132,6 +132,22 @@ def test_one_slot_alone_leaves_the_other_two_empty(mixture, name):
     assert found.share(name) == 1
 
 
+def test_pairs_whose_key_and_answer_meet_count_for_neither(seen):
+    """A reader by answer alone says the key's group where the two are one: that is no lexical pointer."""
+    asked = binding_pointers.Asked(tasks.TASKS["boxes"], binding.GROUPS, 1, 0, binding.POOLS)
+    triples = asked.grid(np.random.default_rng(0), 60)
+    whole = binding_pointers.see(binding.build(binding.BY_ANSWER), triples, [binding.DECIDED])[binding.DECIDED]
+    apart = whole.apart()
+    assert whole.lead(whole.at("lexical")).mean() > 0.1
+    assert apart.share("lexical") == 0
+    assert apart.share("reflexive") == 1
+    assert len(apart.triples) == len(apart.chosen) == sum(t.lexical != t.reflexive for t in triples) < 60
+    assert not apart.mixed().any()
+    late = seen[binding.DECIDED]
+    pointed = [[t.positional, t.lexical, t.reflexive, t.unchanged] for t in late.triples]
+    assert late.mixed().tolist() == [chosen not in some for chosen, some in zip(late.chosen, pointed, strict=True)]
+
+
 def test_a_reader_that_ignores_its_slots_does_not_move():
     asked = binding_pointers.Asked(tasks.TASKS["boxes"], binding.GROUPS, 1, 0, binding.POOLS)
     found = binding_pointers.see(binding.build(binding.BLIND), asked.grid(np.random.default_rng(0), 24), [binding.DECIDED])

@@ -33,6 +33,12 @@ def test_the_layer_is_the_one_where_it_was_decided(planted):
     assert f"layer {binding.DECIDED}" in planted.verdict("lexical-mechanism").note
 
 
+def test_pairs_whose_key_and_answer_meet_are_left_out_of_the_shares(planted):
+    """One pair for each cell of (p, k, i) with k and i not p: 150, in 30 of which k = i. The two sharp pointers have 48 pairs as control."""
+    seen = {name: planted.verdict(f"{name}-mechanism").effect.n for name in ("positional", "lexical", "reflexive")}
+    assert seen == {"positional": 120, "lexical": 120 + 48, "reflexive": 120 + 48}
+
+
 def test_what_the_reader_cannot_do_is_out_of_reach(planted):
     for claim in ("fillers-weaken-keys", "fillers-blur-places", "answer-last-lexical", "mixture-agrees", "same-pattern-everywhere"):
         assert planted.verdict(claim).word == "out of reach"

@@ -71,6 +71,16 @@ class Seen:
         """Where a pointer (positional, lexical, reflexive, unchanged) points [n]; −1 where nowhere."""
         return np.array([-1 if getattr(triple, name) is None else getattr(triple, name) for triple in self.triples])
 
+    def apart(self) -> Seen:
+        """Those whose key and answer do not point to the same group: where they do, one pointer's answers would count for the other as well."""
+        k, i = self.at("lexical"), self.at("reflexive")
+        rows = np.flatnonzero((k != i) | (k < 0))
+        return Seen([self.triples[row] for row in rows], self.chosen[rows], self.probabilities[rows], self.emitted[rows])
+
+    def mixed(self) -> NDArray[np.bool_]:
+        """Where the answer is a group to which nothing points [n]."""
+        return ~np.any([self.chosen == self.at(name) for name in (*TERMS, "unchanged")], 0)
+
     def share(self, name: str) -> float:
         """Share of answers with the group of a pointer."""
         return float(np.mean(self.chosen == self.at(name)))

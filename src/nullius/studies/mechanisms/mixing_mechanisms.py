@@ -30,8 +30,12 @@ OTHER = "the same with the sources' keys and answers strange to the base, its pl
 ROLES: tuple[tuple[str, Role], ...] = (("positional", "effect"), ("lexical", "second"), ("reflexive", "third"), ("unchanged", "control"))
 
 
+APART = "where key and answer point to different groups"
+
+
 def _share(name: str, what: str, control: str) -> Claim:
     words = f"The last token keeps {what}: with its state from the source the base answers with that group more often than with an unrelated one"
+    words += "" if name == "positional" else f", {APART}"
     return Claim(f"{name}-mechanism", words, above_control(0.05), control, unit="difference of shares", rests_on=RESTS_ON)
 
 
@@ -55,7 +59,7 @@ CLAIMS = (
     ),
     Claim(
         "answer-first-reflexive",
-        "The reflexive mechanism leads the lexical one by more where the answer is the first entity of its group than where it is the last",
+        f"{APART.capitalize()}, the reflexive mechanism leads by more if the answer is the first entity of its group than if it is the last",
         above_control(0.05),
         control=OTHER,
         unit="difference of leads",
@@ -63,7 +67,7 @@ CLAIMS = (
     ),
     Claim(
         "answer-last-lexical",
-        "Where the answer is the last entity of its group, the lexical mechanism leads the reflexive one",
+        f"If the answer is the last entity of its group, the lexical mechanism leads the reflexive one, {APART}",
         above_control(0.05),
         control=OTHER,
         unit="difference of shares",
@@ -99,7 +103,7 @@ CLAIMS = (
     ),
     Claim(
         "fillers-weaken-keys",
-        "Sentences without entities between the groups weaken the lexical mechanism",
+        f"Sentences without entities between the groups weaken the lexical mechanism, {APART}",
         above_control(0.05),
         control="two halves of the pairs without such sentences",
         unit="fall of the share",
@@ -142,9 +146,10 @@ def mixing_mechanisms(lab: Lab) -> None:
     main, other = _choose_way(lab, [Asked(task, n, key, answer, pools) for key, answer in ((1, 0), (0, 1))])
     _gate(lab, main, f"say which of {n} bound entities goes with another")
     layer = _choose_layer(lab, main)
-    seen = _see(lab, main, lab.scale(quick=150, full=3000), layer)
+    whole = _see(lab, main, lab.scale(quick=150, full=3000), layer)
+    seen = whole.apart()
     strange = _see(lab, main, lab.scale(quick=48, full=400), layer, "both new")
-    said = binding_pointers.says_chosen(lab.subject, seen).mean()
+    said = binding_pointers.says_chosen(lab.subject, whole).mean()
     lab.note(f"the candidate with the largest logit is what is emitted, out of all words, in {said:.2f} of pairs")
     for name in ("positional", "lexical", "reflexive"):
         control = seen.random_lead(lab.rng) if name == "positional" else strange.random_lead(lab.rng)
@@ -152,7 +157,7 @@ def mixing_mechanisms(lab: Lab) -> None:
         lab.finding(f"{name}-mechanism", treated=seen.lead(seen.at(name)), control=control, note=note)
     places = seen.at("positional")
     lab.finding("places-sharp-at-ends", treated=seen.ends(places), control=seen.ends(lab.rng.permutation(places)))
-    _report_mixture(lab, seen)
+    _report_mixture(lab, whole)
     _report_pointer(lab, main, layer)
     _report_sanity(lab, seen, layer)
     _report_fillers(lab, main, seen, layer)
@@ -237,7 +242,7 @@ def _report_fillers(lab: Lab, asked: Asked, seen: Seen, layer: int) -> None:
     claims = ["fillers-weaken-keys", "fillers-blur-places"]
     if not _gate(lab, asked, "do so with sentences between the groups", claims, fillers=True):
         return
-    filled = _see(lab, asked, lab.scale(quick=40, full=300), layer, fillers=True)
+    filled = _see(lab, asked, lab.scale(quick=40, full=300), layer, fillers=True).apart()
     n = len(filled.chosen)
     half = (len(seen.chosen) - n) // 2
     for claim, measure in zip(claims, (_key_missed, _distance), strict=True):
@@ -257,7 +262,7 @@ def _report_order(lab: Lab, main: Asked, other: Asked, seen: Seen, strange: Seen
     """Whether the answer's place in its group decides which sharp pointer leads: both ways of asking are needed."""
     if not _gate(lab, other, "answer the other way of asking", ["answer-first-reflexive", "answer-last-lexical"]):
         return
-    turned = _see(lab, other, lab.scale(quick=60, full=500), layer)
+    turned = _see(lab, other, lab.scale(quick=60, full=500), layer).apart()
     first, last = (seen, turned) if main.answer == 0 else (turned, seen)
     leads = [(part.chosen == part.at("reflexive")).astype(float) - (part.chosen == part.at("lexical")) for part in (first, last)]
     null, n = strange.random_lead(lab.rng), min(map(len, leads))
@@ -266,13 +271,18 @@ def _report_order(lab: Lab, main: Asked, other: Asked, seen: Seen, strange: Seen
 
 
 def _draw(lab: Lab, seen: Seen, layer: int) -> None:
-    """The paper's picture: shares of answers against the place of the source's group."""
-    places = seen.at("positional")
-    rows = [(name, role, (seen.chosen == seen.at(name)).astype(float)) for name, role in ROLES]
+    """The paper's picture: shares of answers against the place of the source's group, and how far from it the mixed ones are."""
+    places, mixed = seen.at("positional"), seen.mixed()
+    rows = [*((name, role, seen.chosen == seen.at(name)) for name, role in ROLES), ("mixed", "reference", mixed)]
     lines = [
-        curve(name, list(range(seen.groups)), [hits[places == p] for p in range(seen.groups)], bounds=(0, 1), role=role)
+        curve(name, list(range(seen.groups)), [hits[places == p].astype(float) for p in range(seen.groups)], bounds=(0, 1), role=role)
         for name, role, hits in rows
     ]
-    panel = Panel("By place", "place of the source's group", "share of answers", tuple(lines), (0, 1))
-    caption = f"State entering layer {layer} at the last token. Bands are 95% intervals."
-    lab.figure(Figure("figure", f"Three ways to find what is bound: {lab.subject.name}", (panel,), caption))
+    far, steps = np.abs(seen.chosen - places), list(range(1, seen.groups))
+    near = curve("mixed", steps, [(mixed & (far == d)).astype(float) for d in steps], bounds=(0, 1))
+    panels = (
+        Panel("By place", "place of the source's group", "share of answers", tuple(lines), (0, 1)),
+        Panel("Mixed answers", "distance from the source's place, in groups", "share of answers", (near,)),
+    )
+    caption = f"State entering layer {layer} at the last token. Mixed: groups to which nothing points. Bands are 95% intervals."
+    lab.figure(Figure("figure", f"Three ways to find what is bound: {lab.subject.name}", panels, caption))
