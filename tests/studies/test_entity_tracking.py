@@ -73,6 +73,24 @@ def test_the_figure_is_drawn(planted):
     assert {"object", "query", "earlier", "random"} == {series["name"] for series in panels[2]["series"]}
 
 
+def test_a_circuit_that_does_nothing_fails_against_the_whole_base(monkeypatch):
+    """Alone in the tuned model it says what no head at all says, far less than the base: how little it does in the base is no excuse."""
+    monkeypatch.setattr(tracking, "alone", lambda model, prompts, wanted, means: np.zeros((len(wanted), len(prompts))))
+    found = {}
+    monkeypatch.setattr(Lab, "finding", lambda lab, claim, **how: found.setdefault(claim, how))
+    base, tuned = wired(4, broken=(1, 3)), wired(4)
+    models, lab = Models(base, tuned, None, 4, OBJECTS, LABELS, "short"), Lab(get(SLUG), base)
+    test = models.draw(lab.rng, 40)
+    whole = [tracking.right(model, test) for model in (base, tuned)]
+    circuit = dict.fromkeys(tracking.ROLES, ((0, 0),))
+    monkeypatch.setattr(tracking, "random_like", lambda *_: circuit)
+    monkeypatch.setattr(module.circuits, "completeness", lambda *_: np.zeros(2 + len(tracking.ROLES)))
+    monkeypatch.setattr(module.circuits, "random_parts", lambda *_: [])
+    module._report_circuit(lab, models, test, circuit, (None, None), whole)
+    np.testing.assert_array_equal(found["circuit-beats-base"]["treated"], -whole[0])
+    assert not found["circuit-beats-base"]["control"].any()
+
+
 def test_null_where_tuning_changed_nothing_and_no_position_is_carried(monkeypatch):
     """One tracker by label is base, tuned and unrelated model."""
     other = wired(4, "label")
@@ -80,8 +98,10 @@ def test_null_where_tuning_changed_nothing_and_no_position_is_carried(monkeypatc
     for claim in ("tuning-helps", "circuit-beats-base", "better-fetching", "more-than-detectors", "needs-one-basis"):
         verdict = record.verdict(claim)
         assert verdict.word != "holds"
-        # exactly nothing is pasted; the two runs of the circuit differ in the prompts that their means are from
-        assert verdict.effect.estimate == pytest.approx(0, abs=0.06 if claim == "circuit-beats-base" else 1e-9)
+        if claim == "circuit-beats-base":  # no circuit of the paper's shape does the task by label: alone it is worse than the whole
+            assert verdict.word == "fails"
+        else:  # exactly nothing is pasted
+            assert verdict.effect.estimate == pytest.approx(0, abs=1e-9)
     for claim in ("position-base", "position-tuned", "no-label"):
         assert record.verdict(claim).word != "holds"
 

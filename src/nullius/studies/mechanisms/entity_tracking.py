@@ -34,6 +34,7 @@ from nullius.training import trackers
 from nullius.training.kept import finetuned
 
 RANDOM = "random heads, as many in the same layers at the same places (several draws)"
+TWO_RANDOM = "one random circuit as large, alone in the tuned model, against another (which of several drawn for each prompt)"
 SHUFFLED = "the same masks learned and tested with the targets of other pairs"
 FETCH, TRANSMIT, DETECT, READ = ROLES
 PATHS, CIRCUITS, MASKS, PASTING, CUTTING = "path patching", "circuits", "component masks", "cross-model patching", "attention knockout"
@@ -54,7 +55,7 @@ TABLE: tuple[tuple[str, str, Expectation, str, str, str, float | None], ...] = (
     ("same-circuit", "The base's circuit, alone in the tuned model, does what the whole of that does",
         at_least(0.8, null=0.0), RANDOM, SHARE, CIRCUITS, 0.89),
     ("circuit-beats-base", "Alone in the tuned model, the base's circuit is better than the whole base model",
-        above_control(0.02), "alone in the base it is as good as that", CHANGE, CIRCUITS, 0.07),
+        above_control(0.02), TWO_RANDOM, CHANGE, CIRCUITS, 0.07),
     ("circuits-overlap", "The heads of the base's circuit are in the tuned model's own circuit",
         above_control(0.2), "random heads of the same layers", OVERLAP, PATHS, 0.75),
     ("position-base", "In the base, position detectors and transmitters carry the position, more than value fetchers do",
@@ -175,8 +176,8 @@ def _report_circuit(
         if lab.require(right - nothing, above=0.0, what="track boxes better than without any head", claims=[claim]):
             lab.finding(claim, treated=(own - nothing) / room, control=(np.mean(null, 0) - nothing) / room, note=note)
         alone[f"circuit alone, {'base' if claim == 'circuit-found' else 'tuned'}"] = own
-    in_base, in_tuned = alone.values()
-    lab.finding("circuit-beats-base", treated=in_tuned - whole[0], control=in_base - whole[0])
+    mine, against = two_drawn(null, lab.rng.spawn(1)[0])  # those of the tuned model; from a stream of its own
+    lab.finding("circuit-beats-base", treated=alone["circuit alone, tuned"] - whole[0], control=mine - against)
     groups = tracking.bind(circuit, test)
     parts = [*circuits.random_parts(groups, _sizes(lab).parts, lab.rng), *([group] for group in groups)]
     gaps = circuits.completeness(models.base, test.batch, test.answers, groups, parts, means[0])
