@@ -207,6 +207,15 @@ def test_a_rerun_names_what_differs(subject, toy):
     assert json.loads(dumps(reruns.compare(before, after).to_dict()))["schema"] == "nullius.rerun/1"
 
 
+def test_a_rerun_names_another_tokenizer_under_the_same_weights(subject):
+    before = run(tiny_study, subject).to_dict()
+    after = json.loads(json.dumps(before))
+    after["environment"]["subject"]["tokenizer"] = "0123456789abcdef"
+    assert reruns.differences(before, after) == {"tokenizer": (before["environment"]["subject"]["tokenizer"], "0123456789abcdef")}
+    del before["environment"]["subject"]  # a record from before these were kept
+    assert reruns.differences(before, after) == {}
+
+
 def test_only_finished_runs_are_repeated(subject):
     with pytest.raises(NulliusError):
         run(make(left_out), subject)

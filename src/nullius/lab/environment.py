@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import nullius
 from nullius.errors import UsageError
 from nullius.lab.studies import Study
+
+if TYPE_CHECKING:
+    from nullius.models.language_model import LanguageModel
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "statsmodels", "scikit-learn", "wordfreq")
 ROOT = Path(nullius.__file__).parent
@@ -33,9 +36,11 @@ UNORDERED = r"([\w ]+?) (does not have a deterministic implementation|defaults t
 ALWAYS = ("nullius.lab.lab", "nullius.lab.verdicts", "nullius.lab.environment", "nullius.models.loading")
 
 
-def describe(study: Study, device: str, threads: int) -> dict[str, Any]:
+def describe(study: Study, subject: LanguageModel, threads: int) -> dict[str, Any]:
     """Return the environment of a run as plain data."""
-    files = source_files(study)
+    from nullius.models import fingerprint
+
+    files, device = source_files(study), str(subject.device)
     return {
         "nullius": nullius.__version__,
         "revision": revision(),
@@ -48,6 +53,7 @@ def describe(study: Study, device: str, threads: int) -> dict[str, Any]:
         "device": device,
         "device_name": device_name(device),
         "threads": threads,
+        "subject": fingerprint.parts(subject),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
 

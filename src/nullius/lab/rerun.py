@@ -76,13 +76,17 @@ def compare(original: Mapping[str, Any], again: Mapping[str, Any]) -> Comparison
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the inputs in which two records differ: paper, subject, seed, scale, options, source files, versions, device, threads."""
+    """Return the inputs in which two records differ.
+
+    Paper, subject (weights, configuration, tokenizer), seed, scale, options, source files, versions, device, threads.
+    """
     pairs = {name: (a[name], b[name]) for name in ("slug", "seed", "full", "options")}
     pairs["subject"] = (a["subject"].get("sha256", "")[:12], b["subject"].get("sha256", "")[:12])
     before, now = a["environment"] or {}, b["environment"] or {}
     for name in ("nullius", "python", "platform", "machine", "device", "device_name", "threads"):
         pairs[name] = (before.get(name), now.get(name))
-    for kind in ("packages", "files"):
+    kinds = ["packages", "files"] + ["subject"] * ("subject" in before and "subject" in now)  # older records do not say
+    for kind in kinds:
         old, new = before.get(kind, {}), now.get(kind, {})
         pairs |= {name: (old.get(name), new.get(name)) for name in sorted({**old, **new})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

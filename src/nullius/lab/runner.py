@@ -152,7 +152,7 @@ def run(
             progress.step("loading the subject", 0, None)
             model = _load(subject, device)
             journal.identify(execution.run_id, _identity(model))
-            execution.environment = environment.describe(study, str(model.device), used)  # now: sources may be edited during a long run
+            execution.environment = environment.describe(study, model, used)  # now: sources may be edited during a long run
             loaded = time.monotonic()
             environment.seed_all(seed)
             execution.tokens_before = model.tokens_seen
