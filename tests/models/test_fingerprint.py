@@ -47,6 +47,7 @@ def test_use_changes_nothing(toy):
     backend = subject.tokenizer.backend_tokenizer
     subject.tokenizer(["one", "two and three"], padding=True, truncation=True, max_length=2)
     padding, truncation = backend.padding, backend.truncation
-    assert padding and truncation
+    assert padding
+    assert truncation
     assert fingerprint.parts(subject) == before
     assert (backend.padding, backend.truncation) == (padding, truncation)  # and looking changes nothing either
