@@ -64,7 +64,24 @@ def check(peer: Callable[..., torch.Tensor] | None, types: list[str]) -> None:
             if peer and dtype != torch.float32:
                 line += "   fla " + " ".join(f"{error(a, b):.1e}" for a, b in zip(gradients(peer, wide), exact, strict=True))
             print(f"{str(dtype)[6:]:8} T={length:5} K={key:3} V={value:3} gate/{normaliser:<5} ours {line}", flush=True)
+        forms(dtype)
         packed(dtype)
+
+
+def forms(dtype: torch.dtype) -> None:
+    """The other forms of the gate, which is in fp32 as layers make it: o, dq, dk, dv, and the gradient of the gate where there is one."""
+    for batch, length, heads, key, value in ((32, 512, 4, 64, 128), (2, 333, 1, 128, 256)):
+        *x, _, upstream = inputs(batch, length, heads, key, value, dtype)
+        scalar = torch.nn.functional.logsigmoid(torch.randn(batch, length, heads, device="cuda")) / 16
+        fixed = torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, device="cuda"))))
+        for name, gate in (("of token and head", [scalar]), ("of head", [fixed]), ("none", [])):
+            found = []
+            for backend, kind in (("triton", None), ("chunks", torch.float64)):
+                leaves = [t.detach().to(kind or t.dtype).requires_grad_() for t in (*x, *gate)]
+                o = gated_linear_attention(*leaves[:3], *leaves[3:] or [None], backend=backend)
+                found.append([o.detach(), *torch.autograd.grad(o, leaves, upstream.to(o.dtype))])
+            line = " ".join(f"{error(a, b):.1e}" for a, b in zip(*found, strict=True))
+            print(f"{str(dtype)[6:]:8} {batch} x T={length:5} H={heads} K={key:3} V={value:3} gate {name:17} ours {line}", flush=True)
 
 
 def packed(dtype: torch.dtype) -> None:

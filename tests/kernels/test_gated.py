@@ -250,6 +250,31 @@ def test_gates_that_are_the_same_along_an_axis_are_written_out_for_the_kernels()
         assert torch.equal(read, gate)
 
 
+def test_a_kernel_is_started_as_compiled_the_second_time(monkeypatch):
+    triton_operator = pytest.importorskip("nullius.kernels.gated.triton_operator")
+    started = []
+
+    class Compiled:
+        function, packed_metadata = "function", "metadata"
+
+        @staticmethod
+        def run(*given):
+            started.append(given)
+
+    class Kernel:
+        __name__, arg_names = "kernel", ("x", "n", "FLAG", "C")
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: Compiled
+
+    call, kernel, x = triton_operator._Launches((0, 8), 1, 16, 16, torch.float32, torch.device("cpu")), Kernel(), torch.zeros(3)
+    call.constants[kernel] = {"C": 16, "num_warps": 4}
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: "stream", raising=False)
+    for flag in (True, True, False):
+        call.launch(kernel, (4, 2, 1), x, 7, FLAG=flag)
+    assert started == [(4, 2, 1, "stream", "function", "metadata", None, None, None, x.data_ptr(), 7, True, 16)]
+
+
 def test_a_gpu_too_old_falls_back_and_says_so_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 0 else (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")

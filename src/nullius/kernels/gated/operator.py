@@ -36,7 +36,7 @@ def gated_linear_attention(
 
     q, k: [B, T, H, K]; v: [B, T, H, V]; bf16, fp16, fp32 or fp64, with states in at least fp32.
     log_decay: natural logarithm of the gate, ≤ 0. [B, T, H, K] a gate per channel (GLA), [B, T, H] one per head and token (scalar gate),
-    [H] one per head (RetNet), None for no decay (linear attention).
+    [H] one per head (RetNet), None for no decay (linear attention). For Triton the last three are written out, K times as large or more.
     initial_state: [B, H, K, V], zero when None. scale: K^−½ when None.
     cu_seqlens: [S + 1] offsets of S sequences packed along T (then B must be 1 and the states are [S, H, K, V]).
     backend: "auto" takes Triton on CUDA (compute capability 8.0 or newer) and chunks elsewhere; on an older GPU it says so.
