@@ -73,9 +73,26 @@ def test_a_good_one(tmp_path, monkeypatch):
         ("tokenizer.load=x", "tokenizer needs one of load"),
         ("model.lora={}", "finetune a model that model.load names"),
         ("model={load: x, lora: {}, parts: {mlps: [0]}}", "not both"),
+        ("optimiser.betas=[0.9, 1.5]", r"optimiser.betas\[1\] must be at least 0 and below 1, not 1.5"),
+        ("optimiser.momentum=1", "optimiser.momentum must be at least 0 and below 1, not 1.0"),
+        ("optimiser.weight_decay=-1", "optimiser.weight_decay must not be below 0, not -1.0"),
+        ("optimiser.rate=.nan", "optimiser.rate must be a number, not nan"),
+        ("data.train=[{path: a, weight: .inf}]", r"data.train\[0\].weight must be a number, not inf"),
+        ('data.train=[{path: ""}]', "a path in data is empty; write . for"),
+        ('out=""', "out is empty"),
+        ("seed=-1", "seed must not be below 0"),
+        ("seed=9223372036854775808", r"seed must be below 2\^63"),
+        ("evaluate.sample_tokens=0", "evaluate.sample_tokens must be above 0"),
+        ("peak_tflops=-1", "peak_tflops must not be below 0"),
+        ("tokenizer.vocabulary=-5", "tokenizer.vocabulary must not be below 0"),
+        ("model={load: x, lora: {rank: 0}}", "model.lora.rank must be above 0"),
+        ("model={load: x, lora: {dropout: 2}}", "model.lora.dropout must be at least 0 and below 1"),
+        ("model.new={model_type: [llama]}", r"model.new.model_type must be a text, not \['llama'\]"),
+        ("model.new={model_type: llama, 3: 4}", "a key of model.new must be a text, not 3"),
         ("steps", "write section.key=value"),
         ("steps.more=1", "leads to no key"),
-        ("steps=[", "expected"),
+        ("steps=[", r"^-s steps=\[: expected"),
+        ("out=" + "[" * 5000, "too deep in each other$"),
     ],
 )
 def test_bad_ones(tmp_path, change, words):
@@ -84,11 +101,17 @@ def test_bad_ones(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_file_with_changes_is_an_empty_file(tmp_path):
+    with pytest.raises(UsageError, match="holds no keys"):
+        read(tmp_path, "", "steps=3")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "holds no keys"),
         ("- a\n- b", "holds no keys"),
+        ("out: " + "[" * 5000, "c.yaml: lists or sections stand too deep"),
         ("steps: 1\nsteps: 2\n", "c.yaml, line 2: key 'steps' is given twice"),
         ("a: [1,\nb: 2\n", "c.yaml, line "),
         ("steps: 1\n", "key 'out' is missing"),

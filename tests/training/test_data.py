@@ -68,6 +68,29 @@ def test_json_lines_round_trip_any_text(tmp_path_factory, tokenizer, texts):
     assert not document
 
 
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path, tokenizer):
+    path = write(tmp_path / "a.parquet", [f"document {i}" for i in range(200)])
+    content = bytearray(path.read_bytes())
+    content[60:400] = b"\xff" * 340
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"a.parquet cannot be read as parquet: ") as caught:
+        pack(Source(str(path), field="body"), tokenizer, 0, quiet)
+    assert "free some space" not in str(caught.value)
+
+
+def test_patterns_reach_into_folders_and_names_may_look_like_patterns(tmp_path):
+    for name in ("a/x/1.txt", "b/2.txt", "[3].txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text", "utf-8")
+
+    def found(pattern):
+        return [path.relative_to(tmp_path).as_posix() for path in documents.files(Source(f"{tmp_path}/{pattern}"))]
+
+    assert found("*/*.txt") == ["b/2.txt"]
+    assert found("**/*.txt") == ["[3].txt", "a/x/1.txt", "b/2.txt"]
+    assert found("[3].txt") == ["[3].txt"]
+
+
 def test_long_documents_come_in_pieces_and_end_once(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "PIECE", 100)
     text = "".join(f"line {i} of a long document\n" for i in range(50))
@@ -112,7 +135,9 @@ def test_a_failed_packing_leaves_nothing(tmp_path, tokenizer, monkeypatch):
         ("a.txt", b"\xff\xfeu\x00t\x00f\x00", "a.txt, line 1: not UTF-8"),
         ("a.jsonl", b'{"text": "good"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"txt": "good"}\n', "a.jsonl, line 1: no text under 'text'; it has txt"),
-        ("a.jsonl", b'\n{"text": 3}\n', "a.jsonl, line 2: no text under 'text'"),
+        ("a.jsonl", b'\n{"text": 3}\n', "a.jsonl, line 2: no text under 'text', but 3"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}\n', r"a.jsonl, line 2: not Unicode, \\ud800 is half a character"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: no text under 'text'"),
         ("a.parquet", b"not parquet at all", "a.parquet cannot be read as parquet"),
         ("a.txt.gz", b"not gzip", "a.txt.gz is damaged"),

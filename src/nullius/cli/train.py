@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -80,7 +81,7 @@ def train(
 ) -> None:
     """Train a model as CONFIG says, or go on with it. Over many GPUs: torchrun --nproc-per-node 8 --no-python nullius train CONFIG."""
     from nullius.training import config as configuration
-    from nullius.training import program
+    from nullius.training import program, stopping
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -88,12 +89,13 @@ def train(
         with Board(None if first else Console(quiet=True)) as board:
             result = program.train(wanted, board, device)
     except NulliusError as error:
-        if first:
+        if first or isinstance(error, stopping.OutOfMemory):
             raise
         sys.exit(error.exit_code)  # one process says what was wrong
     if first:
+        loss = "" if math.isnan(result.loss) else f", loss {result.loss:.4f}"  # none was made when all steps had been made before
         held_out = f", held-out loss {result.held_out:.4f}" if result.held_out is not None else ""
-        typer.echo(f"{result.steps} steps, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
+        typer.echo(f"{result.steps} steps{loss}{held_out}: {result.checkpoint}")
 
 
 def curves(

@@ -6,10 +6,12 @@ step-000200/            config.json, model.safetensors, the tokenizer: a subject
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
 from nullius.training.optimisers import whole
 
 PREFIX = "step-"
@@ -28,10 +30,41 @@ class SaveError(NulliusError):
     """A checkpoint could not be written; those before it are whole."""
 
 
-def latest(out: Path) -> Path | None:
-    """Return the newest checkpoint of a run, or None. Half-written ones have other names and do not count."""
+def saved(out: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest last. Half-written ones, and copies that somebody made, have other names and do not count."""
     found = [path for path in out.glob(f"{PREFIX}*") if (path / "state" / "state.json").is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
+    return sorted((path for path in found if _number(path).isdecimal()), key=lambda path: int(_number(path)))
+
+
+def latest(out: Path) -> Path | None:
+    """Return the newest checkpoint of a run, or None."""
+    return next(reversed(saved(out)), None)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep a run's folder to one training at a time, and clear away what one that was killed while it saved has left there.
+
+    Raises UsageError when another process trains there. Where folders cannot be locked (Windows, some network disks) nothing is checked.
+    """
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(out, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            if handle is not None:
+                os.close(handle)
+            raise UsageError(f"another process is training in {out}: wait until it has ended, or choose another `out`") from None
+    try:
+        for left in (*out.glob(f".{PREFIX}*"), *out.glob(f".old-{PREFIX}*")):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def weights_of(hf: nn.Module) -> dict[str, Tensor]:
@@ -57,7 +90,7 @@ def save(out: Path, step: int, hf: Any, tokenizer: Any, weights: Mapping[str, Te
         shutil.rmtree(staging, ignore_errors=True)
         (staging / "state").mkdir(parents=True)
         hf.save_pretrained(staging, state_dict=dict(weights))
-        tokenizer.save_pretrained(staging)
+        write_tokenizer(tokenizer, staging)
         tensors = {key: state[key] for key in ("optimiser", "adapters") if key in state}
         for key, value in tensors.items():
             save_file({name: tensor.contiguous() for name, tensor in value.items()}, staging / "state" / f"{key}.safetensors")
@@ -75,20 +108,30 @@ def save(out: Path, step: int, hf: Any, tokenizer: Any, weights: Mapping[str, Te
         raise SaveError(f"cannot save {folder}: {why}; {rest}. Free some space and run the same command again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    steps = sorted(path for path in out.glob(f"{PREFIX}*") if (path / "state" / "state.json").is_file())
-    for old in steps[:-keep]:
+    for old in saved(out)[:-keep]:
         _remove(old)
     return folder
 
 
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files. Raises OSError when the disk is full, where its library raises an error of no kind."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError((str(error).splitlines() or [type(error).__name__])[0]) from None
+
+
 def whole_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
-    """Let `fill` write a folder's files; the folder appears only when all are there. Raises SaveError when the disk is full."""
+    """Let `fill` write a folder's files; the folder appears, or is exchanged, only when all are there. Raises SaveError when the disk is full."""
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         fill(staging)
         _settle(staging)
+        shutil.rmtree(folder, ignore_errors=True)  # an older one, which nothing needs
         os.replace(staging, folder)
         _sync(folder.parent)
     except OSError as error:
@@ -103,6 +146,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state" / "state.json").read_text("utf-8"))
         for path in (folder / "state").glob("*.safetensors"):
             state[path.stem] = load_file(path)
+        if "optimiser" not in state:
+            raise OSError("its state/optimiser.safetensors is missing")
     except (OSError, ValueError, SafetensorError) as error:
         raise NulliusError(f"{folder} cannot be read ({str(error).splitlines()[0]}); remove it to go on from the one before") from None
     return state
@@ -142,6 +187,10 @@ def fill(hf: nn.Module, found: Mapping[str, Tensor], where: str) -> None:
         raise NulliusError(f"{where} has a weight that this model lacks: {unknown[0]} (and {len(unknown) - 1} more)")
     for name, value in own.items():
         value.copy_(found[name])
+
+
+def _number(folder: Path) -> str:
+    return folder.name.removeprefix(PREFIX)
 
 
 def _remove(folder: Path) -> None:

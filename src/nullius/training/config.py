@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -166,17 +167,11 @@ def load(path: Path, changes: Sequence[str] = ()) -> Config:
         raise UsageError(f"{path}, line {number}: not UTF-8") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    try:
-        tree = yaml.load(text, Loader=_Strict)
-        for change in changes:
-            _put(tree, change)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: {error.problem or 'not YAML'}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+    tree = _yaml(text, str(path), True)
     if not isinstance(tree, dict):
         raise UsageError(f"{path} holds no keys; docs/training.md shows what a configuration looks like")
+    for change in changes:
+        _put(tree, change)
     config: Config = _read(Config, tree, "", str(path))
     _check(config, str(path))
     return _absolute(config, Path.cwd())
@@ -208,6 +203,19 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _yaml(text: str, where: str, lines: bool) -> Any:
+    """Read YAML. where, lines: what an error names, and whether with the line in it."""
+    try:
+        return yaml.load(text, Loader=_Strict)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark and lines else ""
+        raise UsageError(f"{where}{line}: {error.problem or 'not YAML'}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: lists or sections stand too deep in each other") from None
+
+
 def _put(tree: Any, change: str) -> None:
     where, equals, value = change.partition("=")
     *sections, key = where.strip().split(".")
@@ -217,7 +225,7 @@ def _put(tree: Any, change: str) -> None:
         tree = tree.setdefault(section, {}) if isinstance(tree, dict) else None
     if not isinstance(tree, dict):
         raise UsageError(f"'{where}' leads to no key of the configuration")
-    tree[key] = yaml.load(value, Loader=_Strict)
+    tree[key] = _yaml(value, f"-s {change}", False)
 
 
 def _read(kind: Any, value: Any, where: str, path: str) -> Any:
@@ -240,8 +248,9 @@ def _read(kind: Any, value: Any, where: str, path: str) -> Any:
         return value
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 3e-4 as a text
-        except ValueError:
+            if math.isfinite(float(value)):
+                return float(value)  # YAML reads 3e-4 as a text
+        except (ValueError, OverflowError):
             pass
     elif kind in (int, bool, str) and type(value) is kind:
         return value
@@ -276,23 +285,43 @@ def _say(kind: Any) -> str:
 
 def _check(config: Config, path: str) -> None:
     """Refuse what has the right type and no sense."""
-    model, tokens = config.model, config.tokenizer
+    model, tokens, sources = config.model, config.tokenizer, (*config.data.train, *config.data.evaluate)
+    lora = model.lora or Adapters()
     positive: dict[str, float] = {"steps": config.steps, "sequence": config.sequence, "batch": config.batch, "log": config.log}
     positive |= {"evaluate.every": config.evaluate.every, "evaluate.sequences": config.evaluate.sequences}
-    positive |= {"save.every": config.save.every, "save.keep": config.save.keep, "optimiser.rate": config.optimiser.rate}
+    positive |= {"evaluate.sample_tokens": config.evaluate.sample_tokens, "optimiser.rate": config.optimiser.rate}
+    positive |= {
+        "save.every": config.save.every,
+        "save.keep": config.save.keep,
+        "model.lora.rank": lora.rank,
+        "model.lora.alpha": lora.alpha,
+    }
     for key, value in positive.items():
         if value <= 0:
             raise UsageError(f"{path}: {key} must be above 0, not {value}")
-    not_negative: dict[str, float] = {
-        "micro": config.micro,
-        "optimiser.clip": config.optimiser.clip,
-        "schedule.warmup": config.schedule.warmup,
-    }
+    not_negative: dict[str, float] = {"micro": config.micro, "seed": config.seed, "tokenizer.vocabulary": tokens.vocabulary}
+    not_negative |= {"optimiser.clip": config.optimiser.clip, "optimiser.weight_decay": config.optimiser.weight_decay}
+    not_negative |= {"schedule.warmup": config.schedule.warmup, "peak_tflops": config.peak_tflops}
     for key, value in not_negative.items():
         if value < 0:
             raise UsageError(f"{path}: {key} must not be below 0, not {value}")
+    below_one = {"optimiser.betas[0]": config.optimiser.betas[0], "optimiser.betas[1]": config.optimiser.betas[1]}
+    below_one |= {"optimiser.momentum": config.optimiser.momentum, "model.lora.dropout": lora.dropout}
+    for key, value in below_one.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{path}: {key} must be at least 0 and below 1, not {value}")
+    if config.seed >= 2**63:
+        raise UsageError(f"{path}: seed must be below 2^63, not {config.seed}")
     if not 0 <= config.schedule.floor <= 1 or not 0 <= config.schedule.decay <= 1:
         raise UsageError(f"{path}: schedule.floor and schedule.decay are parts of a whole, between 0 and 1")
+    if not config.out or not all(source.path for source in sources):
+        raise UsageError(f"{path}: {'out' if not config.out else 'a path in data'} is empty; write . for the working folder")
+    odd = next((key for key in model.new if not isinstance(key, str)), None)
+    if odd is not None:
+        raise UsageError(f"{path}: a key of model.new must be a text, not {odd!r}")
+    for key in ("model_type", "size"):
+        if not isinstance(model.new.get(key, ""), str):
+            raise UsageError(f"{path}: model.new.{key} must be a text, not {model.new[key]!r}")
     if bool(model.new) == bool(model.load):
         raise UsageError(f"{path}: model needs one of new (a configuration) and load (a subject to finetune)")
     if model.new and not {"model_type", "size"} & model.new.keys():

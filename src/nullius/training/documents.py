@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import json
@@ -23,10 +24,10 @@ def files(source: Source) -> list[Path]:
     path = Path(source.path)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and _kind(p) in SUFFIXES)
-    elif any(sign in path.name for sign in "*?["):
-        found = sorted(p for p in path.parent.glob(path.name) if p.is_file())
+    elif path.is_file():
+        found = [path]
     else:
-        found = [path] if path.is_file() else []
+        found = sorted(p for p in map(Path, glob.glob(source.path, recursive=True)) if p.is_file())
     if not found:
         raise UsageError(f"no data at {path}: give a file, a pattern or a folder with {', '.join(SUFFIXES)}")
     for file in found:
@@ -96,12 +97,19 @@ def _lines_of_json(path: Path, source: Source) -> Iterator[tuple[str, bool, int]
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}, line {number}: not JSON ({error})") from None
         text = record.get(source.field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            held = f"; it has {', '.join(map(str, list(record)[:8]))}" if isinstance(record, dict) else ""
+            fields = record if isinstance(record, dict) else {}
+            held = f"; it has {', '.join(list(fields)[:8])}" if fields else ""
+            held = f", but {json.dumps(fields[source.field])[:40]}" if source.field in fields else held
             raise UsageError(f"{path}, line {number}: no text under '{source.field}'{held}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise UsageError(f"{path}, line {number}: not Unicode, {half} is half a character; write it out, or as two halves") from None
         yield text, True, read
 
 
@@ -109,16 +117,18 @@ def _parquet(path: Path, source: Source) -> Iterator[tuple[str, bool, int]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    row = 0
     try:
         table = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    if source.field not in table.schema_arrow.names:
-        raise UsageError(f"{path} has no column '{source.field}'; it has {', '.join(table.schema_arrow.names)}")
-    size, row, rows = path.stat().st_size, 0, max(1, table.metadata.num_rows)
-    for batch in table.iter_batches(1024, columns=[source.field]):
-        for text in batch.column(0).to_pylist():
-            row += 1
-            if not isinstance(text, str):
-                raise UsageError(f"{path}, row {row}: '{source.field}' holds no text")
-            yield text, True, size * row // rows
+        if source.field not in table.schema_arrow.names:
+            raise UsageError(f"{path} has no column '{source.field}'; it has {', '.join(table.schema_arrow.names)}")
+        size, rows = path.stat().st_size, max(1, table.metadata.num_rows)
+        for batch in table.iter_batches(1024, columns=[source.field]):
+            for text in batch.column(0).to_pylist():
+                row += 1
+                if not isinstance(text, str):
+                    raise UsageError(f"{path}, row {row}: '{source.field}' holds no text")
+                yield text, True, size * row // rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        after = f" after row {row}" if row else ""
+        raise UsageError(f"{path} cannot be read as parquet{after}: {str(error).splitlines()[0]}") from None

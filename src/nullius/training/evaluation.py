@@ -52,12 +52,14 @@ def held_out_loss(body: Any, rows: Tensor, micro: int, here: Processes) -> float
 
 @torch.no_grad()
 def continuation(body: Any, tokenizer: Any, beginning: str, separator: int, n: int, device: torch.device) -> str:
-    """Return the n most probable next tokens, one after the other, as text. No cache is used: any architecture can do that."""
+    """Return the n most probable next tokens, one after the other, as text. No cache is used: any architecture can do that. Of a text longer
+    than the model takes, the last tokens count."""
     body.eval()
+    longest = getattr(body.config.get_text_config(), "max_position_embeddings", None) or 0
     ids = [separator, *tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"]]
     given = len(ids)
     for _ in range(n):
-        logits = body(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
+        logits = body(input_ids=torch.tensor([ids[-longest:]], device=device), use_cache=False).logits[0, -1]
         ids.append(int(logits.argmax()))
         if ids[-1] == separator:
             break

@@ -81,9 +81,7 @@ class Processes:
 def start(device: str | None = None) -> Iterator[Processes]:
     """Join the other processes when `torchrun` started this one (it sets WORLD_SIZE, RANK and LOCAL_RANK), and leave them at the end."""
     world, rank, local = (int(os.environ.get(name, other)) for name, other in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device here; leave --device out to use the CPU")
+    kind = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if world == 1:
         yield Processes(0, 1, kind)
         return
@@ -99,6 +97,21 @@ def start(device: str | None = None) -> Iterator[Processes]:
         dist.barrier()  # leave together: who is still connected to one that has left may be torn down with it
     finally:
         dist.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of a name. Raises UsageError for one that there is not, or on which nothing can be trained."""
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device '{name}': write cpu, cuda, or cuda:1 for the second GPU") from None
+    if found.type == "meta":
+        raise UsageError("nothing can be trained on the device 'meta', which has no memory: write cpu or cuda")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device here; leave --device out to use the CPU")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no device '{name}': the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return found
 
 
 def layers(hf: Any) -> list[nn.Module]:

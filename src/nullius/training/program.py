@@ -8,13 +8,10 @@ that moves is a function of the step (rate, order of the data, seed of dropout) 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
 from nullius.errors import NulliusError, UsageError
-from nullius.training import building, checkpoints, evaluation, measurement, processes, vocabularies
+from nullius.training import building, checkpoints, evaluation, measurement, processes, trial, vocabularies
 from nullius.training.config import Config, differences, plain
 from nullius.training.mixing import Mixture
 from nullius.training.optimisers import Optimisers, outside_layers
@@ -33,6 +30,7 @@ from nullius.training.parts import Held, only
 from nullius.training.passes import Passes, recordable
 from nullius.training.processes import Processes
 from nullius.training.schedules import factor
+from nullius.training.stopping import OutOfMemory, Stopped, memory, signals
 
 
 class Listener(Protocol):
@@ -68,29 +66,20 @@ class Result:
     held_out: float | None
 
 
-class Stopped(NulliusError):
-    """The run was asked to end (SIGTERM, Ctrl-C), saved and ended."""
-
-    @classmethod
-    def by(cls, name: str, where: str) -> Stopped:
-        """Ended by a signal. where: at which step, and what is saved."""
-        error = cls(f"stopped by {name} {where}; the same command goes on from there")
-        error.exit_code = 130 if name == "Ctrl-C" else 143
-        return error
-
-
 def train(config: Config, listener: Listener | None = None, device: str | None = None) -> Result:
     """Run a configuration to its end, from its newest checkpoint if it has one.
 
-    Raises UsageError for what the configuration asks in vain, Stopped after a signal, SaveError when a checkpoint cannot be written.
+    Raises UsageError for what the configuration asks in vain, Stopped after a signal, SaveError when a checkpoint cannot be written, OutOfMemory.
     """
-    with processes.start(device) as here, _signals() as asked_to_stop:
+    with processes.start(device) as here, signals() as asked_to_stop, ExitStack() as held_open, memory(here, config):
         listener = listener if listener is not None and here.first else Silent()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         out = Path(config.out)
-        tokenizer, mixture, held_out = here.one_by_one(lambda: _prepare(config, out, listener))
+        tokenizer, mixture, held_out = here.one_by_one(lambda: _prepare(config, out, here, held_open, listener))
         trainee = building.build(config, tokenizer)
+        if config.model.new:
+            trial.run(trainee.hf, config.sequence)
         done, state = _go_on(config, out, trainee, mixture, listener)
         trainee.body.to(here.device)
         if config.recompute:
@@ -111,28 +100,31 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
             optimisers = Optimisers(held.named, config.optimiser, outside, fused=here.device.type == "cuda")
             optimisers.restore(state.get("optimiser", {}))
             run = _Run(config, here, listener, trainee, tokenizer, mixture, held_out, held, optimisers, out, flops)
+            asked_to_stop.patient = True
             try:
                 return run.steps(done, asked_to_stop)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
+                saved = checkpoints.latest(out)
+                words = f"{saved} is the last that was saved" if saved else "nothing had been saved yet"
+                if isinstance(error, KeyboardInterrupt):
+                    raise Stopped.by("a second Ctrl-C", f"in the middle of a step; {words}") from None
                 if isinstance(error, NulliusError) or not asked_to_stop:
                     raise
                 # a signal to the whole process group: it may end a kernel's compiler, or another process that this one waits for
-                saved = checkpoints.latest(out)
-                words = f"{saved} is the last that was saved" if saved else "nothing had been saved yet"
                 raise Stopped.by(asked_to_stop[0], f"in the middle of a step ({type(error).__name__}); {words}") from None
 
 
-def _prepare(config: Config, out: Path, listener: Listener) -> tuple[Any, Mixture, list[Packed]]:
+def _prepare(config: Config, out: Path, here: Processes, held_open: ExitStack, listener: Listener) -> tuple[Any, Mixture, list[Packed]]:
     """The tokenizer, the training data and the held-out data; whatever takes long is made once and found again."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NulliusError(f"cannot create {out}: {error.strerror}; choose another `out`") from None
+    if here.first:
+        held_open.enter_context(checkpoints.alone(out))
     if config.tokenizer.vocabulary:
         folder = out / "tokenizer"
-        if not folder.is_dir():
-            tokenizer = vocabularies.train(config.data.train, config.tokenizer.vocabulary, listener.preparing)
-            checkpoints.whole_folder(folder, tokenizer.save_pretrained)
+        vocabularies.make(folder, config.data.train, config.tokenizer.vocabulary, checkpoints.latest(out) is not None, listener.preparing)
         tokenizer = vocabularies.load(str(folder))
     else:
         tokenizer = vocabularies.load(config.tokenizer.load or config.model.load)
@@ -220,7 +212,7 @@ class _Run:
             if stop and not last:
                 name = asked_to_stop[0] if asked_to_stop else "a signal to another process"
                 raise Stopped.by(name, f"after step {done} of {config.steps}; saved {saved}")
-        if saved is None or start >= config.steps:
+        if start >= config.steps:
             self.listener.note(f"all {config.steps} steps had been made before")
         return Result(saved or self.out, done, self.last, held_out_loss)
 
@@ -229,7 +221,7 @@ class _Run:
         config, here = self.config, self.here
         chosen = self.mixture.next(config.batch)[here.rank :: here.world]
         parts = self.mixture.rows(chosen).split(self.micro)
-        torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + here.rank)  # dropout, where there is any
+        torch.manual_seed(((config.seed * 1_000_003 + step) * 1009 + here.rank) % 2**63)  # dropout, where there is any
         try:
             loss = self.passes(parts)
         except TorchDynamoException as error:
@@ -302,25 +294,4 @@ class _Run:
         return self.here.one_by_one(write)
 
 
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Yield a list that gets a name when the run is asked to end. A second Ctrl-C ends it at once."""
-    asked: list[str] = []
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-__all__ = ["Listener", "Result", "Silent", "Stopped", "train"]
+__all__ = ["Listener", "OutOfMemory", "Result", "Silent", "Stopped", "train"]

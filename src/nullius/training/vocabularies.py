@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nullius.errors import NulliusError, SubjectError, UsageError
-from nullius.training import documents
+from nullius.models import weights
+from nullius.training import checkpoints, documents
 from nullius.training.config import Source
 from nullius.training.packed import Progress
 
 SEPARATOR = "<|endoftext|>"
+MADE_FROM = "made-from.json"  # beside a trained tokenizer: what it was trained from
 ENOUGH = 400_000_000  # characters; more text hardly changes which merges are the most frequent
 
 
@@ -23,12 +27,37 @@ def load(name: str) -> Any:
     from nullius.models import loading
 
     folder = loading.locate(name, torch.device("cpu")).folder
+    newest = None if (folder / "config.json").is_file() else checkpoints.latest(folder)
+    if newest is not None:
+        raise UsageError(f"{name} is a training run, not a subject: name one of its checkpoints, such as {newest}")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except NulliusError:
         raise
     except Exception as error:  # files made by anyone: whatever it is, the user gets one line
         raise SubjectError(f"no tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from None
+
+
+def make(folder: Path, sources: Sequence[Source], vocabulary: int, begun: bool, progress: Progress) -> None:
+    """Train a run's tokenizer into its folder, unless it is there already.
+
+    One that is there was made from this text and in this size, or the run has checkpoints (`begun`), which are made with it: then it stays. Else it
+    is left from an attempt with other text, and is made anew. Raises UsageError (see `train`), SaveError when the disk is full.
+    """
+    told = [vocabulary, *([weights.content_hash(documents.files(s)), s.field, s.separator] for s in sources)]
+    try:
+        known = json.loads((folder / MADE_FROM).read_text("utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if folder.is_dir() and (begun or known == told):
+        return
+    tokenizer = train(sources, vocabulary, progress)
+
+    def write(staging: Path) -> None:
+        checkpoints.write_tokenizer(tokenizer, staging)
+        (staging / MADE_FROM).write_text(json.dumps(told), "utf-8")
+
+    checkpoints.whole_folder(folder, write)
 
 
 def train(sources: Sequence[Source], vocabulary: int, progress: Progress) -> Any:
