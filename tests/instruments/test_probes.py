@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nullius.errors import NulliusError
-from nullius.instruments import probes
+from nullius.instruments import control_tasks, probes
 
 
 def features(rng, layers, n, d):
@@ -171,3 +171,38 @@ def test_clear_errors():
         probes.cross_validate(broken[:, :10], labels, folds)
     with pytest.raises(NulliusError, match="both labels"):
         probes.logistic(features(rng, 1, 20, 4), torch.zeros(1, 20))
+
+
+def test_nested_validation_reads_a_fold_of_one_class_and_learns_nothing_of_it():
+    """Six groups of one class each: a held-out fold has one class. Its items must not move what is learnt from the others."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(6), 4)
+    labels = (groups < 3).astype(int)
+    x = torch.tensor(rng.normal(size=(2, 24, 4)))
+    x[1, :, 0] += torch.tensor(6.0 * labels)
+    found = control_tasks.nested(x, labels, groups, outer=6, inner=5)
+    assert found.correct.mean() > 0.9
+    assert {layer for _, layer in found.chosen} == {1}
+    far = x.clone()
+    far[:, groups == 5] *= 1e6  # what is read has no part in the standardisation
+    plain, moved = (probes.fit_and_score(side, labels, [(groups != 5, groups != 5)]) for side in (x, far))
+    assert np.array_equal(plain[:, groups != 5], moved[:, groups != 5])
+    assert np.isnan(plain[:, groups == 5]).all()
+
+
+def test_many_control_tasks_tell_a_concept_from_what_a_probe_learns_by_itself():
+    """Entities lie along dimensions of their own: any label of theirs can be learnt, and one control task alone differs from the next."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(12), 10)
+    labels = rng.integers(2, size=120)
+    x = torch.nn.functional.one_hot(torch.tensor(groups)).double()[None] + 0.5 * torch.tensor(rng.normal(size=(1, 120, 12)))
+    concept = torch.cat([x, 3.0 * torch.tensor(labels)[None, :, None] + torch.tensor(rng.normal(size=(1, 120, 1)))], -1)
+    real = control_tasks.against_controls(concept, labels, groups, rng, controls=39)
+    assert real.p[0] == pytest.approx(1 / 40)
+    assert real.selectivity[0] == pytest.approx(real.real[0] - real.control.mean())
+    empty = [control_tasks.against_controls(x, probes.control_task(groups, rng), groups, rng, controls=19).p[0] for _ in range(20)]
+    assert np.mean(np.array(empty) <= 0.05) <= 0.15
+    assert 0.3 < np.mean(empty) < 0.8  # uniform in expectation: (controls + 2) / (2 · (controls + 1))
+    one = probes.selectivity(concept, labels, groups, np.random.default_rng(2))
+    same = control_tasks.selectivity(concept, labels, groups, np.random.default_rng(2), probes.logistic)
+    assert np.array_equal(one, same)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
+from nullius.instruments import checks
 from nullius.instruments.interventions import Intervention
 from nullius.instruments.where import Where
 
@@ -27,8 +28,8 @@ class Eraser:
     right: Tensor
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Erase the concept from states [.., d]; computed in float64, returned in their own type."""
-        x = states.double()
+        """Erase the concept from states [.., d]; computed in float64, returned in their own type. Raises UsageError for another width."""
+        x = checks.wide(states, len(self.mean), "states to erase from").double()
         return (x - (x - self.mean.to(x.device)) @ self.right.T.to(x.device) @ self.left.T.to(x.device)).to(states.dtype)
 
 
@@ -43,10 +44,14 @@ class Moments:
         self._square: Tensor | None = None  # Σ (x, z)(x, z)ᵀ about the mean
 
     def update(self, states: Tensor, labels: Sequence[int] | Tensor) -> None:
-        """Take in states [n, d] with their classes [n], 0 to classes − 1."""
-        z = torch.as_tensor(labels, device=states.device).long()
-        if states.ndim != 2 or len(z) != len(states) or not len(z) or int(z.min()) < 0 or int(z.max()) >= self.classes:
+        """Take in states [n, d] with their classes [n], 0 to classes − 1. Raises UsageError for labels of another kind or number, and for states
+        that are not finite or of another width than those before."""
+        z = _classes(labels).to(states.device)
+        if states.ndim != 2 or z.shape != states.shape[:1] or not len(z) or int(z.min()) < 0 or int(z.max()) >= self.classes:
             raise UsageError(f"states {list(states.shape)} need as many labels between 0 and {self.classes - 1}")
+        if self._mean is not None:
+            checks.wide(states, len(self._mean) - self.classes, "states")
+        checks.finite(states, "states")
         both = torch.cat([states.double(), torch.nn.functional.one_hot(z, self.classes).double()], 1)
         mean = both.mean(0)
         square = (both - mean).T @ (both - mean)
@@ -60,10 +65,13 @@ class Moments:
 
     def eraser(self, tolerance: float = 1e-10) -> Eraser:
         """The LEACE map. tolerance: variances and covariances below this share of the largest count as zero. Raises UsageError before two
-        states."""
+        states, and where all are of one class, which nothing tells from another."""
         if self._mean is None or self._square is None or self.n < 2:
             raise UsageError("no states to learn an erasure from: update() first")
         d = len(self._mean) - self.classes
+        present = (self._mean[d:] > 0).nonzero()[:, 0].tolist()
+        if len(present) < 2:
+            raise UsageError(f"all {self.n} states are of class {present[0]}: there is no other to erase it against")
         covariance, cross = self._square[:d, :d] / self.n, self._square[:d, d:] / self.n
         values, vectors = torch.linalg.eigh(covariance)
         there = values > tolerance * values.max()
@@ -76,11 +84,24 @@ class Moments:
 
 
 def leace(states: Tensor, labels: Sequence[int] | Tensor) -> Eraser:
-    """Learn to erase classes 0 … from states [n, d] held in memory."""
-    z = torch.as_tensor(labels)
+    """Learn to erase classes 0 … from states [n, d] held in memory. labels: [n]. Errors as in `Moments`."""
+    z = _classes(labels)
+    if not z.numel():
+        raise UsageError("no states to learn an erasure from")
     moments = Moments(int(z.max()) + 1)
     moments.update(states, z)
     return moments.eraser()
+
+
+def _classes(labels: Sequence[int] | Tensor) -> Tensor:
+    """Labels as whole numbers: 0.5 is no class, and must not become one."""
+    try:
+        z = torch.as_tensor(labels)
+    except (ValueError, TypeError):
+        raise UsageError("the classes of an erasure are whole numbers from 0 on") from None
+    if z.is_floating_point() and not bool((z == z.round()).all()):
+        raise UsageError("the classes of an erasure are whole numbers from 0 on")
+    return z.long()
 
 
 def erase(where: Where, eraser: Eraser) -> Intervention:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nullius.errors import NulliusError
-from nullius.instruments.probes import Fit, Probes
+from nullius.errors import UsageError
+from nullius.instruments import checks
+from nullius.instruments.probes import Fit, Probes, checked
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class MLPProbes(Probes):
     deviation: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return log odds of label 1 [labellings, layers, items] of features [layers, items, d]."""
+        """Return log odds of label 1 [labellings, layers, items] of features [layers, items, d]. Raises UsageError for other layers or another
+        width."""
+        layers, _, d = self.mean.shape
+        if features.ndim != 3 or (features.shape[0], features.shape[2]) != (layers, d):
+            raise UsageError(f"these probes read features [{layers}, items, {d}]; got {list(features.shape)}")
         x = (features.to(self.first) - self.mean) / self.deviation
         hidden = torch.relu(torch.einsum("lnd,lrdh->lrnh", x, self.first) + self.inner[:, :, None])
         return (torch.einsum("lrnh,lrh->lrn", hidden, self.weights) + self.bias[:, :, None]).transpose(0, 1)
@@ -40,16 +45,18 @@ def mlp(hidden: int = 16, steps: int = 200, learning_rate: float = 0.02, decay: 
     """Return a fit: full-batch Adam on the logistic loss of standardised features, all layers and labellings as one batched product.
 
     decay: weight of ½|parameters|² in the loss (of one item). Every probe starts alike, so that
-    one fitted among others is the one fitted alone.
+    one fitted among others is the one fitted alone. Raises UsageError for fewer than one hidden unit or step; the fit's errors are those of
+    `probes.logistic`.
     """
+    checks.at_least(hidden, 1, "the number of hidden units")
+    checks.at_least(steps, 1, "the number of steps")
 
     def fit(features: Tensor, labels: Tensor) -> Probes:
-        if not ((labels == 0) | (labels == 1)).all() or ((labels.sum(1) == 0) | (labels.sum(1) == labels.shape[1])).any():
-            raise NulliusError("a probe needs items of both labels, 0 and 1")
+        y = checked(features, labels).float()
         x = features.float()
         mean, deviation = x.mean(1, keepdim=True), x.std(1, correction=0, keepdim=True)
         deviation = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0)
-        x, y = (x - mean) / deviation, labels.to(x.device, torch.float32)
+        x = (x - mean) / deviation
         layers, _, d = x.shape
         shape, generator = (layers, len(y)), torch.Generator().manual_seed(seed)
         first = (torch.randn(d, hidden, generator=generator) / d**0.5).to(x.device).expand(*shape, d, hidden)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
+from nullius.instruments import checks
 
 Ints = NDArray[np.int64]
 CHUNK = 2**27  # float64 numbers (1 GB) that a standardised copy of a few layers may hold at a time
@@ -37,7 +38,10 @@ class Probes:
     bias: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return scores [labellings, layers, items] of features [layers, items, d]."""
+        """Return scores [labellings, layers, items] of features [layers, items, d]. Raises UsageError for other layers or another width."""
+        layers, _, d = self.weights.shape
+        if features.ndim != 3 or (features.shape[0], features.shape[2]) != (layers, d):
+            raise UsageError(f"these probes read features [{layers}, items, {d}]; got {list(features.shape)}")
         raw = torch.einsum("lnd,lrd->rln", features.to(self.weights), self.weights)
         return raw + self.bias.T[:, :, None]
 
@@ -53,11 +57,14 @@ def logistic(features: Tensor, labels: Tensor, penalty: float | None = None, tol
     is the prior under which w·x has unit variance, whatever the width. tolerance: largest gradient left, in preconditioned units.
 
     Solved in float64 in at most min(n, d) dimensions. The Hessian never exceeds XᵀX/4 + I/C (Böhning); whitened by this bound, every
-    problem has curvature in (0, 1] and one accelerated gradient descent serves them all. Raises NulliusError for a labelling with one class only.
+    problem has curvature in (0, 1] and one accelerated gradient descent serves them all. Raises NulliusError for a labelling with one class only,
+    for labels that are not 0 or 1, features that are not finite, and a penalty that is not above 0.
     """
+    y = checked(features, labels).T  # [n, R]
     x, mean, deviation = _standardise(features)
-    y = _both_classes(labels).to(x.device, torch.float64).T  # [n, R]
     c = penalty if penalty is not None else 1 / x.shape[2]
+    if not (c > 0 and np.isfinite(c)):
+        raise UsageError(f"a probe's penalty is scikit-learn's C, a number above 0, not {c}")
     coordinates, root = _shrink(x)
     bound = coordinates.mT @ coordinates / 4 + torch.eye(coordinates.shape[2], dtype=x.dtype, device=x.device) / c
     factor = torch.linalg.cholesky(bound)
@@ -74,9 +81,10 @@ def mass_mean(features: Tensor, labels: Tensor) -> Probes:
     """Fit mass-mean probes: the direction between the two class means, the boundary half way between them.
 
     features: [layers, n, d]. labels: [labellings, n] of 0 and 1. No parameter is searched, so it cannot overfit as a logistic probe can.
+    Errors as in `logistic`.
     """
+    y = checked(features, labels)
     x = features.to(dtype=torch.float64)
-    y = _both_classes(labels).to(x.device, torch.float64)
     ones = (y / y.sum(1, keepdim=True)) @ x  # [L, R, d]
     zeros = ((1 - y) / (1 - y).sum(1, keepdim=True)) @ x
     weights = ones - zeros
@@ -86,13 +94,21 @@ def mass_mean(features: Tensor, labels: Tensor) -> Probes:
 def grouped_folds(labels: ArrayLike, groups: ArrayLike, k: int = 5, seed: int = 0) -> Ints:
     """Return the fold [n] of each item: whole groups (an entity, a template) stay together, classes as balanced as that allows.
 
-    Raises NulliusError when there are fewer groups than folds, or a fold's training items lack a class.
+    labels, groups: [n], any discrete values. Raises NulliusError when there are fewer groups than folds, no class of as many items as folds, or a
+    fold's training items lack a class; UsageError for labels and groups of different lengths, and for fewer than two folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # scikit-learn takes a second to import
 
     y, g = np.asarray(labels), np.asarray(groups)
+    checks.at_least(k, 2, "the number of folds")
+    if y.ndim != 1 or y.shape != g.shape:
+        raise UsageError(f"cross-validation needs a label and a group for each item; got {list(y.shape)} labels and {list(g.shape)} groups")
+    if y.dtype.kind == "f" and not (np.isfinite(y).all() and (y == np.round(y)).all()):
+        raise UsageError("cross-validation needs labels that name classes; got numbers between them, or none at all (NaN)")
     if len(np.unique(g)) < k:
         raise NulliusError(f"{k}-fold cross-validation needs at least {k} groups, got {len(np.unique(g))}")
+    if np.unique(y, return_counts=True)[1].max() < k:
+        raise NulliusError(f"{k}-fold cross-validation needs a class of at least {k} items; the {len(y)} items have fewer of each")
     folds = np.empty(len(y), dtype=np.int64)
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), y, g)):
@@ -186,7 +202,9 @@ def held_out(
     """Fit logistic probes on earlier stages and read later ones, with the real labels and with shuffled ones. features: [layers, n, d].
 
     Several shuffles cost little (they share all matrices) and tell the null accuracy more finely than one.
+    Raises NulliusError for too few groups, labels that are not 0 or 1, and features that are not finite or fit no labels.
     """
+    checks.binary(labels, len(np.asarray(groups)), "a probe")
     split = forward_split(labels, groups, seed)
     parts = split.stages * 100 + split.inner
     rows = np.stack([np.asarray(labels), *(shuffled_labels(labels, parts, rng) for _ in range(shuffles))])
@@ -196,16 +214,18 @@ def held_out(
 
 def validate(features: Tensor, labels: ArrayLike, split: Split, fit: Fit = logistic) -> NDArray[np.float64]:
     """Return which items were read correctly: features [layers, n, d], labels [..., n] -> [..., layers, n]."""
-    return correct(_fit_and_score(features, labels, split.parts(), fit), labels)
+    return correct(fit_and_score(features, labels, split.parts(), fit), labels)
 
 
 def selectivity(features: Tensor, labels: ArrayLike, groups: ArrayLike, rng: np.random.Generator, *, k: int = 5) -> NDArray[np.float64]:
     """Return accuracy on the labels minus accuracy on a control task, per layer [layers] (Hewitt and Liang 2019).
 
-    Both cross-validated on folds of single items, where a probe may know the entity of a held-out item from other items of it.
+    Both cross-validated on folds of single items, where a probe may know the entity of a held-out item from other items of it. One control task is
+    one draw: `control_tasks.against_controls` draws many.
     """
-    rows = np.stack([np.asarray(labels), control_task(groups, rng)])
-    folds = rng.permutation(np.arange(rows.shape[1]) % k)
+    g = np.asarray(groups)
+    rows = np.stack([checks.binary(labels, len(g), "a probe"), control_task(g, rng)])
+    folds = rng.permutation(np.arange(rows.shape[1]) % checks.at_least(k, 2, "the number of folds"))
     right = correct(cross_validate(features, rows, folds), rows).mean(2)
     return right[0] - right[1]
 
@@ -217,17 +237,23 @@ def cross_validate(features: Tensor, labels: ArrayLike, folds: ArrayLike, fit: F
     Raises NulliusError for features that are not finite, naming the layer. For intervals over items see `Split`.
     """
     fold_of = np.asarray(folds)
-    return _fit_and_score(features, labels, [(fold_of != fold, fold_of == fold) for fold in np.unique(fold_of)], fit)
+    return fit_and_score(features, labels, [(fold_of != fold, fold_of == fold) for fold in np.unique(fold_of)], fit)
 
 
-def _fit_and_score(features: Tensor, labels: ArrayLike, parts: list[tuple[NDArray, NDArray]], fit: Fit) -> NDArray[np.float64]:
+def fit_and_score(features: Tensor, labels: ArrayLike, parts: list[tuple[NDArray, NDArray]], fit: Fit = logistic) -> NDArray[np.float64]:
+    """Return scores [layers, n], or [labellings, layers, n], of items read by probes fitted on others; NaN for items that no part reads.
+
+    parts: pairs of masks [n], of the items fitted on and of those read. What a fit learns of its items, their mean and deviation too, it learns of
+    the first mask's alone. Errors as in `cross_validate`.
+    """
     y = np.asarray(labels)
-    if features.ndim != 3 or y.shape[-1] != features.shape[1] or len(parts[0][0]) != features.shape[1]:
+    if features.ndim != 3 or y.shape[-1:] != features.shape[1:2] or any(len(part[0]) != features.shape[1] for part in parts):
         raise NulliusError(
             f"features {tuple(features.shape)} should be [layers, items, d] with the items of labels {y.shape} and of the folds"
         )
+    y = checks.binary(y, features.shape[1], "a probe")
     rows = torch.as_tensor(np.atleast_2d(y), device=features.device)
-    scores = np.empty((len(rows), *features.shape[:2]))
+    scores = np.full((len(rows), *features.shape[:2]), np.nan)
     for layers in _chunks(features):
         some = features[layers]
         if not torch.isfinite(some).all():
@@ -270,11 +296,19 @@ def _chunks(features: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, layers))
 
 
-def _both_classes(labels: Tensor) -> Tensor:
-    ones = labels.sum(1)
+def checked(features: Tensor, labels: Tensor) -> Tensor:
+    """Labels [labellings, n] in float64, where features [layers, n, d] and labels are what a probe can be fitted on."""
+    if features.ndim != 3 or 0 in features.shape or labels.ndim != 2 or labels.shape[1] != features.shape[1]:
+        raise UsageError(
+            f"a probe needs features [layers, n, d] and labels [labellings, n]; got {list(features.shape)}, {list(labels.shape)}"
+        )
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        checks.binary(labels, labels.shape[1], "a probe")
+    ones = labels.long().sum(1)
     if ((ones == 0) | (ones == labels.shape[1])).any():
         raise NulliusError(f"a probe needs items of both labels; of {labels.shape[1]} items {ones.tolist()} have label 1")
-    return labels
+    checks.finite(features, "the features of a probe")
+    return labels.to(features.device, torch.float64)
 
 
 def _standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,101 @@
+"""Numbers that are not finite, of another shape, or labelled by something else: one clear line, where a number that looks like a result came before."""
+
+import numpy as np
+import pytest
+import torch
+
+from nullius.errors import NulliusError
+from nullius.instruments import checks, control_tasks, directions, erasure, nonlinear_probes, probes, separation
+
+RNG = np.random.default_rng(0)
+STATES = torch.tensor(RNG.normal(size=(2, 30, 5)))
+ONE = STATES[0]
+HOLE = STATES.clone()
+HOLE[1, 3, 2] = torch.nan
+BAD = HOLE[1]
+LABELS, GROUPS = np.arange(30) % 2, np.arange(30) // 2
+ROW = torch.tensor(LABELS)[None]
+LINEAR, BENT = probes.logistic, nonlinear_probes.mlp(steps=2)
+
+
+def streamed():
+    moments = erasure.Moments(2)
+    moments.update(ONE, LABELS)
+    moments.update(torch.randn(4, 9), [0, 1, 0, 1])
+
+
+CASES = {
+    "a linear probe of labels 1 and 2": (lambda: LINEAR(STATES, ROW + 1), "needs labels 0 and 1; got 2"),
+    "a linear probe of three classes": (lambda: LINEAR(STATES, torch.arange(30)[None] % 3), "needs labels 0 and 1; got 2"),
+    "a linear probe of labels between": (lambda: LINEAR(STATES, ROW * 0.5 + 0.2), "needs labels 0 and 1; got 0.2"),
+    "a linear probe of NaN": (lambda: LINEAR(HOLE, ROW), r"not finite in 1 of 300 entries, the first at \[1, 3, 2\]"),
+    "a linear probe of labels in no row": (lambda: LINEAR(STATES, ROW[0]), r"features \[layers, n, d\] and labels \[labellings, n\]"),
+    "a linear probe of no dimensions": (lambda: LINEAR(STATES[..., :0], ROW), r"got \[2, 30, 0\]"),
+    "a linear probe of one item": (lambda: LINEAR(STATES[:, :1], ROW[:, :1]), "items of both labels"),
+    "a penalty of nothing": (lambda: LINEAR(STATES, ROW, 0.0), "a number above 0, not 0"),
+    "scores of fewer layers": (lambda: LINEAR(STATES, ROW).scores(STATES[:1]), r"read features \[2, items, 5\]"),
+    "scores of another width": (lambda: BENT(STATES, ROW).scores(STATES[..., :3]), r"read features \[2, items, 5\]"),
+    "means of labels 1 and 2": (lambda: probes.mass_mean(STATES, ROW + 1), "needs labels 0 and 1; got 2"),
+    "means of NaN": (lambda: probes.mass_mean(HOLE, ROW), "not finite"),
+    "a nonlinear probe of NaN": (lambda: BENT(HOLE, ROW), "not finite"),
+    "a nonlinear probe without units": (lambda: nonlinear_probes.mlp(hidden=0), "hidden units must be 1 or more"),
+    "folds of other groups": (lambda: probes.grouped_folds(LABELS, GROUPS[:9]), r"\[30\] labels and \[9\] groups"),
+    "one fold": (lambda: probes.grouped_folds(LABELS, GROUPS, 1), "folds must be 2 or more"),
+    "folds of NaN": (lambda: probes.grouped_folds(LABELS * np.nan, GROUPS), "name classes"),
+    "folds of numbers": (lambda: probes.grouped_folds(RNG.normal(size=30), GROUPS), "name classes"),
+    "folds of classes of one": (lambda: probes.grouped_folds(np.arange(30), np.arange(30)), "a class of at least 5 items"),
+    "held out, labels 1 and 2": (lambda: probes.held_out(STATES, LABELS + 1, GROUPS, RNG), "needs labels 0 and 1; got 2"),
+    "held out, words": (lambda: probes.held_out(STATES, np.array(["a", "b"])[LABELS], GROUPS, RNG), "needs labels 0 and 1; got a, b"),
+    "held out, too few labels": (lambda: probes.held_out(STATES, LABELS[:9], GROUPS, RNG), "a label for each of 30 items"),
+    "labels of −1 and 1": (lambda: probes.cross_validate(STATES, 2 * LABELS - 1, GROUPS % 3), "needs labels 0 and 1; got -1"),
+    "nested, other items": (lambda: control_tasks.nested(STATES[0], LABELS, GROUPS), r"should be \[layers, 30, d\]"),
+    "no control task": (lambda: control_tasks.against_controls(STATES, LABELS, GROUPS, RNG, controls=0), "control tasks must be 1 or more"),
+    "a direction of three labels": (lambda: directions.difference_of_means(ONE, np.arange(30) % 3), "needs labels 0 and 1; got 2"),
+    "a direction of NaN": (lambda: directions.difference_of_means(BAD, LABELS), "states are not finite in 1 of 150"),
+    "a discriminant of NaN": (lambda: directions.lda(BAD, LABELS), "not finite"),
+    "a discriminant of constants": (lambda: directions.lda(torch.ones(10, 5), np.arange(10) % 2), "do not vary"),
+    "an unshrunk discriminant of too few": (
+        lambda: directions.lda(torch.randn(10, 50), np.arange(10) % 2, shrinkage=0.0),
+        "10 items do not span 50 dimensions",
+    ),
+    "principal directions of NaN": (lambda: directions.pca(BAD), "not finite"),
+    "principal directions of constants": (lambda: directions.pca(torch.ones(10, 5)), "vary in 0 directions"),
+    "principal directions of one state": (lambda: directions.pca(ONE[0]), r"states \[.., n, d\]"),
+    "no pairs": (lambda: directions.contrastive(ONE[:0], ONE[:0]), "as many on both sides"),
+    "pairs with NaN": (lambda: directions.contrastive(BAD, ONE), "not finite"),
+    "classes told apart by NaN": (lambda: directions.leave_group_out(torch.full((4, 3, 5), torch.nan)), "not finite"),
+    "cosines of other widths": (lambda: directions.cosine(torch.ones(3), torch.ones(1)), r"must be \[.., 3\]; got \[1\]"),
+    "a projection of other widths": (lambda: directions.projection(ONE, torch.ones(1, 9)), r"must be \[.., 5\]"),
+    "arranged, a class too few": (lambda: directions.arranged(ONE[:4], ["a", "b"], ["x"]), "4 states need as many groups"),
+    "erasing the only class": (lambda: erasure.leace(ONE, np.ones(30, int)), "all 30 states are of class 1"),
+    "erasing halves of classes": (lambda: erasure.leace(ONE, LABELS * 0.5), "whole numbers"),
+    "erasing words": (lambda: erasure.leace(ONE, ["a"] * 30), "whole numbers"),
+    "erasing from NaN": (lambda: erasure.leace(BAD, LABELS), "not finite"),
+    "erasing from nothing": (lambda: erasure.leace(ONE[:0], []), "no states"),
+    "erasing from other widths": (lambda: erasure.leace(ONE, LABELS)(torch.ones(2, 9)), r"must be \[.., 5\]"),
+    "a stream of other widths": (streamed, r"must be \[.., 5\]; got \[4, 9\]"),
+    "separation of fewer labels": (lambda: separation.gdv(ONE, LABELS[:9]), "a label for each of 30 points"),
+    "no permutation": (lambda: separation.permutation_null(ONE, LABELS, run=1, permutations=0, rng=RNG), "one permutation at least"),
+    "a silhouette of one class": (lambda: separation.silhouette(ONE, np.ones(30)), "two classes"),
+    "too many neighbours": (lambda: separation.knn_purity(ONE, LABELS, k=30), "1 to 29 neighbours, not 30"),
+    "a probe of one class": (lambda: separation.probe_hits(ONE, np.ones(30), ONE, LABELS), "two classes at least"),
+    "a probe of other widths": (lambda: separation.probe_hits(ONE, LABELS, ONE[:, :2], LABELS), "of one width"),
+    "a projection nobody knows": (lambda: separation.project(ONE, "umap"), "not by 'umap'"),
+    "a projection of one point": (lambda: separation.project(ONE[:1], "pca"), "three points"),
+    "a slope of NaN": (lambda: separation.depth_slope([1.0, np.nan]), "finite"),
+    "a stage of fewer points": (lambda: separation.by_sets({"a": ONE[:5]}, LABELS, [np.arange(5)]), "stage a has 5 points, 30 labels"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line(name):
+    run, message = CASES[name]
+    with pytest.raises(NulliusError, match=message) as error:
+        run()
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_sound_passes():
+    assert checks.finite(ONE, "states") is ONE
+    for labels in (LABELS, LABELS == 1, LABELS.astype(float), torch.tensor(LABELS), LABELS.tolist()):
+        assert checks.binary(labels, 30, "a probe").tolist() == LABELS.tolist()
