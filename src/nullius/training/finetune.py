@@ -1,12 +1,12 @@
 """Finetuning in memory: a subject and some texts in, a trained copy out. For studies; `nullius train` is the program for more than that.
 
 The copy is trained whole, in selected parts (`parts.Parts`), or through low-rank adapters (`lora.Lora`), with AdamW, a linear warm-up and the
-norm of the gradient clipped. Same seed, same machine: same weights.
+norm of the gradient clipped. Same seed, same machine: same weights. Interventions that are open on the subject act while the copy trains, and end
+with its training.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nullius.errors import UsageError
 from nullius.models.language_model import LanguageModel, Provenance
+from nullius.training import copies, shared_prefix
 from nullius.training import lora as adapters
 from nullius.training.config import Optimiser, Schedule
 from nullius.training.lora import Lora
@@ -79,18 +80,18 @@ def finetune(
     if parts is not None and lora is not None:
         raise UsageError("train selected parts or LoRA adapters, not both")
     rows = _rows(model, data, max_tokens)
-    hf = copy.deepcopy(model.hf)
-    trained = LanguageModel(hf, model.tokenizer, name or f"{model.name} (tuned)", model.weights_sha256, model.provenance)
+    hf = copies.plain(model.hf)
+    trained = LanguageModel(hf, model.tokenizer, name or f"{model.name} (tuned)", model.weights_sha256, Provenance("made in this process"))
     masks = None if parts is None else parts.masks(trained)
     body = hf if lora is None else adapters.add(hf, lora, seed)
     if lora is not None:
         masks = {key: None for key, value in body.named_parameters() if value.requires_grad}
     losses = []
     devices = [model.device] if model.device.type == "cuda" else []
-    with only(body, masks) as held, torch.random.fork_rng(devices=devices):
+    with copies.lent(model.hf, hf), only(body, masks) as held, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # dropout, where the architecture has any
         settings = Optimiser(optimiser, rate, betas=(0.9, 0.999), weight_decay=weight_decay)
-        optimisers = Optimisers(held.named, settings, outside_layers(hf), fused=model.device.type == "cuda")
+        optimisers = Optimisers(held.named, settings, outside_layers(hf), fused=True)
         order, how = _order(len(rows), batch, seed), Schedule("wsd", warmup, decay=decay)
         body.train()
         for step in range(steps):
@@ -113,8 +114,9 @@ def finetune(
     if lora is not None or masks is None:
         plain = hf if lora is None else adapters.merge(body)
         return Tuned(LanguageModel.wrap(plain, model.tokenizer, trained.name), np.array(losses), count)
-    digest = _digest(hf, changed, model.weights_sha256)
-    return Tuned(LanguageModel(hf, model.tokenizer, trained.name, digest, Provenance("made in this process")), np.array(losses), count)
+    hf.eval()
+    trained.weights_sha256, trained.tokens_seen = _digest(hf, changed, model.weights_sha256), 0
+    return Tuned(trained, np.array(losses), count)
 
 
 def _digest(hf: nn.Module, changed: Sequence[str], base: str) -> str:
@@ -153,20 +155,23 @@ def _rows(model: LanguageModel, data: Data, max_tokens: int) -> list[tuple[list[
 
 
 def _loss(model: LanguageModel, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """Mean loss of a batch, in nats per target token. Logits are made from the first position that predicts a target onwards."""
+    """Mean loss of a batch, in nats per target token. Logits are made from the first position that predicts a target onwards, and what all rows
+    begin with is run once where that saves something."""
     batch = model.pad([ids for ids, _ in rows])
     width = batch.input_ids.shape[1]
     given = [width - len(ids) + n for ids, n in rows]
     first = min(given)
     target = torch.arange(first, width, device=model.device) >= torch.tensor(given, device=model.device)[:, None]
     labels = torch.where(target, batch.input_ids[:, first:], IGNORED)
-    logits = model.hf(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=width - first + 1,
-    ).logits[:, :-1]
+    logits = shared_prefix.logits(model, batch, first - 1)
+    if logits is None:
+        logits = model.hf(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=width - first + 1,
+        ).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
 
