@@ -24,7 +24,7 @@ def gradients(model, ids):
 
 @pytest.mark.parametrize("family", sorted(shared_prefix.FAMILIES))
 def test_gradients_are_those_of_whole_rows(toys, family, monkeypatch):
-    """Of every weight: those of the lowest layer, its keys and values among them, act on the prefix too, and their gradients come through the cache."""
+    """Of every weight: those of the lowest layer, keys and values among them, act on the prefix too; their gradients come through the cache."""
     model = toys[family]
     monkeypatch.setattr(model.hf.config, "attention_dropout", 0.0, raising=False)
     for part in model.hf.modules():

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
 from nullius.models import fetch
 from nullius.models.language_model import LanguageModel
 from nullius.paths import cache_dir
+from nullius.training import copies
 from nullius.training.finetune import finetune
 
-VERSION = 1  # of what `finetune` makes of the same arguments
+VERSION = 2  # of what `finetune` makes of the same arguments
 
 
 def finetuned(
@@ -34,8 +35,10 @@ def finetuned(
 ) -> LanguageModel:
     """The copy that `finetune` makes, all weights trained; read from the cache folder where it was made before, else made and put there.
 
-    Raises NulliusError where it cannot be kept.
+    Raises NulliusError where it cannot be kept, UsageError while an intervention is open on the subject: a copy that learned under it is another one.
     """
+    if copies.interventions(model.hf):
+        raise UsageError(f"{model.name} cannot be finetuned and kept while an intervention is open on it: use finetune, or close it")
     asked = [VERSION, model.weights_sha256, str(model.dtype), list(pairs), steps, rate, warmup, seed]
     folder = cache_dir() / "finetuned" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     with FileLock(str(cache_dir() / f".finetuned-{folder.name}.lock")):
