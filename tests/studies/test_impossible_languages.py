@@ -10,6 +10,7 @@ from nullius.lab import runner
 from nullius.lab.studies import get
 from nullius.stimuli import agreement
 from nullius.stimuli.agreement import Sentence
+from nullius.stimuli.perturbations import PLURAL, SINGULAR, Perturbed
 from nullius.studies.learning import impossible_languages as module
 from nullius.training import languages, sentences
 from nullius.training.languages import Lessons, School
@@ -33,6 +34,8 @@ def test_through_on_a_toy_and_again(toy, small):
     assert set(words) == {claim.id for claim in module.CLAIMS}
     assert words["released-models"] == "out of reach"
     assert "holds" not in {words[name] for name in ("marker-surprise", "number-moves", "token-hop-weaker")}  # three steps teach nothing
+    assert words["counters-carry-it"] == "out of reach"  # nor do the counters know any number
+    assert sum("against the other one, at the same place" in note for note in record.data["notes"]) == 3
     drawn = {entry["name"] for entry in record.data["artefacts"]}
     assert {"figure.svg", "figure-interchange.svg"} <= drawn
     again = runner.run(get(SLUG), toy)
@@ -108,6 +111,17 @@ def test_surprisals_are_those_of_the_model_one_by_one():
         ids = [0, *({"a": 1, "b": 2, "c": 3}[word] for word in text), 0]
         scores = model.hf(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         assert found == pytest.approx([-float(scores[i, ids[i + 1]]) for i in range(len(ids) - 1)], rel=1e-4)
+
+
+def test_the_other_number_is_surprising_at_the_same_place():
+    """Trained on one number alone, whatever the words: the other is a surprise, and the sign follows the sentence's own number."""
+    words = ["a", "b", SINGULAR, PLURAL]
+    model = sentences.fresh(words, TINY, 0)
+    sentences.train(model, sentences.rows(model, [("a", SINGULAR, "b")] * 40, 8), 30, rate=1e-2, batch=8, seed=0)
+    test = [Perturbed(("a", SINGULAR, "b"), (0, 2), 1), Perturbed(("a", PLURAL, "b"), (0, 2), 1), Perturbed(("a", "b"), (0, 1))]
+    own, other = languages.number_surprise(model, test)
+    assert own > 1
+    assert other == pytest.approx(-own, rel=1e-4)
 
 
 def test_rows_hold_whole_sentences():

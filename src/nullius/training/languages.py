@@ -175,6 +175,18 @@ def marker_surprise(model: LanguageModel, test: Sequence[Perturbed]) -> Floats:
     return np.array([b[p.marker] - a[p.marker] for p, a, b in zip(marked, there, gone, strict=True)]) / np.log(2)
 
 
+def number_surprise(model: LanguageModel, test: Sequence[Perturbed]) -> Floats:
+    """For each sentence with a marker: surprisal of the other number's marker at its place, minus its own, in bits [n].
+
+    Unlike `marker_surprise` it does not hang on how far the place itself can be foretold, which differs between rules.
+    """
+    other = {perturbations.SINGULAR: perturbations.PLURAL, perturbations.PLURAL: perturbations.SINGULAR}
+    marked = [p for p in test if p.marker >= 0]
+    wrong = [(*p.words[: p.marker], other[p.words[p.marker]], *p.words[p.marker + 1 :]) for p in marked]
+    own, turned = (sentences.surprisals(model, texts) for texts in ([p.words for p in marked], wrong))
+    return np.array([b[p.marker] - a[p.marker] for p, a, b in zip(marked, own, turned, strict=True)]) / np.log(2)
+
+
 def constituents(model: LanguageModel, originals: Sequence[Sentence], test: Sequence[Perturbed]) -> tuple[Floats, list[str], list[int]]:
     """Mean state of each constituent's tokens, wherever they came to stand: vectors [spans, width], labels, numbers of the sentences."""
     seen = sentences.states(model, [p.words for p in test])
