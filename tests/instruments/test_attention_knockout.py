@@ -128,3 +128,39 @@ def test_a_window_says_who_sees_whom(toys, family):
 def test_a_window_that_cannot_be(toy, sees, words):
     with pytest.raises(UsageError, match=words), attention_knockout.window(toy, sees):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
+def test_what_is_cut_outside_stays_cut_and_padding_stays_hidden(toys, family):
+    """Cuts nest, within a window too; a padded text gives what it gives alone; nothing is broadcast."""
+    model = toys[family]
+    batch = batch_of(model)
+    n, length = batch.input_ids.shape
+    sees = torch.ones(length, length, dtype=torch.bool).tril().repeat(n, 1, 1)
+    sees[:, 6, 1] = False
+    with (
+        attention_knockout.window(model, sees, [1]),
+        attention_knockout.blocked(model, n, length, [(5, 2)], [1]),
+        attention_knockout.blocked(model, n, length, [(5, 3)], [1], heads=[0]),
+    ):
+        pattern = taps.read(model, batch, ["pattern"], [1], positions="all")["pattern"][0]
+    assert float(pattern[:, :, 6, 1].max()) == float(pattern[:, :, 5, 2].max()) == float(pattern[:, 0, 5, 3].max()) == 0
+    assert float(pattern[:, 1:, 5, 3].min()) > 0
+    padded = model.encode(["The capital of France is", "A claim"])
+    rows, width = padded.input_ids.shape
+    alone = model.encode(["A claim"])
+    with torch.no_grad():
+        with attention_knockout.blocked(model, rows, width, [(-1, -2)], [0, 1]):
+            together = model.logits(padded)
+        with attention_knockout.blocked(model, 1, alone.input_ids.shape[1], [(-1, -2)], [0, 1]):
+            assert torch.allclose(model.logits(alone)[0], together[1], atol=1e-5)
+        with attention_knockout.window(model, sees), pytest.raises(UsageError, match="some are padded"):
+            model.logits(padded)
+        for few, many in (((1, length), (n, length)), ((n, length - 1), (n, length))):
+            message = f"are for {few[0]} texts of {few[1]} tokens; this pass carries {many[0]} of {many[1]}"
+            with attention_knockout.blocked(model, *few, [(5, 2)], [1]), pytest.raises(UsageError, match=message):
+                model.logits(batch)
+        with attention_knockout.window(model, sees[:1]), pytest.raises(UsageError, match=f"sees are for 1 texts of {length} tokens"):
+            model.logits(batch)
+        with attention_knockout.blocked(model, 2, 9, [(5, 2)], [1]), pytest.raises(UsageError, match="carries 2 of 1 "):
+            model.generate(["The capital of France is"] * 2, 3)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, make_toy
 
 from nullius.errors import SubjectError, UsageError
 from nullius.instruments import attention, taps
@@ -308,3 +308,23 @@ def test_columns_that_are_not_there_are_named(toy):
     ):
         with pytest.raises(UsageError, match=message):
             taps.read(toy, batch, ["z"], positions=positions)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_in_training_a_pattern_is_that_before_dropout_and_reading_it_draws_nothing(tokenizer, kernel):
+    model = make_toy("llama", tokenizer)
+    model.hf.set_attn_implementation(kernel)
+    batch = model.encode(TEXTS)
+    plain = taps.read(model, batch, ["pattern"], [0], positions="all")["pattern"]
+    model.hf.train()
+    for layer in range(model.anatomy.n_layers):
+        model.anatomy.attn(layer).attention_dropout = 0.5
+
+    def run():
+        torch.manual_seed(0)
+        return model.logits(batch)
+
+    before = run()
+    assert torch.equal(taps.read(model, batch, ["pattern"], [0], positions="all")["pattern"], plain)
+    with attention.watched(model, {1: lambda pattern: None}):
+        assert torch.equal(run(), before)

@@ -2,7 +2,7 @@
 
 While watched, a layer's attention is computed as ever, by the kernel that the model uses, and beside it the pattern, by the eager formula of the
 model's own code: what the model goes on with is bit for bit the same, and other layers pay nothing. An edited pattern replaces the kernel's
-output by pattern · values.
+output by pattern · values. In training the pattern is the one before dropout, and an edited one is not dropped out from.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nullius.errors import SubjectError, UsageError
+from nullius.instruments import indices
+from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
 if TYPE_CHECKING:
@@ -35,11 +37,14 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
 
     watches: by layer; what returns a tensor of the same shape edits the pattern. last: only the last query's row is made (for reading).
     Attentions that do without transformers' interface (GPT-J, BLOOM, MPT) make their pattern themselves: it is read, and cannot be edited.
-    Raises UsageError for a layer that does not exist, SubjectError for a kernel or an architecture that gives no pattern.
+    Raises UsageError for a layer that does not exist, SubjectError for a kernel or an architecture that gives no pattern, and for compiled layers.
     """
     before = model.hf.config._attn_implementation
     kernel = before.removeprefix("nullius_")
-    modules = {layer: model.anatomy.site("pattern", layer).module for layer in watches}
+    sites = {layer: model.anatomy.site("pattern", layer) for layer in watches}
+    for site in sites.values():
+        hooks.not_compiled(model.anatomy, site)
+    modules = {layer: site.module for layer, site in sites.items()}
     if kernel not in _KERNELS:
         raise SubjectError(f"{model.name} runs {before}, which gives no attention pattern: load it with sdpa or eager attention")
     if not all(hasattr(sys.modules[type(module).__module__], "eager_attention_forward") for module in modules.values()):
@@ -79,18 +84,25 @@ def _returned(family: str, modules: Mapping[int, nn.Module], watches: Mapping[in
 
 
 @torch.no_grad()
-def mass(model: LanguageModel, batch: Batch, heads: Sequence[Head], columns: Sequence[Sequence[int]]) -> Tensor:
+def mass(model: LanguageModel, batch: Batch | Sequence[str], heads: Sequence[Head], columns: Sequence[Sequence[int]]) -> Tensor:
     """The share of attention that the last position pays to some columns of each text: [n, heads], on the CPU.
 
-    columns: for each text its own. Raises UsageError for a head that does not exist.
+    columns: for each text its own. Raises UsageError for a head that does not exist, and where texts and lists of columns do not pair up.
     """
+    batch = model.batch(batch)
+    n, length = batch.input_ids.shape
+    chosen = [indices.listed("columns", some) for some in columns]
+    outside = next((column for some in chosen for column in some if not -length <= column < length), None)
+    if len(chosen) != n or outside is not None:
+        what = f"column {outside} does not exist: the batch has columns 0 to {length - 1}"
+        raise UsageError(f"{len(chosen)} lists of columns for {n} texts" if len(chosen) != n else what)
     wrong = next((head for head in heads if not 0 <= head.head < model.anatomy.n_heads), None)
     if wrong is not None:
         raise UsageError(f"head {wrong} does not exist: {model.name} has heads 0 to {model.anatomy.n_heads - 1} in each layer")
     kept: dict[int, Tensor] = {}
     with watched(model, {head.layer: partial(_take, kept, head.layer) for head in heads}, last=True):
         model.hidden(batch)
-    each = [[kept[head.layer][text, head.head, 0, list(chosen)].sum() for head in heads] for text, chosen in enumerate(columns)]
+    each = [[kept[head.layer][text, head.head, 0, some].sum() for head in heads] for text, some in enumerate(chosen)]
     return torch.tensor(each)
 
 
@@ -107,9 +119,9 @@ def _attend(kernel: str) -> Callable[..., Any]:
         out, weights = inner(module, query, key, value, attention_mask, **kwargs)
         for watch, last in _watches.get(id(module), []):
             rows = slice(-1, None) if last else slice(None)
-            if weights is None or last:
+            if weights is None or last or kwargs.get("dropout"):
                 mask = _additive(attention_mask, query, key)[..., rows, :]
-                pattern = eager(module, query[:, :, rows], key, value, mask, **kwargs)[1]
+                pattern = eager(module, query[:, :, rows], key, value, mask, **{**kwargs, "dropout": 0.0})[1]
             else:
                 pattern = weights
             edited = watch(pattern)

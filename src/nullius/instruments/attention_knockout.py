@@ -18,6 +18,7 @@ from torch import Tensor
 from nullius.errors import SubjectError, UsageError
 from nullius.instruments import taps, wavefront
 from nullius.instruments.path_runs import At, positions
+from nullius.models.dataflow import first_input
 from nullius.models.language_model import Batch, LanguageModel
 
 Cut = tuple[At, At]  # (query position, key position): an index each, or one for each text
@@ -27,10 +28,12 @@ Cut = tuple[At, At]  # (query position, key position): an index each, or one for
 def blocked(
     model: LanguageModel, n: int, length: int, cuts: Sequence[Cut], layers: Sequence[int], heads: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """While open, no query position attends to its key position in the layers (and heads) given. For batches of n texts of one length.
+    """While open, no query position attends to its key position in the layers (and heads) given. For batches of n texts of `length` columns.
 
-    Raises UsageError for positions that do not exist, a key after its query, or a query that nothing would be left for; SubjectError, when
-    the model runs, where its attention takes no mask.
+    Positions are columns of the batch (−1 the last; texts are left-padded). May be nested: what is cut outside stays cut, and so does what a
+    layer's own mask hides (padding, what lies before its window).
+    Raises UsageError for positions that do not exist, a key after its query, or a query that nothing would be left for, and, when the model runs,
+    for a pass of another shape (in generation, say); SubjectError, when the model runs, where its attention takes no mask.
     """
     closed = _closed(model, n, length, cuts, heads)
     with ExitStack() as stack:
@@ -45,14 +48,17 @@ def window(model: LanguageModel, sees: Tensor | Callable[[Tensor], Tensor], laye
     """While open, positions attend to those that they are said to see and to no others, later ones among them, in some layers (None: in all).
 
     sees: bool [n, query, key], or [n, heads, query, key], for batches of n texts of one length; or a function that makes it of each pass's token
-    ids [n, T]. What the layer's own mask was (causal, sliding) is replaced, and gradients flow, so that a model can be trained so too. A model that
-    sees later tokens cannot keep keys and values in generation.
-    Raises UsageError for another shape, or a query that sees nothing, when the model runs where `sees` is a function; SubjectError, when the
-    model runs, where its attention takes no mask.
+    ids [n, T]. What the layer's own mask was (causal, sliding, edges cut by a `blocked` outside) is replaced, and gradients flow, so that a model can
+    be trained so too. A model that sees later tokens cannot keep keys and values in generation.
+    Raises UsageError for another shape, or a query that sees nothing, when the model runs where `sees` is a function; when it runs, for texts that
+    are padded, and a pass of another shape; SubjectError, when the model runs, where its attention takes no mask.
     """
     said: dict[str, Tensor] = {}
 
     def look(_module: Any, args: Any, kwargs: Any) -> None:
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
+            raise UsageError("a window is for texts of one length: some are padded")
         if callable(sees):
             said["mask"] = _additive(model, sees(args[0] if args else kwargs["input_ids"]))
 
@@ -138,14 +144,29 @@ def _replaced(family: str, said: Mapping[str, Tensor], _module: Any, args: Any, 
     """A hook before an attention: another mask."""
     if "attention_mask" not in kwargs:
         raise SubjectError(f"the attention of {family} is not called with a mask: no window can be put over it")
+    _same_shape("sees", said["mask"], args, kwargs)
     return args, {**kwargs, "attention_mask": said["mask"]}
 
 
 def _masked(model: LanguageModel, layer: int, closed: Tensor, _module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A hook before an attention: the mask of its kind of layer, with the edges cut."""
+    """A hook before an attention: the mask that it would have, with the edges cut."""
     if "attention_mask" not in kwargs:
         raise SubjectError(f"the attention of {model.anatomy.family} is not called with a mask: its edges cannot be cut")
-    mask = wavefront._mask(model, 0, closed.shape[-1])
-    if isinstance(mask, dict):
-        mask = mask[model.hf.config.get_text_config().layer_types[layer]]
-    return args, {**kwargs, "attention_mask": mask.masked_fill(closed, torch.finfo(mask.dtype).min)}
+    _same_shape("the cuts", closed, args, kwargs)
+    mask: Tensor | None = kwargs["attention_mask"]
+    if mask is None:  # a fused kernel's own: causal, and the text is no longer than the layer's window
+        mask = _causal(closed.shape[-1], closed.device)[None, None]
+    if mask.dtype != torch.bool:
+        return args, {**kwargs, "attention_mask": mask.masked_fill(closed, torch.finfo(mask.dtype).min)}
+    if not bool(mask[0, 0, -1, -1]):  # MPT's says what is hidden: the last token sees at least itself
+        return args, {**kwargs, "attention_mask": mask | closed}
+    return args, {**kwargs, "attention_mask": mask & ~closed}
+
+
+def _same_shape(what: str, mask: Tensor, args: Any, kwargs: Any) -> None:
+    """Raise UsageError where a pass does not carry the texts that a mask [n, .., T, T] was made for."""
+    (n, length), (rows, width) = (mask.shape[0], mask.shape[-1]), first_input(args, kwargs).shape[:2]
+    if (n, length) != (rows, width):
+        raise UsageError(
+            f"{what} are for {n} texts of {length} tokens; this pass carries {rows} of {width} (generation is not for whole texts)"
+        )

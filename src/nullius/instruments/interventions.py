@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
+from nullius.instruments import indices, taps
 from nullius.instruments.where import Cells, Change, Clock, Plan, Where
 from nullius.models import hooks
 from nullius.models.language_model import LanguageModel
@@ -45,45 +46,59 @@ def set_to(where: Where, value: Tensor | float) -> Intervention:
     """Replace the part by a value (a number: every entry of it)."""
     if isinstance(value, (int, float)):
         return Intervention(where, lambda part, _cells: torch.full_like(part, value))
-    return Intervention(where, lambda part, cells: cells.spread(value, part), {"value": value})
+    values = {"value": indices.numbers("value", value)}
+    return Intervention(where, lambda part, cells: cells.spread(values["value"], part), values)
 
 
 def add(where: Where, vector: Tensor, factor: float | Tensor = 1.0) -> Intervention:
     """Add a vector to the part (steering), times a factor: a number, or one for each row [rows]."""
-    return Intervention(where, lambda part, cells: part + cells.by_row(factor, part) * cells.spread(vector, part), {"vector": vector})
+    values, by = {"vector": indices.numbers("vector", vector)}, _factor(factor)
+    return Intervention(where, lambda part, cells: part + cells.by_row(by, part) * cells.spread(values["vector"], part), values)
 
 
 def scale(where: Where, factor: float | Tensor, around: Tensor | None = None) -> Intervention:
     """x ← μ + α (x − μ). factor: α, a number or one for each row [rows]. around: μ for the part, 0 when None."""
+    values, by = {} if around is None else {"around": indices.numbers("around", around)}, _factor(factor)
 
     def change(part: Tensor, cells: Cells) -> Tensor:
-        centre = 0.0 if around is None else cells.spread(around, part)
-        return centre + cells.by_row(factor, part) * (part - centre)
+        centre = cells.spread(values["around"], part) if values else 0.0
+        return centre + cells.by_row(by, part) * (part - centre)
 
-    return Intervention(where, change, {} if around is None else {"around": around})
+    return Intervention(where, change, values)
+
+
+def _factor(factor: Any) -> float | Tensor:
+    return factor if isinstance(factor, (int, float)) else indices.numbers("factor", factor)
 
 
 def project_out(where: Where, directions: Tensor) -> Intervention:
-    """Remove what lies in the span of directions [width] or [k, width] (of each head, at sites with heads). `where` must not name a basis."""
+    """Remove what lies in the span of directions [width] or [k, width] (of each head, at sites with heads). `where` must not name a basis.
+
+    Raises UsageError for directions that do not span k dimensions (zeros among them).
+    """
     if where.basis is not None:
         raise UsageError("project_out makes a basis of its directions itself: leave out `basis`")
+    directions = indices.numbers("directions", directions)
     span = orthonormal(directions if directions.ndim == 2 else directions[None])
-    return scale(Where(where.site, where.layer, where.heads, where.units, span, where.positions, where.rows), 0.0)
+    return scale(replace(where, basis=span), 0.0)
 
 
 def interchange(where: Where, source: Tensor, from_positions: Sequence[int] | Tensor | None = None) -> Intervention:
-    """Put in the part's value of another run. source: the whole site there [rows, T, ..], as `taps.read(..., positions="all")[site][layer]`.
+    """Put in the part's value of another run. source: the whole site there [rows, T, ..], as `taps.read(..., positions="all")[site][layer]`, a row
+    for each row that is touched.
 
     from_positions: for each of `where`'s positions, the column of the source to take [P] or [rows, P]; same columns when None, and then the source
-    must be as wide as the batch.
+    must be as wide as the batch, and row by row as far padded: of a source's padding only its own run knows.
     """
     if from_positions is not None:
         if isinstance(where.positions, str):
             raise UsageError("from_positions pairs up with positions: give `where` a list of positions, not a word")
-        takes = torch.as_tensor(from_positions)
-        wanted = torch.as_tensor(where.positions).shape[-1:]
+        takes = indices.columns(from_positions)
+        wanted = indices.columns(where.positions).shape[-1:]
         if takes.shape[-1:] != wanted:
-            raise UsageError(f"from_positions has {takes.shape[-1]} columns for {int(wanted[0])} positions")
+            raise UsageError(
+                f"from_positions has {takes.shape[-1] if takes.ndim else 0} columns for {int(wanted[0]) if wanted else 0} positions"
+            )
     else:
         takes = None
     return Intervention(
@@ -100,10 +115,11 @@ def mean_ablate(where: Where, mean: Tensor) -> Intervention:
 
 def resample_ablate(where: Where, pool: Tensor, donors: Sequence[int]) -> Intervention:
     """Put in another text's value. pool: the whole site in runs on m texts [m, T, ..]; donors: for each row, which of them (see `others`)."""
+    donors = indices.listed("donors", donors)
     wrong = next((donor for donor in donors if not 0 <= donor < len(pool)), None)
     if wrong is not None:
         raise UsageError(f"donor {wrong} does not exist: the pool has texts 0 to {len(pool) - 1}")
-    return interchange(where, pool[torch.as_tensor(list(donors), device=pool.device)])
+    return interchange(where, pool[torch.as_tensor(donors, device=pool.device)])
 
 
 def others(n: int, rng: np.random.Generator) -> list[int]:
@@ -122,7 +138,8 @@ def orthonormal(directions: Tensor) -> Tensor:
         raise UsageError(f"directions must be [k, width]; got {list(directions.shape)}")
     q, r = torch.linalg.qr(directions.to(torch.promote_types(directions.dtype, torch.float32)).T)
     size = r.detach().diagonal().abs()
-    if len(size) < len(directions) or float(size.min()) < 1e-6 * float(directions.detach().norm(dim=1).max()):
+    least = 1e-6 * float(directions.detach().norm(dim=1).max())
+    if len(size) < len(directions) or not float(size.min()) > least:
         raise UsageError(f"{len(directions)} directions do not span {len(directions)} dimensions: one is a combination of others")
     return (q * r.diagonal().sign()).T
 
@@ -132,8 +149,11 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
     """While open, every forward pass of the model is changed so. Nests; leaves no hook behind, also after an error.
 
     Raises UsageError or SubjectError, at once: unknown site, layer, head or unit (with the range that exists), a basis that is not orthonormal, a
-    value whose shape fits nothing. When a batch arrives: rows or positions that it does not have.
+    value whose shape fits nothing, a model whose layers are compiled. When a batch arrives: rows or positions that it does not have, and generation
+    without a cache, in which no pass says which of its columns are new.
     """
+    if isinstance(interventions, (Intervention, Where)) or not all(isinstance(one, Intervention) for one in interventions):
+        raise UsageError("interventions stand in a list, each made by set_to, add, scale, project_out, interchange or an ablation")
     plans: dict[tuple[str, int], list[tuple[Plan, Change]]] = {}
     clock = Clock()
     for one in interventions:
@@ -141,6 +161,7 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
         plans.setdefault((one.where.site, plan.layer), []).append((plan, one.change))
     with ExitStack() as stack:
         stack.callback(model.anatomy.decoder.register_forward_pre_hook(clock, with_kwargs=True).remove)
+        stack.enter_context(_with_a_cache(model.hf))
         for (site, layer), group in plans.items():
             if site == "logits":
                 stack.callback(model.hf.register_forward_hook(_on_logits(group)).remove)
@@ -149,15 +170,68 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
         yield
 
 
-@torch.no_grad()
+@contextmanager
+def _with_a_cache(hf: Any) -> Iterator[None]:
+    """While open, generation that runs the whole text again for each token is refused: its columns cannot be told from those of another text."""
+    inner = getattr(hf, "prepare_inputs_for_generation", None)
+    if inner is None:
+        yield
+        return
+
+    @wraps(inner)
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("use_cache") is False:
+            raise UsageError("generation under interventions must keep its cache: leave out use_cache=False")
+        return inner(*args, **kwargs)
+
+    before = vars(hf).get("prepare_inputs_for_generation")
+    hf.prepare_inputs_for_generation = prepare
+    try:
+        yield
+    finally:
+        if before is None:
+            del hf.prepare_inputs_for_generation  # uncovers the method of its class
+        else:
+            hf.prepare_inputs_for_generation = before
+
+
 def generate(model: LanguageModel, texts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int) -> list[str]:
-    """Greedy continuations under interventions, without the prompts. One batch: row i of an intervention is texts[i], in the order given."""
+    """Greedy continuations under interventions, without the prompts. One batch: row i of an intervention is texts[i], in the order given.
+
+    Raises UsageError as `applied`, and for less than one new token.
+    """
+    return written(model, texts, interventions, max_new_tokens=max_new_tokens)
+
+
+@torch.no_grad()
+def written(
+    model: LanguageModel,
+    texts: Sequence[str],
+    interventions: Sequence[Intervention],
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+) -> list[str]:
+    """As `generate`, with more of transformers' settings of greedy decoding."""
     from transformers import GenerationConfig
 
+    if max_new_tokens < 1:
+        raise UsageError(f"at least one new token must be asked for, not {max_new_tokens}")
     ends = model.hf.generation_config.eos_token_id
-    ends = model.tokenizer.eos_token_id if ends is None else ends
     batch = model.encode(texts)
-    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=model.pad_id, eos_token_id=ends)
+    greedy = GenerationConfig(  # spelt out: what is left unset comes from the model's own config, which may ask for sampling or a penalty
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        pad_token_id=model.pad_id,
+        eos_token_id=model.tokenizer.eos_token_id if ends is None else ends,
+    )
     with applied(model, interventions):
         out = model.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=greedy)
     return model.tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
@@ -165,7 +239,11 @@ def generate(model: LanguageModel, texts: Sequence[str], interventions: Sequence
 
 @torch.no_grad()
 def means(model: LanguageModel, texts: Sequence[str], site: str, batch_size: int = 32) -> Tensor:
-    """Mean of a site over all tokens of the texts, padding left out: [layers, ..]."""
+    """Mean of a site over all tokens of the texts, padding left out: [layers, ..], float32. Raises UsageError for no text, and for `pattern`."""
+    if not len(texts) or site == "pattern":
+        raise UsageError(
+            "a mean wants a text at least" if not len(texts) else "a pattern has the size of its text: it has no mean over tokens"
+        )
     anatomy = model.anatomy
     total: list[Tensor | float] = [0.0] * anatomy.n_layers
     count = 0.0

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
+from nullius.instruments import indices
 from nullius.instruments.directions import unit
-from nullius.instruments.interventions import Intervention, applied
+from nullius.instruments.interventions import Intervention, written
 from nullius.instruments.where import Cells, Where
 from nullius.models.language_model import LanguageModel
 
@@ -35,9 +35,11 @@ class Decoding:
 def by_rms(where: Where, vector: Tensor, dose: float | Tensor) -> Intervention:
     """Add dose × RMS(h) × the unit vector to a part. vector: for all rows [width], or one for each row [rows, width]; dose: a number, or [rows]."""
 
+    vector, by = indices.numbers("vector", vector), dose if isinstance(dose, (int, float)) else indices.numbers("dose", dose)
+
     def change(part: Tensor, cells: Cells) -> Tensor:
         size = part.float().square().mean(-1, keepdim=True).sqrt().to(part.dtype)
-        return part + cells.by_row(dose, part) * size * cells.spread(unit(vector), part)
+        return part + cells.by_row(by, part) * size * cells.spread(unit(vector), part)
 
     return Intervention(where, change, {"vector": vector})
 
@@ -49,26 +51,17 @@ def steer(vectors: Mapping[int, Tensor], dose: float | Tensor, site: str = "resi
     return [by_rms(Where(site, layer, positions="last"), vector, dose) for layer, vector in vectors.items()]
 
 
-@torch.no_grad()
 def write(model: LanguageModel, texts: Sequence[str], interventions: Sequence[Intervention], decoding: Decoding) -> list[str]:
-    """Continuations under interventions, without the prompts. One batch: row i of an intervention is texts[i]."""
-    from transformers import GenerationConfig
-
-    ends = model.hf.generation_config.eos_token_id
-    config = GenerationConfig(
+    """Continuations under interventions, without the prompts. One batch: row i of an intervention is texts[i]. Errors as in `generate`."""
+    return written(
+        model,
+        texts,
+        interventions,
         max_new_tokens=decoding.most,
-        min_new_tokens=decoding.least or None,
-        do_sample=False,
-        num_beams=1,
+        min_new_tokens=decoding.least,
         repetition_penalty=decoding.repetition_penalty,
         no_repeat_ngram_size=decoding.no_repeat,
-        pad_token_id=model.pad_id,
-        eos_token_id=model.tokenizer.eos_token_id if ends is None else ends,
     )
-    batch = model.encode(texts)
-    with applied(model, interventions):
-        out = model.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config)
-    return model.tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 Measure = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]  # prompts, continuations → a number for each

@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nullius.errors import NulliusError, UsageError
+from nullius.instruments import indices
 from nullius.models import hooks
 from nullius.models.anatomy import Site
 from nullius.models.language_model import LanguageModel
@@ -120,11 +120,11 @@ def record(
     anew. Raises UsageError for an unknown site, layer or head, a position that a text does not have, for `pattern` (its size grows with the text),
     for no texts, and for a folder that holds something else; NulliusError when the disk refuses.
     """
-    for name, given in (("layers", layers), ("heads", heads)):
-        if isinstance(given, int):
-            raise UsageError(f"{name} must be a list: [{given}], not {given}")
+    if isinstance(texts, str):
+        raise UsageError(f"one text stands in a list: ['{texts[:20]}'], not '{texts[:20]}'")
     anatomy, sites = model.anatomy, [sites] if isinstance(sites, str) else list(sites)
-    layers = list(range(anatomy.n_layers)) if layers is None else [int(layer) for layer in layers]
+    layers = list(range(anatomy.n_layers)) if layers is None else indices.listed("layers", layers)
+    heads = None if heads is None else indices.listed("heads", heads)
     if "pattern" in sites:
         raise UsageError("a pattern has the size of its text: read it with taps.read, batch by batch")
     if not sites or not layers or not len(texts):
@@ -158,7 +158,7 @@ def record(
         "sites": sites,
         "layers": layers,
         "positions": positions if isinstance(positions, str) else hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
-        "heads": None if heads is None else [int(head) for head in heads],
+        "heads": heads,
         "dtype": str(dtype).removeprefix("torch."),
         "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
     }
@@ -208,10 +208,10 @@ def _wanted(rows: list[list[int]], positions: Positions) -> list[Sequence[int]]:
     given: list[list[int]] = []
     try:
         if all(np.ndim(p) == 0 for p in positions):
-            given = [[index(p) for p in positions]] * len(rows)  # type: ignore[arg-type]
+            given = [indices.listed("positions", positions)] * len(rows)
         else:
-            given = [[index(p) for p in some] for some in positions]  # type: ignore[union-attr]
-    except TypeError:
+            given = [indices.listed("positions", some) for some in positions]
+    except (TypeError, UsageError):
         given = []
     if len(given) != len(rows) or not all(given):
         raise UsageError(f"positions must be numbers for all texts, or a list of them, not empty, for each of the {len(rows)} texts")
@@ -237,7 +237,7 @@ def _chosen(model: LanguageModel, places: Places, heads: Sequence[int] | None) -
         wrong = next((head for head in heads if not 0 <= head < there), None)
         if wrong is not None:
             raise UsageError(f"head {wrong} does not exist: {name} of {model.name} has heads 0 to {there - 1}")
-    return dict.fromkeys(with_heads, torch.tensor([int(head) for head in heads]))
+    return dict.fromkeys(with_heads, torch.tensor(heads))
 
 
 def _begin(folder: Path, request: dict[str, Any], plan: list[list[list[int]]]) -> Store:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import attention
+from nullius.instruments import attention, indices
 from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -33,25 +33,29 @@ def read(
     batch [P] (−1: the last), or a list of them for each text [B, P]: [layers, B, P, ...]. heads: keep these only, of sites that have heads.
     `pattern` is [layers, B, heads, T] at the last query, else [layers, B, heads, T or P, T], also where the model runs a fused kernel (see
     `attention`); what the model computes is the same with and without it. `logits` have no layers: [B, V], or [B, T or P, V].
-    Raises UsageError for an unknown site, layer or head, and for a column that does not exist or is padding in some text; SubjectError for a site
-    that this architecture lacks.
+    Raises UsageError for an unknown site, layer or head, for a column that does not exist or is padding in some text, and for heads of sites that
+    have none; SubjectError for a site that this architecture lacks, and for a model whose layers are compiled. One thread at a time may use a
+    model that is being read or changed: another one's passes would be read, and changed, too.
     """
-    if isinstance(layers, int):
-        raise UsageError(f"layers must be a list: [{layers}], not {layers}")
     batch = model.batch(batch)
-    layers = range(model.anatomy.n_layers) if layers is None else layers
+    layers = range(model.anatomy.n_layers) if layers is None else indices.listed("layers", layers)
+    heads = None if heads is None else indices.listed("heads", heads)
     sites = [sites] if isinstance(sites, str) else list(sites)
+    if not sites:
+        raise UsageError("no site to read: give at least one")
     if not layers:
         raise UsageError("no layer to read: give at least one, or leave `layers` out for all")
     columns = _columns(batch, positions)
     last = isinstance(columns, str) and columns == "last"
     kept: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
     watches: dict[int, attention.Watch] = {}
+    by_head = False
     with ExitStack() as stack:
         for name in sites:
             if name == "logits":
                 continue
             chosen = _chosen(model, name, layers[0], heads)
+            by_head = by_head or chosen is not None
             for layer in layers:
                 site = model.anatomy.site(name, layer)
                 keep = partial(_keep, kept[name], layer, name == "pattern", columns, chosen)
@@ -59,6 +63,8 @@ def read(
                     watches[layer] = keep
                 else:
                     stack.callback(hooks.on_read(model.anatomy, site, keep).remove)
+        if heads is not None and not by_head:
+            raise UsageError(f"heads are chosen, and {', '.join(sites)} has none")
         if watches:
             stack.enter_context(attention.watched(model, watches, last=last))
         if "logits" in sites:
@@ -85,7 +91,7 @@ def _columns(batch: Batch, positions: Positions) -> Literal["last", "all"] | Ten
             raise UsageError(f"no positions '{positions}': give columns, or last or all")
         return positions
     rows, width = batch.input_ids.shape
-    given = torch.as_tensor(positions, dtype=torch.long, device=batch.input_ids.device)
+    given = indices.columns(positions).to(batch.input_ids.device)
     if given.ndim not in (1, 2) or not given.numel() or (given.ndim == 2 and len(given) != rows):
         raise UsageError(f"positions must be columns [P], or [{rows}, P], a list for each text; got {list(given.shape)}")
     given = given.expand(rows, -1)

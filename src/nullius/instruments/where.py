@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
+from nullius.instruments import indices
 from nullius.models.language_model import LanguageModel
 
 Positions = Literal["all", "last", "prompt", "new"] | Sequence[int] | Tensor
@@ -22,10 +23,11 @@ class Where:
 
     heads: of a site that has heads. units: indices into the site's last dimension: neurons of `mlp_post`, keys of `pattern`, coordinates of
     others. basis: [k, width] orthonormal rows (see `orthonormal`); the part is then the k coordinates in that subspace, and what is
-    orthogonal to it stays. rows: rows of the batch.
+    orthogonal to it stays. rows: rows of the batch as the model sees it: where a text is written on in k beams or k samples, rows i·k to i·k + k − 1
+    are text i.
     positions: columns of the batch [P] (−1: the last; texts are left-padded), the same for all rows or one list for each row [rows, P]; or
     "all"; "last" (the last column of each pass: in generation the end of the prompt and every new token), "prompt", "new" (every token that
-    was generated). In generation, columns are those of the prompt.
+    was generated). In generation, columns are those of the prompt: of the first pass, and of what lay in its cache. No position twice in a row.
 
     A value for a part of shape [..] (heads × width, or width alone) is [..] for every row and position alike, [rows, ..] for each row, or
     [rows, P, ..] for each row and position.
@@ -46,16 +48,19 @@ class Clock:
     def __init__(self) -> None:
         self.past = 0  # columns that lie in the cache
         self.width = 0  # columns of this pass
-        self.prompt = 0  # columns at the end of the first pass, or of the last one without a past
+        self.prompt = 0  # columns at the end of a text's first pass
         self.mask: Tensor | None = None  # of the prompt [B, T]: 1 where a token is real
 
     def __call__(self, _module: Any, args: Any, kwargs: Any) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         cache = kwargs.get("past_key_values")
+        end = self.past + self.width
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.width = 0 if ids is None else ids.shape[1]
-        if self.past == 0 or self.prompt == 0:
+        if (
+            self.past == 0 or not self.prompt <= self.past <= end
+        ):  # no continuation of the pass before: another text, maybe behind a cached prefix
             self.prompt = self.past + self.width
             mask = kwargs.get("attention_mask")
             self.mask = mask.cpu() if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == self.prompt else None
@@ -105,6 +110,8 @@ class Cells:
         columns = self.column + self.start
         if takes is not None:
             takes = torch.where(takes < 0, takes + source.shape[1], takes).to(columns.device)
+            if takes.ndim == 2 and len(takes) != self.shape[0]:
+                raise UsageError(f"from_positions at {self.plan} has {len(takes)} rows; this batch asks for {self.shape[0]}")
             columns = (takes.expand(self.shape[0], -1) if takes.ndim == 1 else takes)[self.row, self.place]
         wrong = columns[(columns < 0) | (columns >= source.shape[1])]
         if len(wrong):
@@ -142,7 +149,7 @@ class Plan:
             if where.basis is not None or (where.units is None and (values or wholes)):
                 raise UsageError("of a pattern, values and interchanges want `units` (keys), and there is no `basis`")
             width = 1 + int(self.units.max()) if self.units is not None else 0
-        self.basis = None if where.basis is None else self._checked_basis(where.basis, width).to(model.device)
+        self.basis = None if where.basis is None else self._checked_basis(indices.numbers("basis", where.basis), width).to(model.device)
         size = len(self.basis) if self.basis is not None else width if self.units is None else len(self.units)
         self.part = ((n_heads if self.heads is None else len(self.heads)), size) if n_heads else (size,)
         whole = (n_heads, width) if n_heads else (width,)
@@ -165,7 +172,7 @@ class Plan:
         self.rows = None if where.rows is None else self._indices("row", where.rows, None)
         self.positions: Tensor | None = None
         if not isinstance(where.positions, str):
-            self.positions = torch.as_tensor(where.positions, dtype=torch.long).cpu()
+            self.positions = indices.columns(where.positions).cpu()
             if self.positions.ndim not in (1, 2) or not self.positions.numel():
                 raise UsageError(f"positions must be columns [P], or [rows, P]; got {list(self.positions.shape)}")
         elif where.positions not in ("all", "last", "prompt", "new"):
@@ -177,7 +184,7 @@ class Plan:
     def _indices(self, what: str, chosen: Sequence[int] | None, n: int | None) -> Tensor | None:
         if chosen is None:
             return None
-        found = [int(i) for i in chosen]
+        found = indices.listed(f"{what}s", chosen)
         wrong = next((i for i in found if i < 0 or (n is not None and i >= n)), None)
         if wrong is not None:
             there = f"{self.where.site} of layer {self.where.layer} has {what}s 0 to {n - 1}" if n else f"{what}s count from 0"
@@ -193,7 +200,7 @@ class Plan:
             raise UsageError(f"basis at {self} must be [k, {width}]; got {list(basis.shape)}")
         basis = basis.to(torch.promote_types(basis.dtype, torch.float32))
         gap = float((basis @ basis.T - torch.eye(len(basis), device=basis.device, dtype=basis.dtype)).detach().abs().max())
-        if gap > 1e-3:
+        if not gap <= 1e-3:
             raise UsageError(f"basis at {self} is not orthonormal (off by {gap:.2g}): make it so with `orthonormal`")
         return basis
 
@@ -213,11 +220,13 @@ class Plan:
                 raise UsageError(f"position {int(wrong[0])} does not exist: the batch has columns 0 to {self.clock.prompt - 1}")
             columns = torch.where(columns < 0, columns + self.clock.prompt, columns)
             self._not_padding(own, columns)
+            again = (columns.sort(-1).values.diff(dim=-1) == 0).nonzero()
+            if len(again):
+                raise UsageError(f"a position at {self} is named twice in row {int(own[again[0, 0]])}: {columns[again[0, 0]].tolist()}")
         else:
-            word = self.where.positions
-            if (word == "new" and self.clock.past == 0) or (word == "prompt" and self.clock.past > 0):
-                return None
-            columns = torch.arange(end - 1 if word == "last" else start, end).expand(len(own), -1)
+            word, prompt = self.where.positions, self.clock.prompt
+            first = end - 1 if word == "last" else max(start, prompt) if word == "new" else start
+            columns = torch.arange(first, max(first, min(end, prompt) if word == "prompt" else end)).expand(len(own), -1)
         if self.run_wide not in (None, self.clock.prompt):
             raise UsageError(
                 f"source at {self} has {self.run_wide} columns, the batch {self.clock.prompt}: say with from_positions which goes where"

@@ -12,6 +12,7 @@ Neurons: mlp_post [batch, token, d_mlp].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -164,6 +165,10 @@ class Anatomy:
         return self._flows[self._layer(layer)]
 
     def _layer(self, layer: int) -> int:
+        try:
+            layer = index(layer)
+        except TypeError:
+            raise UsageError(f"a layer is a whole number, not {layer!r}") from None
         if not -self.n_layers <= layer < self.n_layers:
             raise UsageError(f"layer {layer} does not exist: {self.family} has layers 0 to {self.n_layers - 1}")
         return layer % self.n_layers

@@ -156,13 +156,18 @@ class LanguageModel:
         return found.long()
 
     def batch(self, texts: Sequence[str] | Batch) -> Batch:
-        """Return texts as a batch: encoded, or as they are. Raises UsageError for one text that stands in no list."""
-        if isinstance(texts, str):
-            raise UsageError(f"one text stands in a list: ['{texts[:20]}'], not '{texts[:20]}'")
-        return texts if isinstance(texts, Batch) else self.encode(texts)
+        """Return texts as a batch: encoded, or as they are. Raises UsageError for one text that stands in no list, and for a batch that is padded on
+        the right."""
+        if not isinstance(texts, Batch):
+            return self.encode(texts)
+        if not bool(texts.attention_mask[:, -1].all()):
+            row = int((texts.attention_mask[:, -1] == 0).nonzero()[0])
+            raise UsageError(f"text {row} of the batch is padded on the right: pad on the left (`encode` and `pad` do)")
+        return texts
 
     def encode(self, texts: Sequence[str], bos: bool = True) -> Batch:
-        """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates)."""
+        """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates). Raises UsageError for one text in no list."""
+        _in_a_list(texts)
         rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         lead = [self.bos_id] if bos and self.bos_id is not None else []
         return self.pad([row if lead and row[:1] == lead else lead + row for row in rows])
@@ -209,6 +214,7 @@ class LanguageModel:
 
     def by_length(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
         """Cut item numbers into batches of similar length, longest first (an early end when memory does not suffice)."""
+        _in_a_list(texts)
         rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         order = sorted(range(len(texts)), key=lambda i: -len(rows[i]))
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -237,6 +243,11 @@ class LanguageModel:
             for i, text in zip(chosen, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = text
         return answers
+
+
+def _in_a_list(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise UsageError(f"one text stands in a list: ['{texts[:20]}'], not '{texts[:20]}'")
 
 
 def untrained(model: LanguageModel, seed: int) -> LanguageModel:
