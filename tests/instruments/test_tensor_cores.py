@@ -1,6 +1,6 @@
 """Float32 products of halves: as exact as float32 itself, on every input; taken where they can be, and the module as it was afterwards.
 
-On a GPU the kernels run; on a CPU they are interpreted by Triton, in a process of their own (the choice is made at import).
+The kernels run in a process of their own: on a CPU they are interpreted by Triton, which is chosen at import.
 """
 
 import importlib.util
@@ -17,9 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nullius.instruments import patching, tensor_cores
 from nullius.models.language_model import LanguageModel
 
-INTERPRETED = """
+KERNELS = """
+import sys
 import torch
 from nullius.kernels import halves
+torch.set_default_device(sys.argv[1])
 torch.manual_seed(0)
 def error(found, x, w, bias=0):
     exact = x.double() @ w.double().T + bias
@@ -51,11 +53,11 @@ assert not found[3:5].isfinite().any()
 """
 
 
-def test_the_kernels_under_the_interpreter():
+def test_the_kernels():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {})
+    done = subprocess.run([sys.executable, "-c", KERNELS, DEVICE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

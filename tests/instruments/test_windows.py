@@ -26,10 +26,10 @@ def model(request, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def pair():
-    ids = torch.randint(1, 1900, (3, 11), generator=torch.Generator().manual_seed(0))
+def pair(model):
+    ids = torch.randint(1, 1900, (3, 11), generator=torch.Generator().manual_seed(0)).to(model.device)
     other = ids.clone()
-    other[:, 3:5] = torch.randint(1, 1900, (3, 2), generator=torch.Generator().manual_seed(1))
+    other[:, 3:5] = torch.randint(1, 1900, (3, 2), generator=torch.Generator().manual_seed(1)).to(model.device)
     return Batch(ids, torch.ones_like(ids)), Batch(other, torch.ones_like(ids))
 
 
