@@ -120,6 +120,8 @@ def walk_gradients(
         if PIECES > 2:
             third += _load_state(first_state, start_row, head, heads, K, V, k0, v0 + 2 * BV, BK, BV)
             fourth += _load_state(first_state, start_row, head, heads, K, V, k0, v0 + 3 * BV, BK, BV)
+    following = chunk0 + n - 1 if BACKWARDS else chunk0
+    decay = tl.load(fade + (following * heads + head) * K + i, mask=i < K, other=0.0)
     # two loops: with its work inside the loop over chunks a block's end would take registers from every chunk
     for turn in range(0, m):
         of = m - 1 - turn if BACKWARDS else turn
@@ -147,16 +149,17 @@ def walk_gradients(
             count = end - first
             chunk = chunk0 + at
             b_write = tl.trans(_tile(write, first, count, head, heads, K, k0, C, BK))
-            decay = tl.exp2(tl.load(fade + (chunk * heads + head) * K + i, mask=i < K, other=0.0))
+            now = tl.exp2(decay)
+            # the next chunk's, as this load would be waited for
+            following = tl.maximum(chunk - 1, chunk0) if BACKWARDS else tl.minimum(chunk + 1, chunk0 + n - 1)
+            decay = tl.load(fade + (following * heads + head) * K + i, mask=i < K, other=0.0)
             part = tl.zeros((BK, C), tl.float32)
-            state, part = _turn(state, part, b_write, decay, right, other, first, count, head, heads, V, v0, C, BV, PRECISION)
+            state, part = _turn(state, part, b_write, now, right, other, first, count, head, heads, V, v0, C, BV, PRECISION)
             if PIECES > 1:
-                second, part = _turn(second, part, b_write, decay, right, other, first, count, head, heads, V, v0 + BV, C, BV, PRECISION)
+                second, part = _turn(second, part, b_write, now, right, other, first, count, head, heads, V, v0 + BV, C, BV, PRECISION)
             if PIECES > 2:
-                third, part = _turn(third, part, b_write, decay, right, other, first, count, head, heads, V, v0 + 2 * BV, C, BV, PRECISION)
-                fourth, part = _turn(
-                    fourth, part, b_write, decay, right, other, first, count, head, heads, V, v0 + 3 * BV, C, BV, PRECISION
-                )
+                third, part = _turn(third, part, b_write, now, right, other, first, count, head, heads, V, v0 + 2 * BV, C, BV, PRECISION)
+                fourth, part = _turn(fourth, part, b_write, now, right, other, first, count, head, heads, V, v0 + 3 * BV, C, BV, PRECISION)
             row = ((tile * chunks + chunk).to(tl.int64) * heads + head) * K
         _share(parts, sizes, part, row, i, True, K, C, BK)
         if not BACKWARDS and R > 1:
