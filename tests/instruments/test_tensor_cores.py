@@ -23,8 +23,8 @@ import torch
 from nullius.kernels import halves
 torch.set_default_device(sys.argv[1])
 torch.manual_seed(0)
-def error(found, x, w, bias=0):
-    exact = x.double() @ w.double().T + bias
+def error(found, x, w):
+    exact = x.double() @ w.double().T
     size = x.double().norm(dim=1)[:, None] * w.double().norm(dim=1)
     return float(((found.double() - exact).abs() / size).max())
 for rows, columns, depth in ((130, 70, 128), (1, 200, 64), (5, 1, 2112)):
@@ -39,7 +39,6 @@ for rows, columns, depth in ((130, 70, 128), (1, 200, 64), (5, 1, 2112)):
         assert ((back - whole.double()).abs() <= (2**-23 * whole.double().abs()).maximum(2**-38 * largest)).all()
         assert (side.low.double().abs() <= side.high.double().abs().maximum(torch.tensor(2.0**-13)) * 2**-11).all()
     assert error(halves.product(a, b), x, w) < 3e-7
-    assert error(halves.product(a, b, bias) - bias, x[:1], w) < 3e-7 or rows > 1
     alone = halves.product(a, b)
     assert torch.allclose(halves.product(a, b, bias), alone + bias)
 # powers of two, and what is a half already, are exact
