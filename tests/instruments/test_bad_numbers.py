@@ -1,11 +1,26 @@
-"""Numbers that are not finite, of another shape, or labelled by something else: one clear line, where a number that looks like a result came before."""
+"""Numbers that are not finite, of another shape, or labelled by something else: one clear line, never a number that looks like a result."""
 
 import numpy as np
 import pytest
 import torch
 
 from nullius.errors import NulliusError
-from nullius.instruments import checks, control_tasks, directions, erasure, nonlinear_probes, probes, separation
+from nullius.instruments import (
+    checks,
+    control_tasks,
+    direct_effects,
+    directions,
+    entropy_neurons,
+    erasure,
+    lens,
+    neurons,
+    nonlinear_probes,
+    probes,
+    separation,
+    tuned_lens,
+    vocabulary,
+)  # fmt: skip
+from nullius.instruments.neurons import Components
 
 RNG = np.random.default_rng(0)
 STATES = torch.tensor(RNG.normal(size=(2, 30, 5)))
@@ -85,6 +100,89 @@ CASES = {
     "a slope of NaN": (lambda: separation.depth_slope([1.0, np.nan]), "finite"),
     "a stage of fewer points": (lambda: separation.by_sets({"a": ONE[:5]}, LABELS, [np.arange(5)]), "stage a has 5 points, 30 labels"),
 }
+
+
+TEXTS = ["a b c", "b"]
+LENS = tuned_lens.TunedLens(torch.zeros(2, 32, 32), torch.zeros(2, 32), "")
+VECTORS = torch.ones(2, 32)
+MODEL_CASES = {
+    "a lens of layers in no list": (lambda m: lens.read(m, TEXTS, layers=1), r"layers must be a list: \[1\]"),
+    "a lens of no layer": (lambda m: lens.read(m, TEXTS, layers=[]), "layers read by a lens must be 1 or more"),
+    "a lens of columns": (lambda m: lens.read(m, TEXTS, positions=[-1]), "'last' token of each text, or 'all'"),
+    "a lens of NaN": (
+        lambda m: lens.read(m, TEXTS, [1, 2], translate=lambda _, x: x * torch.nan),
+        "translated states of layer 0 are not finite",
+    ),
+    "a lens of fewer rows": (lambda m: lens.read(m, TEXTS, translate=lambda _, x: x[:1]), r"shape of the states, \[2, 32\]"),
+    "logits of another width": (lambda m: lens.to_logits(m, torch.ones(3, 7)), r"states of toy-llama must be \[.., 32\]"),
+    "translators of another layer": (lambda _: LENS(5, torch.ones(1, 32)), "layer 5 does not exist: .* 0 to 1, and 2 is the last"),
+    "translators of another width": (lambda _: LENS(0, torch.ones(1, 8)), r"must be \[.., 32\]"),
+    "translators written nowhere": (lambda _: LENS.save("/no/such/folder/lens"), "cannot be written to /no/such/folder"),
+    "no epoch": (lambda m: tuned_lens.fit(m, ["a"], ["b"], epochs=0), "epochs must be 1 or more"),
+    "batches of nothing": (lambda m: tuned_lens.fit(m, ["a"], ["b"], batch_size=0), "batch_size must be 1 or more"),
+    "a rate that is none": (lambda m: tuned_lens.fit(m, ["a"], ["b"], learning_rate=float("nan")), "learning_rate must be above 0"),
+    "one text to train on": (lambda m: tuned_lens.fit(m, "abc", "def"), "lists of texts"),
+    "tested on nothing": (lambda m: tuned_lens.held_out_kl(m, []), "one at least"),
+    "no group": (lambda m: vocabulary.mass(m, VECTORS, {}), "no group of tokens"),
+    "a group of one word": (lambda m: vocabulary.of_words(m, {"pets": "dog"}), r"stand in a list: \['dog'\]"),
+    "a mass of NaN": (lambda m: vocabulary.mass(m, VECTORS * torch.nan, {"a": [1]}), "states are not finite"),
+    "scores of another width": (lambda m: vocabulary.scores(m, torch.ones(5), {"a": [1]}), r"directions must be \[.., 32\]"),
+    "top tokens of two directions": (lambda m: vocabulary.top_tokens(m, VECTORS), "of one direction"),
+    "more tokens than there are": (lambda m: vocabulary.top_tokens(m, VECTORS[0], 10**6), "1 to 2000"),
+    "letters for texts": (lambda m: direct_effects.decompose(m, "ab", [1, 2]), "one text stands in a list"),
+    "silenced by its own mean": (lambda m: entropy_neurons.effect(m, TEXTS[:1], 2, [1]), "must be 2 or more, not 1"),
+    "candidates below none": (lambda m: entropy_neurons.read(m).candidates(-3), "must be 0 or more"),
+    "neurons of another number": (
+        lambda m: neurons.neuron_effects(m, torch.ones(3, 2, 9), torch.ones(3, 1, 32)),
+        r"neurons must be \[.., 64\]",
+    ),
+    "directions of fewer layers": (
+        lambda m: neurons.neuron_effects(m, torch.ones(3, 2, 64), torch.ones(2, 1, 32)),
+        r"directions \[3, k, 32\]",
+    ),
+    "heads of another width": (lambda m: neurons.head_importance(m, torch.ones(3, 2, 4, 9), torch.ones(3, 1, 32)), r"\[layers, n, 4, 8\]"),
+    "one reference for two vectors": (
+        lambda m: neurons.sublayer_importance(m, m.encode(TEXTS), "mlp_out", 0, VECTORS, VECTORS[:1]),
+        r"alike; got \[2, 32\] and \[1, 32\]",
+    ),
+    "a dose of nothing": (
+        lambda m: neurons.sublayer_importance(m, m.encode(TEXTS), "mlp_out", 0, VECTORS, VECTORS, (0.0,)),
+        "other than 0",
+    ),
+    "driving what is not there": (
+        lambda _: neurons.driven(Components.of(neurons=[(0, 99)]), torch.ones(3, 64), torch.ones(3, 4, 8), 1.0),
+        "neuron 0.99 does not exist: there are 3 layers of 64",
+    ),
+    "a circuit by NaN": (
+        lambda _: neurons.circuit({"head": torch.full((3, 4), torch.nan)}, {"head": torch.ones(3)}, {"head": 2}),
+        "not finite",
+    ),
+    "a circuit of no size": (
+        lambda _: neurons.circuit({"head": torch.ones(3, 4)}, {"head": torch.ones(3)}, {}),
+        "a circuit of heads needs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODEL_CASES)
+def test_one_line_about_a_model(toy, name):
+    run, message = MODEL_CASES[name]
+    with pytest.raises(NulliusError, match=message) as error:
+        run(toy)
+    assert "\n" not in str(error.value)
+
+
+def test_words_tokens_that_stand_twice_and_layers_from_the_end(toy):
+    states, token = torch.randn(2, 32), toy.first_token(" the")
+    once, twice, said = (vocabulary.mass(toy, states, {"a": group}) for group in ([token, 5], [token, 5, token], [" the", 5]))
+    assert torch.equal(once, twice)
+    assert torch.equal(once, said)
+    moved = tuned_lens.TunedLens(torch.zeros(2, 32, 32), torch.ones(2, 32), "")
+    assert torch.equal(moved(-1, states), states)  # the last layer's own: not the translator of the one before
+    assert torch.equal(moved(-2, states), states + 1)
+    by_word = direct_effects.decompose(toy, toy.encode(TEXTS), [" the", " a"])
+    by_id = direct_effects.decompose(toy, TEXTS, [token, toy.first_token(" a")])
+    assert torch.equal(by_word.logit, by_id.logit)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,7 @@
 """Entropy neurons: one that is planted is found by its weights and by what it does; ordinary neurons are not taken for one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from tests.conftest import make_toy
 from tests.instruments.test_circuits import batch_of
 
 from nullius.errors import UsageError
-from nullius.instruments import entropy_neurons
+from nullius.instruments import entropy_neurons, taps
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,42 @@ def test_null_random_weights_have_no_such_neuron(toys):
         reading = entropy_neurons.read(toys[family], null=0.06)
         assert reading.null_share.max() < 0.6  # 2 of 32 dimensions: 0.06 expected
         assert reading.null_share.mean() == pytest.approx(2 / 32, abs=0.04)
-    silent = entropy_neurons.effect(toys["llama"], batch_of(toys["llama"], n=1), 2, [3])
-    assert silent.entropy[0] == pytest.approx(0, abs=1e-6)  # the mean over one text is that text's own activation
+    silent = entropy_neurons.effect(toys["llama"], ["a b c"] * 2, 2, [3])
+    assert silent.entropy[0] == pytest.approx(0, abs=1e-6)  # the mean over equal texts is their own activation
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_held_scale_is_that_of_the_untouched_run(toys, family):
+    """Against the norm written out: its gain for each entry as it was, behind a LayerNorm's centring. Gains that are not all alike."""
+    model = copy.deepcopy(toys[family])
+    norm, generator = model.anatomy.final_norm, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    texts, layer, neuron = batch_of(model, n=6), 2, 7
+    mean = taps.read(model, texts, ["mlp_post"], [layer])["mlp_post"][0][:, neuron].mean()
+    stream = taps.read(model, texts, ["resid_post"], [layer])["resid_post"][0]
+
+    def silent(x):
+        x = x.clone()
+        x[:, -1, neuron] = mean
+        return x
+
+    with taps.edit(model, "mlp_post", layer, silent):
+        changed = taps.read(model, texts, ["resid_post"], [layer])["resid_post"][0]
+    bias = norm.bias if family == "gpt_neox" else 0.0
+    inner, moved = ((x - x.mean(-1, keepdim=True) if family == "gpt_neox" else x) for x in (stream, changed))
+    with torch.no_grad():
+        gain = (norm(stream) - bias) / inner
+        logs = [model.anatomy.logits(x).log_softmax(-1) for x in (norm(stream), bias + gain * moved)]
+    plain, held = (-(x.exp() * x).sum(-1) for x in logs)
+    found = entropy_neurons.effect(model, texts, layer, [neuron])
+    assert found.held[0] == pytest.approx(float((held - plain).abs().mean()), rel=1e-2)
 
 
 def test_refusals(toy):
+    with pytest.raises(UsageError, match="must be 2 or more, not 1"):
+        entropy_neurons.effect(toy, batch_of(toy, n=1), 2, [3])
     with pytest.raises(UsageError, match="layer 7 does not exist"):
         entropy_neurons.read(toy, 7)
     with pytest.raises(UsageError, match="between 0 and 1"):

@@ -20,11 +20,24 @@ from torch import Tensor, nn
 
 from nullius.errors import UsageError
 from nullius.instruments import taps
-from nullius.models.language_model import LanguageModel
+from nullius.models.language_model import Batch, LanguageModel
 
 
 def pulled_back(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
-    """Pull a direction [B, d] back through a norm, taken as the linear map that it was at its input x [B, d].
+    """Pull a direction [B, d] back through a norm, taken as the linear map that it was at its input x [B, d]: the transpose of `pushed_through`."""
+    gain, centred = _as_linear(norm, x)
+    pulled = direction * gain
+    return pulled - pulled.mean(-1, keepdim=True) if centred else pulled
+
+
+def pushed_through(norm: nn.Module, x: Tensor, change: Tensor) -> Tensor:
+    """What a change [B, d] of a norm's input becomes behind it, the norm taken as the linear map that it was at its input x [B, d]."""
+    gain, centred = _as_linear(norm, x)
+    return (change - change.mean(-1, keepdim=True) if centred else change) * gain
+
+
+def _as_linear(norm: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """A norm at its input x [B, d] as a gain for each entry [B, d], behind a centring (True) or none.
 
     y − b = s · w ⊙ (x − μ), with μ only for a LayerNorm: w, b and whether there is a μ are found by showing the norm known vectors, so that
     every norm (Gemma's 1 + w, OLMo's without w) is read alike.
@@ -37,8 +50,7 @@ def pulled_back(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
     inner = x.float() - x.float().mean(-1, keepdim=True) if centred else x.float()
     base = weight * inner
     scale = ((norm(x).float() - bias) * base).sum(-1, keepdim=True) / (base * base).sum(-1, keepdim=True).clamp(min=1e-30)
-    pulled = direction * weight * scale
-    return pulled - pulled.mean(-1, keepdim=True) if centred else pulled
+    return weight * scale, centred
 
 
 @dataclass(frozen=True)
@@ -68,19 +80,25 @@ class DirectEffects:
 
 
 @torch.no_grad()
-def decompose(model: LanguageModel, texts: Sequence[str], first: Sequence[int], second: Sequence[int] | None = None) -> DirectEffects:
-    """Take apart logit(first), or logit(first) − logit(second), behind each text. first, second: token ids [n]. Texts form one batch."""
-    anatomy = model.anatomy
+def decompose(
+    model: LanguageModel, texts: Sequence[str] | Batch, first: Sequence[int | str], second: Sequence[int | str] | None = None
+) -> DirectEffects:
+    """Take apart logit(first), or logit(first) − logit(second), behind each text.
+
+    first, second: token ids, or words of one token [n]. Texts form one batch. Raises UsageError for another number of tokens than texts, and for
+    what is no token; SubjectError for an empty batch.
+    """
+    anatomy, batch = model.anatomy, model.batch(texts)
     attending = [layer for layer in range(anatomy.n_layers) if anatomy.has("z", layer)]
     parts = ["resid_pre", "attn_out", "mlp_out"]
     if len(attending) == anatomy.n_layers:
-        caught, sites = _run(model, texts, first, [*parts, "z"])
+        caught, sites = _run(model, batch, first, [*parts, "z"])
     else:
-        caught, sites = _run(model, texts, first, parts)
-        sites["z"] = taps.read(model, model.encode(texts), ["z"], attending)["z"] if attending else torch.empty(0)
+        caught, sites = _run(model, batch, first, parts)
+        sites["z"] = taps.read(model, batch, ["z"], attending)["z"] if attending else torch.empty(0)
     direction, constant, logit = _ends(model, caught.final, first, second)
     attention, mlp = ((sites[name].float() * direction).sum(-1).T.cpu() for name in ("attn_out", "mlp_out"))
-    heads = torch.zeros(len(texts), anatomy.n_layers, anatomy.n_heads)
+    heads = torch.zeros(len(batch.input_ids), anatomy.n_layers, anatomy.n_heads)
     for layer, z in zip(attending, sites["z"], strict=True):
         there = caught.before_norm("attn", layer, direction)
         heads[:, layer] = torch.einsum("bhd,hdm,bm->bh", z.float(), anatomy.o_weight(layer).float(), there).cpu()
@@ -89,10 +107,13 @@ def decompose(model: LanguageModel, texts: Sequence[str], first: Sequence[int], 
 
 @torch.no_grad()
 def neurons(
-    model: LanguageModel, texts: Sequence[str], layer: int, first: Sequence[int], second: Sequence[int] | None = None
+    model: LanguageModel, texts: Sequence[str] | Batch, layer: int, first: Sequence[int | str], second: Sequence[int | str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What each neuron of a layer writes into the logit, or difference: [n, d_mlp], and the rest [n], the bias of the last map. They sum to mlp."""
-    caught, sites = _run(model, texts, first, ["mlp_out", "mlp_post"], [layer])
+    """What each neuron of a layer writes into the logit, or difference: [n, d_mlp], and the rest [n], the bias of the last map. They sum to mlp.
+
+    Errors as in `decompose`; UsageError for a layer that does not exist, SubjectError for one without neurons (mixtures of experts).
+    """
+    caught, sites = _run(model, model.batch(texts), first, ["mlp_out", "mlp_post"], [layer])
     direction, _, _ = _ends(model, caught.final, first, second)
     there = caught.before_norm("mlp", layer % model.anatomy.n_layers, direction)
     each = sites["mlp_post"][0].float() * (there @ model.anatomy.down_weight(layer).float().T)
@@ -131,20 +152,22 @@ class _Caught:
 
 
 def _run(
-    model: LanguageModel, texts: Sequence[str], first: Sequence[int], names: Sequence[str], layers: Sequence[int] | None = None
+    model: LanguageModel, batch: Batch, first: Sequence[int | str], names: Sequence[str], layers: Sequence[int] | None = None
 ) -> tuple[_Caught, dict[str, Tensor]]:
-    if len(first) != len(texts):
-        raise UsageError(f"{len(texts)} texts need as many tokens to attribute, not {len(first)}")
+    if len(first) != len(batch.input_ids):
+        raise UsageError(f"{len(batch.input_ids)} texts need as many tokens to attribute, not {len(first)}")
     caught = _Caught(model)
     handles = [norm.register_forward_pre_hook(partial(caught.keep, key)) for key, norm in caught.norms.items()]
     try:
-        return caught, taps.read(model, model.encode(texts), names, layers)
+        return caught, taps.read(model, batch, names, layers)
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _ends(model: LanguageModel, final: Tensor, first: Sequence[int], second: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+def _ends(
+    model: LanguageModel, final: Tensor, first: Sequence[int | str], second: Sequence[int | str] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The direction in the stream [n, d_model], the constant [n] and the logit itself [n]."""
     anatomy = model.anatomy
     weight, bias = anatomy.unembedding().float(), getattr(anatomy.unembed, "bias", None)

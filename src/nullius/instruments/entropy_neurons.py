@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
-from nullius.instruments.direct_effects import pulled_back
+from nullius.instruments import checks, taps
+from nullius.instruments.direct_effects import pushed_through
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -34,7 +34,8 @@ class Reading:
     logit_variance: np.ndarray
 
     def candidates(self, n: int) -> list[int]:
-        """The n neurons with the most length in the null space, norm² · null_share."""
+        """The n neurons with the most length in the null space, norm² · null_share. Raises UsageError for a negative n."""
+        checks.at_least(n, 0, "the number of candidates")
         return np.argsort(-(self.norm**2 * self.null_share), kind="stable")[:n].tolist()
 
 
@@ -88,10 +89,12 @@ class Effect:
 def effect(model: LanguageModel, texts: Sequence[str] | Batch, layer: int, neurons: Sequence[int], batch_size: int = 32) -> Effect:
     """Silence neurons one by one at the last position and measure what becomes of the entropy and of the ranking; see `Effect`.
 
-    Only the last layer's neurons have no other way to act than the final norm and the unembedding. Raises UsageError for neurons that do not exist.
+    Only the last layer's neurons have no other way to act than the final norm and the unembedding. Raises UsageError for neurons that do not exist,
+    and for fewer than two texts: the mean over one is its own activation, and nothing would be silenced.
     """
-    anatomy = model.anatomy
-    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+    anatomy, batch = model.anatomy, model.batch(texts)
+    checks.at_least(len(batch.input_ids), 2, "the number of texts whose mean activation silences a neuron")
+    checks.at_least(batch_size, 1, "batch_size")
     layer = anatomy.site("mlp_post", layer).layer
     wrong = next((neuron for neuron in neurons if not 0 <= neuron < anatomy.d_mlp), None)
     if wrong is not None:
@@ -109,7 +112,7 @@ def effect(model: LanguageModel, texts: Sequence[str] | Batch, layer: int, neuro
                 changed = taps.read(model, part, ["resid_post"], [anatomy.n_layers - 1])["resid_post"][0]
             moved = _log_probs(model, anatomy.final_norm(changed))
             difference = (changed - stream).float()  # through the norm as the linear map that it was
-            held = _log_probs(model, anatomy.final_norm(stream) + pulled_back(anatomy.final_norm, stream, difference).to(stream.dtype))
+            held = _log_probs(model, anatomy.final_norm(stream) + pushed_through(anatomy.final_norm, stream, difference).to(stream.dtype))
             totals[0, i] += float((_entropy(moved) - _entropy(plain)).abs().sum())
             totals[1, i] += float((_entropy(held) - _entropy(plain)).abs().sum())
             totals[2, i] += float((moved.argmax(-1) != plain.argmax(-1)).sum())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
+from nullius.instruments import checks, taps
 from nullius.models.language_model import Batch, LanguageModel
 
 LOGITS_HELD = 2**25  # numbers in the logits held at a time: 128 MB in float32
@@ -38,7 +38,11 @@ class Lens:
 
 
 def to_logits(model: LanguageModel, states: Tensor) -> Tensor:
-    """Logits [.., V] in float32 of states of the residual stream [.., d_model]: final norm, vocabulary, scale and soft-cap if there are such."""
+    """Logits [.., V] in float32 of states of the residual stream [.., d_model]: final norm, vocabulary, scale and soft-cap if there are such.
+
+    Raises UsageError for another width.
+    """
+    checks.wide(states, model.anatomy.d_model, f"states of {model.name}")
     return model.anatomy.logits(model.anatomy.final_norm(states.to(model.dtype)))
 
 
@@ -50,18 +54,24 @@ def rows_at_once(model: LanguageModel) -> int:
 def states_of(
     model: LanguageModel, batch: Batch, layers: Sequence[int] | None = None, positions: Literal["last", "all"] = "last"
 ) -> tuple[tuple[int, ...], Tensor]:
-    """Layers [L] and their resid_post [L, N, d_model] at the last tokens, or at all real tokens, with the last layer appended where it is
-    missing."""
+    """Layers [L] and their resid_post [L + 1, N, d_model] at the last tokens, or at all real tokens, the last layer's behind them.
+
+    Raises UsageError for layers that do not exist or are no list, other positions, and states that are not finite.
+    """
+    if isinstance(layers, int):
+        raise UsageError(f"layers must be a list: [{layers}], not {layers}")
+    if not isinstance(positions, str) or positions not in ("last", "all"):
+        raise UsageError(f"a lens reads the 'last' token of each text, or 'all' real ones, not {positions!r}")
     top = model.anatomy.n_layers - 1
     wanted = tuple(range(top + 1)) if layers is None else tuple(layer % (top + 1) if -top - 2 < layer < 0 else layer for layer in layers)
-    found = taps.read(model, batch, ["resid_post"], (*wanted, top), positions)["resid_post"]
+    found = checks.finite(taps.read(model, batch, ["resid_post"], (*wanted, top), positions)["resid_post"], f"the states of {model.name}")
     return wanted, found if positions == "last" else found[:, batch.attention_mask.bool()]
 
 
 @torch.no_grad()
 def read(
     model: LanguageModel,
-    batch: Batch,
+    batch: Batch | Sequence[str],
     targets: Tensor | Sequence[int | str] | None = None,
     *,
     layers: Sequence[int] | None = None,
@@ -72,9 +82,11 @@ def read(
     """Read the residual stream behind each layer as if it were the last.
 
     targets: token ids, or words of one token [N]. translate: None for the plain logit lens. At the last layer the plain lens is the model
-    itself. Raises UsageError for an unknown layer, or targets of another number than there are places.
+    itself. Raises UsageError for an unknown layer or none, targets of another number than there are places, and states, or a translation of them,
+    that are not finite (a NaN has rank 0: nothing is above it) or of another shape.
     """
-    layers, states = states_of(model, batch, layers, positions)
+    layers, states = states_of(model, model.batch(batch), layers, positions)
+    checks.at_least(len(layers), 1, "the number of layers read by a lens")
     n = states.shape[1]
     targets = None if targets is None else model.token_ids(list(targets) if not isinstance(targets, Tensor) else targets)
     if targets is not None and tuple(targets.shape) != (n,):
@@ -90,7 +102,7 @@ def read(
         end = to_logits(model, states[-1, part]).log_softmax(-1)
         for i, layer in enumerate(layers):
             here = states[i, part]
-            said = to_logits(model, here if translate is None else translate(layer, here)).log_softmax(-1)
+            said = to_logits(model, here if translate is None else _translated(translate, layer, here)).log_softmax(-1)
             best[i, part] = said.topk(top).indices.cpu()
             entropy[i, part] = -(said.exp() * said).sum(-1).cpu()
             kl[i, part] = (end.exp() * (end - said)).sum(-1).cpu()
@@ -98,3 +110,12 @@ def read(
                 own = said.gather(1, targets[part, None].to(said.device))
                 target[i, part], rank[i, part] = own[:, 0].cpu(), (said > own).sum(1).cpu()
     return Lens(layers, best, entropy, kl) if targets is None else Lens(layers, best, entropy, kl, target, rank)
+
+
+def _translated(translate: Translate, layer: int, states: Tensor) -> Tensor:
+    found = translate(layer, states)
+    if found.shape != states.shape:
+        raise UsageError(
+            f"a translation of layer {layer} must keep the shape of the states, {list(states.shape)}; it gave {list(found.shape)}"
+        )
+    return checks.finite(found, f"translated states of layer {layer}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import interventions, positionwise, taps
+from nullius.instruments import checks, interventions, positionwise, taps
 from nullius.instruments.direct_effects import pulled_back
 from nullius.instruments.directions import unit
 from nullius.instruments.interventions import Intervention
@@ -31,8 +31,11 @@ def neuron_effects(model: LanguageModel, neurons: Tensor, directions: Tensor) ->
 
     Through the block's factor and post-norm where there are such (Gemma, OLMo 2), the norm taken as the linear map that it was: without it a
     neuron's effect is in another unit than the stream's, and along another direction (the norm weighs channels).
+    Raises UsageError for other shapes, and SubjectError for layers without neurons (mixtures of experts).
     """
     anatomy, found = model.anatomy, []
+    _layers(model, neurons, directions)
+    checks.wide(neurons, anatomy.d_mlp, "activations of neurons")
     for layer, (h, v) in enumerate(zip(neurons, directions.to(neurons.device), strict=True)):
         along, norm = unit(v.float())[:, None] * anatomy.site("mlp_out", layer).factor, anatomy.post_norm(layer, "mlp")
         if norm is not None:
@@ -47,10 +50,14 @@ def head_importance(model: LanguageModel, z: Tensor, directions: Tensor) -> Tens
     """Fall of the projection of resid_mid onto directions [layers, k, d_model] when one head is zeroed: [layers, k, n, heads]. z: [layers, n,
     heads, d_head].
 
-    Exact, and without running the model again: at its own layer and token a head changes nothing but the attention's output.
+    Exact, and without running the model again: at its own layer and token a head changes nothing but the attention's output. Raises UsageError for
+    other shapes.
     """
     anatomy = model.anatomy
     found = []
+    _layers(model, z, directions)
+    if z.shape[2:] != (anatomy.n_heads, anatomy.d_head):
+        raise UsageError(f"heads' outputs must be [layers, n, {anatomy.n_heads}, {anatomy.d_head}]; got {list(z.shape)}")
     for layer, (here, v) in enumerate(zip(z, directions.to(z.device), strict=True)):
         keep = 1 - torch.eye(anatomy.n_heads, device=z.device, dtype=z.dtype)  # row h: all heads but h
         cut = torch.cat([here[:, None], here[:, None] * keep[None, :, :, None]], 1)  # [n, 1 + heads, heads, d_head]
@@ -92,7 +99,16 @@ def sublayer_importance(
 
     dose × σ × unit vector is added at the last token to `site` (attn_out or mlp_out), with σ the mean RMS of the stream behind that sublayer; the
     change of ⟨resid_post of the last layer, reference⟩ over dose × σ is averaged over doses. vectors, reference: [k, d_model].
+    Raises UsageError for another site, no vector, a reference of another shape, and doses of nothing.
     """
+    if site not in ("attn_out", "mlp_out"):
+        raise UsageError(f"an importance is that of attn_out or mlp_out, not of {site}")
+    if vectors.ndim != 2 or not len(vectors) or vectors.shape != reference.shape:
+        raise UsageError(f"vectors and reference must be [k, d_model] alike; got {list(vectors.shape)} and {list(reference.shape)}")
+    if not len(doses) or not all(np.isfinite(dose) and dose != 0 for dose in doses):
+        raise UsageError(f"an importance needs doses other than 0; got {list(doses)}")
+    for x, what in ((vectors, "vectors"), (reference, "reference")):
+        checks.finite(checks.wide(x, model.anatomy.d_model, what), what)
     stream = "resid_post" if site == "mlp_out" or model.anatomy.parallel else "resid_mid"
     there = taps.read(model, batch, [stream], [layer])[stream][0].float()
     sigma = float(there.square().mean(-1).sqrt().mean())
@@ -107,6 +123,15 @@ def sublayer_importance(
     moved = (end[n:].view(k, steps, n, -1) - end[:n]) @ unit(reference.float()).to(end.device).T  # [k, steps, n, k]
     own = moved.diagonal(dim1=0, dim2=3).permute(2, 0, 1)  # each vector along its own reference
     return (own / (torch.tensor(doses, device=end.device)[:, None] * sigma)).mean(1)
+
+
+def _layers(model: LanguageModel, values: Tensor, directions: Tensor) -> None:
+    """Activations [layers, n, ..] and directions [layers, k, d_model] of all layers of a model, or UsageError."""
+    layers, d = model.anatomy.n_layers, model.anatomy.d_model
+    if values.ndim < 3 or directions.ndim != 3 or len(values) != layers or len(directions) != layers or directions.shape[-1] != d:
+        raise UsageError(
+            f"activations must be [{layers}, n, ..] and directions [{layers}, k, {d}]; got {list(values.shape)} and {list(directions.shape)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -168,9 +193,14 @@ def driven(
     """Add factor × a difference of activations to the components, at the newest token of every pass: neurons at the input of down_proj, heads at
     o_proj's.
 
-    neurons: [layers, d_mlp]; heads: [layers, heads, d_head]; only the entries of the set are used. rows: of the batch.
+    neurons: [layers, d_mlp]; heads: [layers, heads, d_head]; only the entries of the set are used. rows: of the batch. Raises UsageError for
+    components that these do not hold.
     """
     found = []
+    for kind, layer, one in sorted(components.pairs()):
+        size = (neurons if kind == "neuron" else heads).shape[:2]
+        if not (0 <= layer < size[0] and 0 <= one < size[1]):
+            raise UsageError(f"{kind} {layer}.{one} does not exist: there are {size[0]} layers of {size[1]}")
     for layer, units in components.neurons.items():
         where = Where("mlp_post", layer, units=units, positions=positions, rows=rows)
         found.append(interventions.add(where, neurons[layer][list(units)], factor))
@@ -184,11 +214,15 @@ def circuit(scores: Mapping[str, Tensor], importance: Mapping[str, Tensor], size
 
     scores: {"neuron": [layers, d_mlp], "head": [layers, heads]}; importance: the same names → [layers], below zero counts as zero (all alike
     where none is above); sizes: how many of each. A layer that is full hands its quota on, so that the sizes are met as far as there are
-    components.
+    components. Raises UsageError for a size or an importance that is missing or does not fit, and for scores that are not finite.
     """
     chosen: dict[str, list[tuple[int, int]]] = {}
     for kind, table in scores.items():
         layers, width = table.shape
+        if kind not in sizes or kind not in importance or importance[kind].shape != (layers,):
+            raise UsageError(f"a circuit of {kind}s needs their number, and an importance for each of {layers} layers")
+        checks.finite(table, f"scores of {kind}s")
+        checks.finite(importance[kind], f"importance of {kind}s")
         weight = importance[kind].double().clamp(min=0)
         weight = weight if float(weight.sum()) > 0 else torch.ones_like(weight)
         wanted = min(sizes[kind], layers * width)

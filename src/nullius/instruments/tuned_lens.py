@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import lens
+from nullius.instruments import checks, lens
 from nullius.models.language_model import LanguageModel
 
 
@@ -32,16 +32,27 @@ class TunedLens:
     weights: str
 
     def __call__(self, layer: int, states: Tensor) -> Tensor:
-        """States [N, d_model] of a layer as the last layer would have them. The last layer's own are left as they are."""
-        if layer == len(self.matrix):
+        """States [N, d_model] of a layer (−1: the last) as the last layer would have them. The last layer's own are left as they are.
+
+        Raises UsageError for a layer that does not exist, and states of another width.
+        """
+        last = len(self.matrix)
+        if not -last - 1 <= layer <= last:
+            raise UsageError(f"layer {layer} does not exist: these translators are of layers 0 to {last - 1}, and {last} is the last")
+        layer %= last + 1
+        checks.wide(states, self.bias.shape[1], "states to translate")
+        if layer == last:
             return states
         x = states.float()
         return x + x @ self.matrix[layer].to(x.device) + self.bias[layer].to(x.device)
 
     def save(self, path: str | Path) -> None:
-        """Write it to a safetensors file."""
+        """Write it to a safetensors file. Raises UsageError where that cannot be written."""
         tensors = {"matrix": self.matrix.cpu().contiguous(), "bias": self.bias.cpu().contiguous()}
-        save_file(tensors, str(path), {"weights_sha256": self.weights})
+        try:
+            save_file(tensors, str(path), {"weights_sha256": self.weights})
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"the tuned lens cannot be written to {path}: {str(error).splitlines()[0]}") from None
 
     @classmethod
     def load(cls, path: str | Path, model: LanguageModel) -> TunedLens:
@@ -83,8 +94,14 @@ def fit(
 
     Adam with a learning rate that falls to 0 linearly, one step a batch for every layer alike, gradients clipped to norm 1. The subject's weights
     take no gradient and stay as they are. watch: passes over `range(epochs)`, showing progress. Raises UsageError where there are no texts, or
-    one is both trained on and held out.
+    one is both trained on and held out, for a subject of one layer, and for steps, batches or a learning rate of nothing.
     """
+    if isinstance(texts, str) or isinstance(held_out, str):
+        raise UsageError("a tuned lens needs lists of texts, not one text")
+    for value, what in ((epochs, "epochs"), (batch_size, "batch_size"), (model.anatomy.n_layers - 1, "the layers to translate")):
+        checks.at_least(value, 1, what)
+    if not 0 < learning_rate < float("inf"):
+        raise UsageError(f"learning_rate must be above 0, not {learning_rate}")
     if not texts or not held_out or set(texts) & set(held_out):
         raise UsageError("a tuned lens needs texts to train on and others, none of them the same, to be tested on")
     layers, d = model.anatomy.n_layers - 1, model.anatomy.d_model
@@ -112,7 +129,9 @@ def fit(
 
 
 def held_out_kl(model: LanguageModel, texts: Sequence[str], translate: lens.Translate | None = None, batch_size: int = 8) -> Tensor:
-    """Mean over all tokens of KL(model ‖ lens), in nats, at every layer but the last [L]."""
+    """Mean over all tokens of KL(model ‖ lens), in nats, at every layer but the last [L]. Raises UsageError where there are no texts."""
+    if isinstance(texts, str) or not texts:
+        raise UsageError("a lens is tested on a list of texts, one at least")
     total, count = torch.zeros(model.anatomy.n_layers - 1), 0
     for chosen in model.by_length(texts, batch_size):
         batch = model.encode([texts[i] for i in chosen])

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import lens
+from nullius.instruments import checks, lens
 from nullius.models.language_model import LanguageModel
 
-Groups = Mapping[str, Sequence[int]]
+Groups = Mapping[str, Sequence[int | str]]  # token ids, or words of one token; a token counts once
 
 
 def of_words(model: LanguageModel, words: Mapping[str, Iterable[str]]) -> dict[str, list[int]]:
     """Groups of the first tokens of words, written behind a space and capitalised too; tokens that two groups share belong to neither.
 
-    Raises UsageError for a group of which nothing is left.
+    Raises UsageError for a group of which nothing is left, and for words that stand in no list.
     """
+    for name, some in words.items():
+        if isinstance(some, str):
+            raise UsageError(f"the words of group '{name}' stand in a list: ['{some}'], not '{some}'")
     found = {name: {model.first_token(f" {form}") for word in some for form in (word, word.capitalize())} for name, some in words.items()}
     counts: dict[int, int] = {}
     for tokens in found.values():
@@ -51,8 +54,12 @@ def by_script(model: LanguageModel, least: int = 20) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def mass(model: LanguageModel, states: Tensor, groups: Groups) -> Tensor:
-    """Probability of each group when states of the residual stream [.., d_model] are read by the logit lens: [.., groups]."""
+    """Probability of each group when states of the residual stream [.., d_model] are read by the logit lens: [.., groups].
+
+    Raises UsageError without a group, for an empty one, for what is no token, and for states of another width or not finite.
+    """
     ids = _indices(model, groups)
+    checks.finite(checks.wide(states, model.anatomy.d_model, "states"), "states")
     rows = states.reshape(-1, states.shape[-1])
     out = torch.empty(len(rows), len(ids))
     for start in range(0, len(rows), step := lens.rows_at_once(model)):
@@ -65,9 +72,10 @@ def mass(model: LanguageModel, states: Tensor, groups: Groups) -> Tensor:
 def scores(model: LanguageModel, directions: Tensor, groups: Groups) -> Tensor:
     """Standardised mean projection of each group's tokens onto directions [.., d_model]: [.., groups], through the final norm's gain.
 
-    (mean over the group − mean over the vocabulary) / (deviation over the vocabulary · √(1/n − 1/V)).
+    (mean over the group − mean over the vocabulary) / (deviation over the vocabulary · √(1/n − 1/V)). 0 for a zero direction. Errors as in `mass`.
     """
     ids = _indices(model, groups)
+    checks.finite(checks.wide(directions, model.anatomy.d_model, "directions"), "directions")
     rows = directions.reshape(-1, directions.shape[-1])
     out = torch.empty(len(rows), len(ids))
     for start in range(0, len(rows), step := lens.rows_at_once(model)):
@@ -83,7 +91,11 @@ def scores(model: LanguageModel, directions: Tensor, groups: Groups) -> Tensor:
 
 @torch.no_grad()
 def top_tokens(model: LanguageModel, direction: Tensor, k: int = 10) -> list[str]:
-    """The k tokens that a direction [d_model] speaks for most, as text."""
+    """The k tokens that a direction [d_model] speaks for most, as text. Raises UsageError for several directions, or more tokens than there are."""
+    size = len(model.anatomy.unembedding())
+    if direction.ndim != 1 or not 1 <= k <= size:
+        raise UsageError(f"top tokens are 1 to {size} of one direction [d_model]; got k = {k} and {list(direction.shape)}")
+    checks.finite(checks.wide(direction, model.anatomy.d_model, "a direction"), "the direction")
     best = _along(model, direction[None])[0].topk(k).indices.tolist()
     return [model.tokenizer.decode([token]) for token in best]
 
@@ -100,7 +112,12 @@ def _along(model: LanguageModel, rows: Tensor) -> Tensor:
 
 def _indices(model: LanguageModel, groups: Groups) -> list[Tensor]:
     size = len(model.anatomy.unembedding())
-    for name, ids in groups.items():
-        if not len(ids) or min(ids) < 0 or max(ids) >= size:
+    if not groups:
+        raise UsageError("no group of tokens: give at least one")
+    found = []
+    for name, some in groups.items():
+        ids = [] if isinstance(some, str) else list(dict.fromkeys(some))
+        if not ids or any(not isinstance(token, str) and not 0 <= token < size for token in ids):
             raise UsageError(f"group '{name}' must hold tokens between 0 and {size - 1}, one at least")
-    return [torch.tensor(list(ids), device=model.device) for ids in groups.values()]
+        found.append(model.token_ids(ids).unique())
+    return found
