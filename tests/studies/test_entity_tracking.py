@@ -91,6 +91,19 @@ def test_a_circuit_that_does_nothing_fails_against_the_whole_base(monkeypatch):
     assert not found["circuit-beats-base"]["control"].any()
 
 
+def test_one_group_that_carries_the_label_does_not_go_under_in_four(monkeypatch):
+    """Transmitters say the label's object in every second pair, the others never."""
+    found, roles = {}, iter([role for _ in "bt" for role in tracking.ROLES for _ in range(5)])  # five masks for each role and model
+    said = np.tile([1.0, 0.0], 12)
+    monkeypatch.setattr(tracking, "carried", lambda *_, **__: (said * (next(roles) == "position transmitter"), ()))
+    monkeypatch.setattr(Lab, "finding", lambda lab, claim, **how: found.setdefault(claim, how))
+    base = wired(4)
+    circuit = dict.fromkeys(tracking.ROLES, ((0, 0),))
+    models = Models(base, base, None, 4, OBJECTS, LABELS, "short")
+    module._report_masks(Lab(get(SLUG), base), models, {"base": circuit, "tuned": circuit})
+    assert found["no-label"]["treated"].tolist() == said[12:].tolist()
+
+
 def test_null_where_tuning_changed_nothing_and_no_position_is_carried(monkeypatch):
     """One tracker by label is base, tuned and unrelated model."""
     other = wired(4, "label")

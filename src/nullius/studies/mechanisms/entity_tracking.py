@@ -66,7 +66,7 @@ TABLE: tuple[tuple[str, str, Expectation, str, str, str, float | None], ...] = (
         above_control(0.1), SHUFFLED, RATE, MASKS, 0.43),
     ("object-tuned", "In the tuned model too, value fetchers carry the object, more than the other groups do",
         above_control(0.1), SHUFFLED, RATE, MASKS, 0.47),
-    ("no-label", "No group of heads carries the label of the box",
+    ("no-label", "No group of heads carries the label of the box, not even the one that does most on other pairs",
         equivalent(0.1), "the object, which value fetchers carry", "target − decoy", MASKS, 0.0),
     ("better-fetching", "Outputs of the tuned model's value fetchers and position transmitters, pasted in, make the base better",
         above_control(0.05), RANDOM, CHANGE, PASTING, 0.16),
@@ -225,11 +225,10 @@ def _report_masks(lab: Lab, models: Models, found: dict[str, Circuit]) -> np.nda
                 sides.append((transmit + detect) / 2 - fetch if kind == "position" else fetch - (transmit + detect + read) / 3)
             note = ", ".join(f"{role} {rates[name, role, kind, False].mean():.2f}" for role in ROLES)
             lab.finding(claim, treated=sides[0], control=sides[1], note=note)
-    lab.finding(
-        "no-label",
-        treated=np.mean([rates["base", role, "label", False] for role in ROLES], 0),
-        control=rates["base", FETCH, "object", False],
-    )
+    label, n = np.stack([rates["base", role, "label", False] for role in ROLES]), len(rates["base", FETCH, "label", False]) // 2
+    most = int(np.abs(label[:, :n].mean(1)).argmax())  # a mean over the groups would hide one that carries it among three that do not
+    note = ", ".join(f"{role} {values.mean():.2f}" for role, values in zip(ROLES, label, strict=True))
+    lab.finding("no-label", treated=label[most, n:], control=rates["base", FETCH, "object", False], note=note)
     return np.array([[rates[name, role, kind, False].mean() for kind in kinds] for name in found for role in ROLES])
 
 
@@ -250,7 +249,9 @@ def _report_pastes(lab: Lab, models: Models, test: Prompts, circuit: Circuit, be
     if lab.require(able, above=1 / models.told, what="track boxes (an unrelated model)", claims=["needs-one-basis"]) and models.stranger:
         unrelated, itself = (gain(circuit, donor=donor) for donor in (models.stranger, models.base))
         lab.finding("needs-one-basis", treated=unrelated - found["all"], control=itself)
-    return {f"base with the tuned model's {role}{'' if role == 'all' else 's'}": values + before for role, values in found.items()}
+    return {
+        f"base with the tuned model's {'whole circuit' if role == 'all' else f'{role}s'}": values + before for role, values in found.items()
+    }
 
 
 def _report_knockout(lab: Lab, model: LanguageModel, test: Prompts) -> dict[str, tuple[np.ndarray, np.ndarray]]:

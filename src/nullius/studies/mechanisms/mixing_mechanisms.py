@@ -285,4 +285,4 @@ def _draw(lab: Lab, seen: Seen, layer: int) -> None:
         Panel("Mixed answers", "distance from the source's place, in groups", "share of answers", (near,)),
     )
     caption = f"State entering layer {layer} at the last token. Mixed: groups to which nothing points. Bands are 95% intervals."
-    lab.figure(Figure("figure", f"Three ways to find what is bound: {lab.subject.name}", panels, caption))
+    lab.figures.insert(0, Figure("figure", f"Three ways to find what is bound: {lab.subject.name}", panels, caption))
