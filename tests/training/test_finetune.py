@@ -73,6 +73,33 @@ def test_lora_is_merged_into_a_plain_model(toy):
     assert tuned.trained == 3 * 2 * (32 + 32 + 32 + 16)
 
 
+@pytest.mark.parametrize(
+    ("lora", "wanted"),
+    [
+        (Lora(2, targets=("gate_proj",), layers=(1,)), {"1.mlp.gate_proj"}),
+        (
+            Lora(2, targets=("mlp.up_proj", "q_proj"), layers=(0, -1)),
+            {f"{i}.{name}" for i in (0, 2) for name in ("mlp.up_proj", "self_attn.q_proj")},
+        ),
+        (Lora(2, layers=(1,)), {f"1.self_attn.{part}_proj" for part in "qkvo"} | {f"1.mlp.{part}_proj" for part in ("gate", "up", "down")}),
+    ],
+)
+def test_lora_in_some_layers(toy, lora, wanted):
+    tuned = finetune(toy, PAIRS, 2, rate=1e-2, lora=lora)
+    changed = {name for (name, a), b in zip(tuned.model.hf.named_parameters(), toy.hf.parameters(), strict=True) if not torch.equal(a, b)}
+    assert changed == {f"model.layers.{name}.weight" for name in wanted}
+
+
+def test_lora_on_a_tied_unembedding(toys):
+    """Merged, it would change the embedding as well; where nothing is tied it may be trained."""
+    assert toys["gemma"].hf.config.tie_word_embeddings
+    with pytest.raises(UsageError, match="lm_head shares its weight with the embedding"):
+        finetune(toys["gemma"], PAIRS, 1, lora=Lora(targets=("lm_head",)))
+    tuned = finetune(toys["gpt_neox"], PAIRS, 2, rate=1e-2, lora=Lora(2, targets=("lm_head",)))
+    old = dict(toys["gpt_neox"].hf.named_parameters())
+    assert {name for name, new in tuned.model.hf.named_parameters() if not torch.equal(new, old[name])} == {"lm_head.weight"}
+
+
 def test_snapshots_see_the_model_on_its_way(toy):
     seen = {}
     tuned = finetune(toy, TEXTS, 4, rate=1e-2, snapshots=(0, 2, 4), on_snapshot=lambda step, m: seen.update({step: m.last_logits(TEXTS)}))
@@ -87,7 +114,11 @@ def test_snapshots_see_the_model_on_its_way(toy):
         ([], {}, "no data"),
         ([("a prompt", "")], {}, "no token to predict"),
         (TEXTS, {"parts": Parts(mlps=(0,)), "lora": Lora()}, "not both"),
-        (TEXTS, {"lora": Lora(targets=("q_prj",))}, "nearest: q_proj"),
+        (TEXTS, {"lora": Lora(targets=("q_prj",))}, "no linear map 'q_prj' in this model; nearest: q_proj, .*; there are down_proj, "),
+        (TEXTS, {"lora": Lora(targets=("lm_head",), layers=(0, 2))}, "no linear map 'lm_head' in layers 0, 2 of this model"),
+        (TEXTS, {"lora": Lora(layers=(3,))}, "layer 3 does not exist: this model has layers 0 to 2"),
+        (TEXTS, {"lora": Lora(rank=0)}, "the rank of an adapter is at least 1, not 0"),
+        (TEXTS, {"lora": Lora(dropout=1.0)}, "dropout is a part of the input"),
     ],
 )
 def test_bad_input(toy, data, options, words):

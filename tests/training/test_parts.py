@@ -111,9 +111,55 @@ def test_flags_are_put_back(toy):
     assert parameter.requires_grad
 
 
+PROJECTIONS = {  # of each family, two maps of a layer: one of the attention, one of the feed-forward block
+    "llama": ("o_proj", "mlp.gate_proj"),
+    "gpt2": ("attn.c_proj", "c_fc"),
+    "gpt_neox": ("query_key_value", "dense_4h_to_h"),
+    "phi3": ("qkv_proj", "gate_up_proj"),
+}
+
+
+@pytest.mark.parametrize("family", PROJECTIONS)
+def test_single_projections(toys, family):
+    """Named maps of named layers are trained, biases included, and no gradient is made for anything else."""
+    model = toys[family]
+    first, second = PROJECTIONS[family]
+    parts = Parts(projections=((0, first), (-1, second)))
+    anatomy = model.anatomy
+    wanted = {
+        id(parameter)
+        for layer, name in ((0, first), (2, second))
+        for own, part in anatomy.layers[layer].named_modules()
+        if own.endswith(name)
+        for parameter in part.parameters()
+    }
+    names = {name for name, parameter in model.hf.named_parameters() if id(parameter) in wanted}
+    assert len(names) >= 2
+    assert dict(parts.masks(model)) == dict.fromkeys(names)
+    assert {name for name, changed in after_a_step(model, parts).items() if changed.any()} == names
+    with only(model.hf, parts.masks(model)):
+        model.hf(input_ids=TOKENS).logits.square().mean().backward()
+        assert {name for name, parameter in model.hf.named_parameters() if parameter.grad is not None} == names
+
+
+def test_a_projection_takes_in_its_heads(toy):
+    masks = Parts(heads=((1, 2),), projections=((1, "q_proj"),)).masks(toy)
+    assert masks["model.layers.1.self_attn.q_proj.weight"] is None
+    assert masks["model.layers.1.self_attn.o_proj.weight"] is not None
+
+
+def test_a_name_that_several_projections_have(toys):
+    with pytest.raises(UsageError, match=r"'c_proj' is 2 linear maps of layer 1 \(attn.c_proj, mlp.c_proj\): write more of the name"):
+        Parts(projections=((1, "c_proj"),)).masks(toys["gpt2"])
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
+        (Parts(projections=((0, "gate"),)), "no linear map 'gate' in layer 0 of toy-llama; nearest: gate_proj; there are down_proj, "),
+        (Parts(projections=((0, "embed_tokens"),)), "no linear map 'embed_tokens'"),
+        (Parts(projections=((0, "input_layernorm"),)), "no linear map 'input_layernorm'"),
+        (Parts(projections=((-4, "gate_proj"),)), "layer -4 does not exist: llama has layers 0 to 2"),
         (Parts(), "nothing is selected"),
         (Parts(heads=((0, 4),)), "head 4 does not exist"),
         (Parts(heads=((3, 0),)), "layer 3"),

@@ -51,6 +51,7 @@ class Selected:
 
     heads: tuple[tuple[int, int], ...] = ()
     mlps: tuple[int, ...] = ()
+    projections: tuple[tuple[int, str], ...] = ()
     layers: tuple[int, ...] = ()
     embeddings: bool = False
     final_norm: bool = False
@@ -66,6 +67,7 @@ class Adapters:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,18 @@ def plain(config: Config) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], config: Config) -> list[str]:
     """Name, with both values, each key of an earlier configuration (plain) that differs and on which the steps made so far hang."""
     now = {key: value for key, value in _flat(plain(config)).items() if key.partition(".")[0] not in MAY_CHANGE}
-    then = {key: value for key, value in _flat(dict(before)).items() if key.partition(".")[0] not in MAY_CHANGE}
+    then = {key: value for key, value in _flat(_filled(before)).items() if key.partition(".")[0] not in MAY_CHANGE}
     return [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)
     ]
+
+
+def _filled(before: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier configuration (plain) with the defaults of keys that there were not yet when it was written."""
+    try:
+        return plain(_read(Config, dict(before), "", ""))
+    except UsageError:  # a key that there is no longer
+        return dict(before)
 
 
 class _Strict(yaml.SafeLoader):

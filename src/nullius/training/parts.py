@@ -1,4 +1,4 @@
-"""Training selected parts of a model (heads, feed-forward blocks, layers) while every other weight stays as it is, bit by bit.
+"""Training selected parts of a model (heads, blocks, single projections, layers) while every other weight stays as it is, bit by bit.
 
 A head's weights are rows of the maps that make its query, key and value, and columns of the output projection. Optimisers know whole tensors
 only, so what is not selected is held in two places: its gradient is zero before clipping (it must not count in the norm), and its value is put
@@ -10,7 +10,7 @@ default they are trained only where the whole group is selected (`shared="whole"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nullius.errors import UsageError
+from nullius.errors import UsageError, nearest
+from nullius.models import dataflow
 from nullius.models.language_model import LanguageModel
 
 Masks = Mapping[str, Tensor | None]
@@ -29,8 +30,10 @@ Masks = Mapping[str, Tensor | None]
 class Parts:
     """What to train. Everything that is not named stays.
 
-    heads: (layer, head) pairs. mlps: layers whose feed-forward block is trained. layers: layers trained whole, norms included. embeddings: the
-    embedding and the unembedding. final_norm: the norm before the unembedding. maps: which of a head's four maps.
+    heads: (layer, head) pairs. mlps: layers whose feed-forward block is trained. projections: (layer, name) pairs, single linear maps with their
+    biases by the last of their names in the model ("gate_proj"), or as much of it as tells one apart ("mlp.dense", "experts.3.up_proj"). layers:
+    layers trained whole, norms included. embeddings: the embedding and the unembedding. final_norm: the norm before the unembedding. maps: which
+    of a head's four maps.
     shared: keys and values that several query heads share (grouped-query attention) are trained where the whole group is selected, where any
     head of it is, or never; where each head has its own they are always trained. Negative layers count from the end.
 
@@ -40,6 +43,7 @@ class Parts:
 
     heads: tuple[tuple[int, int], ...] = ()
     mlps: tuple[int, ...] = ()
+    projections: tuple[tuple[int, str], ...] = ()
     layers: tuple[int, ...] = ()
     embeddings: bool = False
     final_norm: bool = False
@@ -49,8 +53,8 @@ class Parts:
     def masks(self, model: LanguageModel) -> Masks:
         """Map the name of each parameter with something to train to a mask of its shape (True: trained), or to None where all of it is.
 
-        Masks are views of one row or column and take no memory. Raises UsageError for a layer or head that does not exist, or when nothing is
-        selected.
+        Masks are views of one row or column and take no memory. Raises UsageError for a layer, head or projection that does not exist, a name that
+        several projections of a layer have, or when nothing is selected.
         """
         anatomy = model.anatomy
         names = {id(parameter): name for name, parameter in model.hf.named_parameters()}
@@ -65,13 +69,14 @@ class Parts:
             for module, side, lines in self._lines(model, layer, heads):
                 _mark(found, names, module, side, lines)
         whole: list[nn.Module] = [anatomy.mlp(layer) for layer in self.mlps]
+        whole += [_projection(model, layer, name) for layer, name in self.projections]
         whole += [anatomy.layers[anatomy._layer(layer)] for layer in self.layers]
         whole += [anatomy.embed, anatomy.unembed] if self.embeddings else []
         whole += [anatomy.final_norm] if self.final_norm else []
         for module in whole:
             found.update({names[id(parameter)]: None for parameter in module.parameters()})
         if not found:
-            raise UsageError("nothing is selected for training: name heads, mlps, layers, embeddings or final_norm")
+            raise UsageError("nothing is selected for training: name heads, mlps, projections, layers, embeddings or final_norm")
         return found
 
     def _lines(self, model: LanguageModel, layer: int, heads: set[int]) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -93,6 +98,24 @@ class Parts:
     def _groups(self, heads: set[int], group: int) -> set[int]:
         counts = {head // group: sum(other // group == head // group for other in heads) for head in heads}
         return {key for key, n in counts.items() if self.shared != "never" and (n == group or self.shared == "any")}
+
+
+def named(maps: Iterable[str], name: str, where: str) -> list[str]:
+    """Those of some linear maps that end in a name, or in a dotted part of one. Raises UsageError, with what exists, where none does."""
+    found = [own for own in maps if own == name or own.endswith(f".{name}")]
+    if not found:
+        known = sorted({own.rpartition(".")[2] for own in maps})
+        raise UsageError(f"no linear map '{name}' in {where}{nearest(str(name), known)}; there are {', '.join(known)}")
+    return found
+
+
+def _projection(model: LanguageModel, layer: int, name: str) -> nn.Module:
+    """The one linear map of a layer that has a name."""
+    maps = dataflow.linears(model.anatomy.layers[model.anatomy._layer(layer)])
+    found = named(maps, name, f"layer {layer} of {model.name}")
+    if len(found) > 1:
+        raise UsageError(f"'{name}' is {len(found)} linear maps of layer {layer} ({', '.join(found[:4])}): write more of the name")
+    return maps[found[0]]
 
 
 def _mark(found: dict[str, Tensor | None], names: Mapping[int, str], module: nn.Module, side: str, lines: Tensor) -> None:
