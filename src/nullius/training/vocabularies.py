@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def train(sources: Sequence[Source], vocabulary: int, progress: Progress) -> Any
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[SEPARATOR], initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
     )
-    tokens.train_from_iterator(_texts(sources, progress), trainer)
+    _interruptibly(lambda: tokens.train_from_iterator(_texts(sources, progress), trainer))
     if tokens.get_vocab_size() < vocabulary:
         raise UsageError(f"the text is too small for a vocabulary of {vocabulary}: it gives {tokens.get_vocab_size()} entries")
     return PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token=SEPARATOR, eos_token=SEPARATOR, pad_token=SEPARATOR)
@@ -91,6 +92,24 @@ def separator(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise UsageError("the tokenizer has no token that ends a text (eos_token); take another")
+
+
+def _interruptibly(work: Callable[[], None]) -> None:
+    """Do what takes minutes outside Python in a thread of its own, so that a signal reaches this one at once."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failed:
+        raise failed[0]
 
 
 def _texts(sources: Sequence[Source], progress: Progress) -> Iterator[str]:

@@ -10,7 +10,7 @@
 ['non-approximate', 'softmax', 'non-approximate', 'softmax']
 
 A mapping may start from a named size: {"size": "gla-340m", "vocab_size": 50304}. Importing this package makes the model types `nullius` and
-`gla` (checkpoints of fla-hub) known to AutoConfig and AutoModelForCausalLM, so that `from_pretrained` loads what `save_pretrained` wrote.
+`gla` (checkpoints of fla-hub) known to AutoConfig, AutoModel and AutoModelForCausalLM, so that `from_pretrained` loads what `save_pretrained` wrote.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from nullius.errors import UsageError
 from nullius.models.architectures.ablation import averaging, estrange_gates, patterns, score_ranges, skipping
 from nullius.models.architectures.config import ALLOCATIONS, MIXERS, DecoderConfig, allocate
 from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel
-from nullius.models.architectures.published import GLAConfig, GLAForCausalLM
+from nullius.models.architectures.published import GLAConfig, GLAForCausalLM, GLAModel
 from nullius.models.architectures.sizes import SIZES, configured, named
 
 __all__ = [
@@ -66,8 +66,9 @@ def create(wanted: str | Mapping[str, Any] | DecoderConfig) -> DecoderForCausalL
 
 def register() -> None:
     """Make the architectures known to transformers. Done once, when this package is imported."""
-    for config, model in ((DecoderConfig, DecoderForCausalLM), (GLAConfig, GLAForCausalLM)):
+    for config, body, model in ((DecoderConfig, DecoderModel, DecoderForCausalLM), (GLAConfig, GLAModel, GLAForCausalLM)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, body, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 

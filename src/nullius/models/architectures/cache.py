@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from nullius.errors import NulliusError
 from nullius.models.architectures.config import GATED, DecoderConfig
@@ -91,6 +91,10 @@ class State(CacheLayerMixin):
 def prepare(cache: Cache | None, config: DecoderConfig) -> Cache:
     """Return a cache whose layers fit the decoder's: a new one, or the one given (an empty one of `generate` gets its layers exchanged)."""
     mixers = config.mixers or []
+    if cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers) and not set(mixers) <= set(RECURRENT):
+        raise NulliusError(
+            "a decoder's keys and values grow: no cache of fixed size (cache_implementation 'static') is taken; leave it out"
+        )
     if cache is not None and [isinstance(layer, State) for layer in cache.layers] == [name in RECURRENT for name in mixers]:
         return cache
     layers: list[Any] = [State() if name in RECURRENT else DynamicLayer() for name in mixers]

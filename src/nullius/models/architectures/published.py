@@ -6,7 +6,7 @@ from typing import Any
 
 from nullius.errors import SubjectError
 from nullius.models.architectures.config import DecoderConfig
-from nullius.models.architectures.decoder import DecoderForCausalLM
+from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel
 
 # keys of such a configuration that change what is computed, with the only value that is supported here
 REQUIRED: dict[str, Any] = {
@@ -55,6 +55,12 @@ class GLAConfig(DecoderConfig):
             self.intermediate_size = -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256) * 256
         self.short_conv = self.conv_size if self.use_short_conv else 0
         super().__post_init__(**kwargs)
+
+
+class GLAModel(DecoderModel):
+    """A decoder made from a published configuration, without its unembedding."""
+
+    config_class = GLAConfig
 
 
 class GLAForCausalLM(DecoderForCausalLM):
