@@ -38,7 +38,13 @@ def test_equal_networks_show_nothing(toy, monkeypatch, gates_open):
     record = runner.run(get(SLUG), toy)
     words = {verdict.claim.id: verdict.word for verdict in record.verdicts}
     assert set(words) == {claim.id for claim in module.CLAIMS}
-    within = {"skipping-destroys", "their-mixing-counts", "context-helps-attention", "outliers-are-late"}  # these look inside one decoder
+    within = {
+        "skipping-destroys",
+        "every-hybrid-breaks",
+        "their-mixing-counts",
+        "context-helps-attention",
+        "outliers-are-late",
+    }  # these look inside one decoder
     assert not [claim for claim, word in words.items() if word == "holds" and claim not in within]
     assert words["zero-shot"] == words["hybrid-closes-fixed"] == "out of reach"
 
@@ -53,6 +59,9 @@ def test_every_variant_goes_through_at_full_scale_on_a_text_of_ones_own(toy, mon
     assert {record.verdict(f"hybrid-closes-{kind}").word for kind in ("approximate", "random", "fixed")} != {"out of reach"}
     assert record.verdict("hybrid-stays-small").word == "out of reach"
     assert record.verdict("hybrid-stays-small").effect is not None
+    broken = record.verdict("every-hybrid-breaks")
+    assert [note.split()[0] for note in broken.note.split("; ")] == list(module.FULL_KINDS)
+    assert broken.effect.n == 6  # half of the windows: the other half has said which hybrid is hurt least
     assert {"figure.svg", "figure-maps.svg"} <= {entry["name"] for entry in record.data["artefacts"]}
     path.write_text("too short", "utf-8")
     with pytest.raises(UsageError, match=r"text\.txt holds 2 tokens"):

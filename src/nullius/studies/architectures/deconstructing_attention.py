@@ -38,7 +38,7 @@ def _claim(name: str, wording: str, expect: Expectation, control: str, unit: str
 
 
 def _more(name: str, wording: str, published: str, control: str = SHUFFLED, **needs: Any) -> Claim:
-    return _claim(name, wording, above_control(MARGIN), control, published=published, needs=Needs(**needs))
+    return _claim(name, wording, above_control(MARGIN), control, published=published or None, needs=Needs(**needs))
 
 
 CLAIMS = (
@@ -56,6 +56,8 @@ CLAIMS = (
            "no mixing in all layers, which must be seen to be worse", published="Wiki perplexity 39.4 against 38.1"),
     _claim("skipping-destroys", "The weakened layers contribute: without them a trained hybrid predicts worse", above_control(MARGIN),
            "the same before training, when no layer has anything to contribute", published="Wiki perplexity 2e4 to 2e6"),
+    _claim("every-hybrid-breaks", "So does every trained hybrid without its weakened layers, the least hurt of them (chosen on other windows) too",
+           above_control(MARGIN), "the same hybrid before training", published="Wiki perplexity 2e4 to 2e6"),
     _claim("their-mixing-counts", "So does their mixing alone: with its mean in its place a trained hybrid predicts worse", above_control(MARGIN),
            SHUFFLED),
     _claim("regulated", "Query-free scores, in layers that have them both times, grow larger when no layer attends than when every other one does",
@@ -134,7 +136,8 @@ def _measure(lab: Lab, plan: Plan, bench: Bench, own: OwnText | None, words: int
     sets = {"text": corpus.text, "shuffled": corpus.shuffled}
     how = {"text": plan.text, "shuffled": plan.shuffled}
     nets = {order: variants.train(bench, plan.shape, keys, train, how[order], plan.seeds, order) for order, (train, _) in sets.items()}
-    before = variants.untrained(bench, plan.shape, (ALONE, MIXED), sets["text"][0], plan.text, plan.seeds)
+    hybrids = [(kind, MIXED[1]) for kind in plan.kinds]
+    before = variants.untrained(bench, plan.shape, (ALONE, *hybrids), sets["text"][0], plan.text, plan.seeds)
     loss = {order: {key: variants.loss(found, sets[order][1]) for key, found in nets[order].items()} for order in nets}
     for order, found in loss.items():
         lab.note(f"{order}: nats per word " + "; ".join(f"{name(key)} {values.mean():.3f}" for key, values in found.items()))
@@ -143,7 +146,7 @@ def _measure(lab: Lab, plan: Plan, bench: Bench, own: OwnText | None, words: int
     about, what = [claim.id for claim in CLAIMS if claim.unit == "nats"], "predicting a word with attention better than its frequency does"
     lab.require(gain, above=0.0, what=what, claims=about, clusters=clusters)
     _text_findings(lab, plan, loss, clusters)
-    _ablations(lab, nets, before[MIXED], sets, clusters)
+    _ablations(lab, nets, {key: before[key] for key in hybrids}, sets, clusters)
     _scores(lab, nets["text"], before, sets["text"][1], clusters)
     _by_position(lab, nets["text"], sets["text"][1], clusters)
     recalled = _recall(lab, plan, bench, clusters)
@@ -171,11 +174,20 @@ def _text_findings(lab: Lab, plan: Plan, loss: dict[str, Losses], clusters: list
     lab.finding("hybrid-is-near", treated=near, control=far, clusters=clusters)
 
 
-def _ablations(lab: Lab, nets: dict[str, Nets], before: list[Any], sets: dict[str, tuple[Asked, Asked]], clusters: list[int]) -> None:
-    """Every other layer of the query-free hybrid left out, or its mixing replaced by its mean. before: the hybrids, untrained."""
+def _ablations(lab: Lab, nets: dict[str, Nets], before: Nets, sets: dict[str, tuple[Asked, Asked]], clusters: list[int]) -> None:
+    """Every other layer of the hybrids left out, or the mixing of the query-free one replaced by its mean. before: the hybrids, untrained."""
     (text, shuffled), take = (sets[order][1] for order in ("text", "shuffled")), (architectures.skipping, architectures.averaging)
-    skipped, mean = (variants.rise(nets["text"][MIXED], text, without, "odd") for without in take)
-    lab.finding("skipping-destroys", treated=skipped, control=variants.rise(before, text, take[0], "odd"), clusters=clusters)
+    skipped = {key: variants.rise(nets["text"][key], text, take[0], "odd") for key in before}
+    mean, untaught = (variants.rise(found, text, way, "odd") for found, way in ((nets["text"][MIXED], take[1]), (before[MIXED], take[0])))
+    lab.finding("skipping-destroys", treated=skipped[MIXED], control=untaught, clusters=clusters)
+    position = np.array(clusters)
+    choose, rest = position < len(text) // 2, position >= len(text) // 2
+    least = min(skipped, key=lambda key: float(skipped[key][choose].mean()))
+    null, note = (
+        variants.rise(before[least], text, take[0], "odd"),
+        "; ".join(f"{key[0]} {rise.mean():.2f}" for key, rise in skipped.items()),
+    )
+    lab.finding("every-hybrid-breaks", treated=skipped[least][rest], control=null[rest], clusters=position[rest].tolist(), note=note)
     null, others = variants.rise(nets["shuffled"][MIXED], shuffled, take[1], "odd"), [f"shuffled {i}" for i in clusters]
     lab.finding("their-mixing-counts", treated=mean, control=null, clusters=clusters, control_clusters=others, paired=False)
 
