@@ -525,6 +525,30 @@ def test_published_checkpoints_load(tokenizer, tmp_path):
         subject.anatomy.site("pattern", 0)
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_published_checkpoints_from_before_gate_and_up_were_apart(files, tokenizer, tmp_path):
+    """They hold [gate; up] under the gate's name, in one file or several."""
+    weights = published(tmp_path / "new", tokenizer, len(tokenizer))
+    published(tmp_path / "old", tokenizer, len(tokenizer))
+    old = {name: value for name, value in weights.items() if "up_proj" not in name}
+    for name in [name for name in old if "gate_proj" in name]:
+        old[name] = torch.cat((weights[name], weights[name.replace("gate_proj", "up_proj")]))
+    (tmp_path / "old" / "model.safetensors").unlink()
+    names = sorted(old)
+    parts = [names[i::files] for i in range(files)]
+    where = {name: f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i, part in enumerate(parts) for name in part}
+    for part in parts:
+        save_file({name: old[name] for name in part}, tmp_path / "old" / where[part[0]], {"format": "pt"})
+    (tmp_path / "old" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    new, same = (nullius.load(tmp_path / name, "cpu") for name in ("new", "old"))
+    assert torch.equal(new.hf(tokens()).logits, same.hf(tokens()).logits)
+    bare, half = AutoModel.from_pretrained(tmp_path / "old"), AutoModelForCausalLM.from_pretrained(tmp_path / "old", dtype=torch.bfloat16)
+    assert torch.equal(bare.eval()(tokens()).last_hidden_state, new.hf.model(tokens()).last_hidden_state)
+    assert half.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
+    same.hf.save_pretrained(tmp_path / "again")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(tokens()).logits, new.hf(tokens()).logits)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

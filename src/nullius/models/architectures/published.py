@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from nullius.errors import SubjectError
 from nullius.models.architectures.config import DecoderConfig
-from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel
+from nullius.models.architectures.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 
+GATE, UP = "mlp.gate_proj.weight", "mlp.up_proj.weight"
 # keys of such a configuration that change what is computed, with the only value that is supported here
 REQUIRED: dict[str, Any] = {
     "use_output_gate": True,
@@ -57,13 +62,41 @@ class GLAConfig(DecoderConfig):
         super().__post_init__(**kwargs)
 
 
-class GLAModel(DecoderModel):
+class PublishedModel(DecoderPreTrainedModel):
+    """What both classes below share: how they are loaded."""
+
+    config_class = GLAConfig
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *inputs: Any, **how: Any) -> Any:
+        """As transformers' own. Until 2025 gate and up projection were one weight [2 · inner, d], gate first: a folder's is cut in two."""
+        folder = Path(str(pretrained_model_name_or_path))
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        if files and how.get("state_dict") is None and _together(files):
+            weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+            for name in [name for name in weights if name.endswith(GATE)]:
+                gate, up = weights[name].chunk(2)
+                weights |= {name: gate.contiguous(), name.replace(GATE, UP): up.contiguous()}
+            config = how.pop("config", None) or cls.config_class.from_pretrained(folder)
+            return super().from_pretrained(None, *inputs, config=config, state_dict=weights, **how)
+        return super().from_pretrained(pretrained_model_name_or_path, *inputs, **how)
+
+
+def _together(files: list[Path]) -> bool:
+    """Whether gate and up projection are one weight in these files. Damaged ones are left to who loads them."""
+    names: set[str] = set()
+    try:
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                names |= set(opened.keys())
+    except (OSError, SafetensorError):
+        return False
+    return any(name.endswith(GATE) for name in names) and not any(name.endswith(UP) for name in names)
+
+
+class GLAModel(PublishedModel, DecoderModel):
     """A decoder made from a published configuration, without its unembedding."""
 
-    config_class = GLAConfig
 
-
-class GLAForCausalLM(DecoderForCausalLM):
+class GLAForCausalLM(PublishedModel, DecoderForCausalLM):
     """A decoder made from a published configuration."""
-
-    config_class = GLAConfig
