@@ -42,15 +42,15 @@ def can(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    if weight.dtype != torch.float32 or not weight.is_contiguous() or weight.shape[1] % 64 or torch.is_autocast_enabled(weight.device.type):
+    if weight.dtype != torch.float32 or not weight.is_contiguous() or weight.shape[1] % 64:
         return False
-    return available(weight.device)
+    return available(weight.device) and not torch.is_autocast_enabled(weight.device.type)
 
 
 @cache
 def available(device: torch.device) -> bool:
     """Whether a device has what is needed, and the kernels give there what they should: they are tried on a small product."""
-    if device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_block_optin < SHARED:
+    if device.type != "cuda" or getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) < SHARED:
         return False
     a, b = (torch.linspace(-1, 1 + i, 192 * 256, device=device).sin().view(192, 256) for i in range(2))
     try:
@@ -76,7 +76,7 @@ def worth(rows: int, weight: Tensor) -> bool:
 class Linear:
     """x · W.T + b; an input of too few rows, or of another type, is left to torch."""
 
-    def __init__(self, module: nn.Linear, inputs: _Inputs) -> None:
+    def __init__(self, module: Any, inputs: _Inputs) -> None:
         self.weight, self.bias, self.inputs = module.weight.detach(), module.bias, inputs
         self.halves: Any = None
 
