@@ -29,7 +29,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.5, torc
 
 
 def difference(logits: Tensor) -> Tensor:
-    """Logit of the first answer minus that of the second: [rows, 2] → [rows]."""
+    """Logit of the first answer minus that of the second: [rows, 2] → [rows]. Raises UsageError where there is one answer only."""
+    if logits.shape[1] < 2:
+        raise UsageError("the metric is the difference of two answers, and one is given for each pair: give two, or another metric")
     return logits[:, 0] - logits[:, 1]
 
 
@@ -335,3 +337,6 @@ def check_lengths(model: LanguageModel, base: Batch, source: Batch) -> None:
             raise UsageError(
                 f"pair {i} does not have the length of the others ({a} and {b} tokens):\n  base    {sides[0]}\n  source  {sides[1]}"
             )
+    for side in (base, source):
+        if side.input_ids.shape[1] != int(lengths[0, 0]):
+            raise UsageError(f"texts of {int(lengths[0, 0])} tokens in {side.input_ids.shape[1]} columns: leave out the padding")
