@@ -43,6 +43,8 @@ class Nodes:
         mask = torch.zeros_like(self.allowed)
         writers, readers = self._numbers
         for edge in which:
+            if isinstance(edge, str):
+                raise UsageError(f"'{edge}' is no Edge(writer, reader)")
             for name, known, kind in ((edge.writer, writers, "writer"), (edge.reader, readers, "reader")):
                 if name not in known:
                     raise UsageError(f"no {kind} '{name}'{nearest(name, known)}")

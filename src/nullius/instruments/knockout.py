@@ -35,8 +35,8 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
     """Logits at the last position [n, V], on the CPU, with a set of heads knocked out in each text.
 
     sets: for each text its heads, maybe none. mean: what they give instead, [layers, T, heads, d_head] (`mean_by_position`), or
-    [layers, heads, d_head] for any length (`interventions.means`); None: zeros. Raises UsageError where numbers or lengths do not fit, or for a
-    head that does not exist.
+    [layers, heads, d_head] for any length (`interventions.means`); None: zeros. Raises UsageError where numbers, sizes or lengths do not fit, for
+    padded texts with a mean by position, or for a head that does not exist.
     """
     n, length = batch.input_ids.shape
     anatomy = model.anatomy
@@ -44,6 +44,13 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
         raise UsageError(f"{len(sets)} sets of heads for {n} texts")
     if mean is not None and mean.ndim == 4 and mean.shape[1] != length:
         raise UsageError(f"the mean by position is for texts of {mean.shape[1]} tokens, these have {length}")
+    if mean is not None:
+        z = anatomy.site("z", 0)
+        if mean.ndim not in (3, 4) or (mean.shape[0], *mean.shape[-2:]) != (anatomy.n_layers, z.heads, z.width):
+            sizes = f"[{anatomy.n_layers}, {z.heads}, {z.width}] or [{anatomy.n_layers}, T, {z.heads}, {z.width}]"
+            raise UsageError(f"the mean of heads must be {sizes}; got {list(mean.shape)}")
+        if mean.ndim == 4 and not bool(batch.attention_mask.all()):
+            raise UsageError("a mean by position is for texts of one length: some are padded")
     out = _out(model, sets)
     with ExitStack() as stack:
         for layer in range(anatomy.n_layers):
@@ -57,6 +64,8 @@ def _out(model: LanguageModel, sets: Sequence[Sequence[Head]]) -> Tensor:
     """Which heads are knocked out in each text [layers, n, heads]."""
     anatomy = model.anatomy
     out = torch.zeros(anatomy.n_layers, len(sets), anatomy.n_heads, dtype=torch.bool)
+    if any(isinstance(heads, Head) for heads in sets):
+        raise UsageError("a set of heads for each text: a list of lists")
     for text, heads in enumerate(sets):
         for head in heads:
             if not (0 <= head.layer < anatomy.n_layers and 0 <= head.head < anatomy.n_heads):

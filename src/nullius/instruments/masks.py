@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps, wavefront
+from nullius.instruments import indices, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.interchange import check_read_out, read_out
 from nullius.instruments.patching import check_lengths
@@ -29,15 +29,18 @@ from nullius.models.language_model import Batch, LanguageModel
 
 @dataclass(frozen=True)
 class Desideratum:
-    """Pairs of texts of one length, with the token that should come out [n]; at: the heads' position in base and source, for each pair."""
+    """Pairs of texts of one length. targets: the token that should come out [n], its id or a string of one token; at, source_at: the heads' position
+    in base and source, for each pair."""
 
     base: Batch
     source: Batch
-    targets: tuple[int, ...]
+    targets: tuple[int | str, ...]
     at: tuple[int, ...]
     source_at: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, Batch) or not isinstance(self.source, Batch):
+            raise UsageError("a desideratum takes batches of texts: model.encode(texts)")
         n = len(self.base.input_ids)
         if not len(self.targets) == len(self.at) == len(self.source_at) == len(self.source.input_ids) == n:
             raise UsageError(f"{n} base texts need as many sources, targets and positions")
@@ -93,7 +96,9 @@ def learn(
     Loss: −mean target logit + l1 · Σ(1 − m). After each epoch the rounded mask is tried on the validation pairs; the best one is
     returned, on a tie the one that takes fewer heads. Raises UsageError for heads that do not exist and pairs of unequal length.
     """
-    _check(model, heads)
+    if not heads:
+        raise UsageError("no candidate heads: give at least one")
+    indices.at_least_one(epochs=epochs, batch_size=batch_size)
     pairs = _Ready(model, train, heads)
     tried = _Ready(model, validation, heads)
     m = torch.ones(len(heads), device=model.device, requires_grad=True)
@@ -107,7 +112,7 @@ def learn(
             with torch.no_grad():
                 m.clamp_(0, 1)
             logits = pairs.logits(rows, m)
-            targets = torch.tensor([train.targets[i] for i in rows], device=model.device)
+            targets = torch.tensor([pairs.targets[i] for i in rows], device=model.device)
             loss = -logits.gather(1, targets[:, None]).mean() + l1 * (1 - m).sum()
             (m.grad,) = torch.autograd.grad(loss, m)
             optimiser.step()
@@ -124,15 +129,18 @@ def learn(
 
 
 def accuracy(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> np.ndarray:
-    """1 where the target is the greedy next token when these heads come from the source [n]; no heads: what the model says anyway."""
-    return (said(model, pairs, heads, batch_size) == np.array(pairs.targets)).astype(float)
+    """1 where the target is the greedy next token when these heads come from the source [n]; no heads: what the model says anyway.
+
+    Raises UsageError for heads that do not exist, no pairs, and pairs of unequal length.
+    """
+    return (said(model, pairs, heads, batch_size) == np.array(_tokens(model, pairs))).astype(float)
 
 
 @torch.no_grad()
 def said(model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> np.ndarray:
-    """The greedy next token when these heads come from the source [n]."""
+    """The greedy next token when these heads come from the source [n]. Errors as in `accuracy`."""
     out = []
-    for start in range(0, len(pairs), batch_size):
+    for start in range(0, max(len(pairs), 1), batch_size):
         ready = _Ready(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), heads)
         out.append(_greedy(ready, torch.zeros(len(heads), device=model.device)))
     return np.concatenate(out)
@@ -150,9 +158,11 @@ class _Ready:
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, pairs: Desideratum, heads: Sequence[Head], batch_size: int = 64) -> None:
-        self.model, self.heads, self.targets = model, tuple(heads), pairs.targets
+        _check(model, heads)
+        if not len(pairs):
+            raise UsageError("a desideratum without pairs: give at least one")
+        self.model, self.heads, self.targets = model, tuple(heads), _tokens(model, pairs)
         check_lengths(model, pairs.base, pairs.source)
-        model.token_ids(list(pairs.targets))
         self.ids = pairs.base.input_ids
         n, length = self.ids.shape
         here, there = (positions(at, n, length) for at in (pairs.at, pairs.source_at))
@@ -203,9 +213,13 @@ class _Ready:
             return read_out(model, wavefront.run_suffix(model, base, ids, start)[:, -1])
 
 
+def _tokens(model: LanguageModel, pairs: Desideratum) -> list[int]:
+    return model.token_ids(list(pairs.targets)).tolist()
+
+
 def _check(model: LanguageModel, heads: Sequence[Head]) -> None:
-    if not heads:
-        raise UsageError("no candidate heads: give at least one")
+    if isinstance(heads, Head) or len(set(heads)) < len(heads):
+        raise UsageError(f"candidate heads stand in a list, each once: {heads}")
     for head in heads:
         if not (0 <= head.layer < model.anatomy.n_layers and 0 <= head.head < model.anatomy.n_heads):
             raise UsageError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import resumable, resume, taps, wavefront
+from nullius.instruments import indices, resumable, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import Metric, check_lengths
 from nullius.models import hooks
@@ -52,7 +52,8 @@ def positions(at: At, n: int, length: int) -> Tensor | None:
     """Return a position for each of n texts [n], counted from 0, or None for all positions. Raises UsageError for one outside the text."""
     if at is None:
         return None
-    given = torch.tensor([at] * n if isinstance(at, int) else [int(i) for i in at])
+    given = indices.columns(at).cpu()
+    given = given.expand(n) if given.ndim == 0 else given
     if given.shape != (n,):
         raise UsageError(f"{len(given)} positions for {n} pairs: give one for all, or one for each pair")
     if bool(((given < -length) | (given >= length)).any()):
@@ -65,13 +66,15 @@ def check(model: LanguageModel, base: Batch, source: Batch, senders: Sequence[Se
     """Raise UsageError for pairs of unequal length and for components that the model does not have."""
     check_lengths(model, base, source)
     anatomy = model.anatomy
-    if not senders:
-        raise UsageError("no sender: give at least one head or feed-forward block")
+    if isinstance(senders, (Head, Mlp)) or not senders:
+        raise UsageError("no sender in a list: give at least one head or feed-forward block")
     for sender in senders:
         check_sender(model, sender)
     for receiver in receivers:
         if receiver.site not in ("q", "k", "v"):
             raise UsageError(f"receiver {receiver} is no query, key or value of a head: `site_paths` patches paths into any site")
+        if receiver.layer < 0:
+            raise UsageError(f"receiver {receiver} does not exist: {model.name} has layers 0 to {anatomy.n_layers - 1}")
         heads = anatomy.site(receiver.site, receiver.layer).heads
         if not 0 <= receiver.head < heads:
             raise UsageError(f"receiver {receiver} does not exist: {model.name} has {receiver.site} of heads 0 to {heads - 1}")
@@ -80,6 +83,8 @@ def check(model: LanguageModel, base: Batch, source: Batch, senders: Sequence[Se
 def check_sender(model: LanguageModel, sender: Sender, what: str = "sender") -> None:
     """Raise UsageError for a head or feed-forward block that the model does not have."""
     anatomy = model.anatomy
+    if not isinstance(sender, (Head, Mlp)):
+        raise UsageError(f"{what} {sender} is no Head(layer, head) and no Mlp(layer): `site_paths` patches paths from any site")
     if not 0 <= sender.layer < anatomy.n_layers:
         raise UsageError(f"{what} {sender} does not exist: {model.name} has layers 0 to {anatomy.n_layers - 1}")
     if isinstance(sender, Head) and not 0 <= sender.head < anatomy.n_heads:
@@ -107,11 +112,18 @@ class Readout:
         """Metric [copies, n] from the final norm's output [copies, n, d_model]; for logits only the answers' vocabulary rows are used."""
         anatomy = self.model.anatomy
         logits = anatomy.logits(last, self.answers) if self.scores == "logits" else self._chosen(anatomy.logits(last))
-        return torch.stack([self.metric(copy) for copy in logits])
+        return torch.stack([self.measured(copy) for copy in logits])
+
+    def measured(self, scores: Tensor) -> Tensor:
+        """The metric [n] of the answers' scores [n, k]. Raises UsageError for one that does not give one number a row."""
+        found = self.metric(scores)
+        if found.shape != scores.shape[:1]:
+            raise UsageError(f"a metric gives one number a row: from scores {list(scores.shape)} to [rows]; this gave {list(found.shape)}")
+        return found
 
     def plain(self, batch: Batch) -> Tensor:
         """Metric [n] as the model itself makes its logits."""
-        return self.metric(self.of(self.model.logits(batch).float()))
+        return self.measured(self.of(self.model.logits(batch).float()))
 
     def of(self, logits: Tensor) -> Tensor:
         """The answers' scores [n, k] among logits [n, V]."""

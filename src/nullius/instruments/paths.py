@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
-from nullius.instruments import path_runs
+from nullius.instruments import indices, path_runs
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import TOLERANCE, Metric, difference
 from nullius.instruments.path_runs import At, Mlp, Readout, Receiver, Run, Sender
@@ -116,9 +116,14 @@ def patch(
     if tokens.ndim != 2 or len(tokens) != n:
         raise UsageError(f"answers must be token ids [{n}, k], one row for each pair; got {list(tokens.shape)}")
     layers = range(model.anatomy.n_layers)
+    if isinstance(free_heads, Head):
+        raise UsageError(f"free_heads must be a list: [{free_heads!r}], not {free_heads!r}")
     for head in free_heads:
         path_runs.check_sender(model, head, "free head")
-    held = set(layers if held_mlps == "all" else () if held_mlps == "none" else held_mlps)
+    if scores not in ("logits", "log_probs") or (isinstance(held_mlps, str) and held_mlps not in ("none", "all")):
+        raise UsageError("scores are 'logits' or 'log_probs', and held_mlps 'none', 'all' or a list of layers")
+    indices.at_least_one(max_rows=max_rows, pairs_at_once=pairs_at_once)
+    held = {"all": set(layers), "none": set()}[held_mlps] if isinstance(held_mlps, str) else set(indices.listed("held_mlps", held_mlps))
     if not held <= set(layers):
         raise UsageError(f"held_mlps names a layer that does not exist: {model.name} has layers 0 to {layers[-1]}")
     positions, from_positions = path_runs.positions(at, n, length), path_runs.positions(source_at, n, length)
@@ -133,7 +138,7 @@ def patch(
         where, from_where = (None if given is None else given[rows] for given in (positions, from_positions))
         run = Run(model, some[0], some[1], path_runs.cut(receivers, rows, n), where, from_where, set(free_heads), held)
         base_scores, (seen, plain_source[rows]) = readout.of(run.base.logits), readout(torch.stack([run.base.last, run.source_last]))
-        plain_base[rows] = metric(base_scores)
+        plain_base[rows] = readout.measured(base_scores)
         if float((seen - plain_base[rows]).abs().max()) > TOLERANCE[model.dtype]:
             raise SubjectError(f"{model.name} makes its logits from the final norm in a way that path patching does not know")
         values[rows] = run.values(senders, readout, plain_base[rows], max_rows).T

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import taps
+from nullius.instruments import indices, taps
 from nullius.instruments.interventions import Intervention, applied, interchange
 from nullius.instruments.patching import Metric, check_lengths, difference
 from nullius.instruments.where import Where
@@ -61,7 +61,7 @@ def patch(
 
     base, source: n pairs of texts. answers: token ids [n, k], or strings of one token each. source_positions: for each of the senders' positions,
     the column of the source to take [P] or [n, P]; None: the same ones, and then a pair's texts have one length. max_rows: sequences in one pass.
-    Raises UsageError for pairs of unequal length (both tokenisations are shown), for parts that do not exist, and for a part with `rows`.
+    Raises UsageError for pairs of unequal length (both tokenisations are shown), for parts that do not exist, a part with `rows`, and `logits`.
     """
     here, there = model.batch(base), model.batch(source)
     if source_positions is None:
@@ -72,9 +72,13 @@ def patch(
     tokens = model.token_ids(answers)
     if tokens.ndim != 2 or len(tokens) != n:
         raise UsageError(f"answers must be token ids [{n}, k], one row for each pair; got {list(tokens.shape)}")
+    if isinstance(senders, Where) or isinstance(held, Where):
+        raise UsageError("senders and held parts stand in a list, also one of them")
     parts = [*senders, *held, *([] if receiver is None else [receiver])]
     if not senders or any(part.rows is not None for part in parts):
         raise UsageError("give at least one sender, and no part with `rows`: every pair is patched alike")
+    if any(part.site == "logits" for part in parts):
+        raise UsageError("no path begins or is held at the logits, and one ends there where no receiver is given")
     own = _whole(model, here, held)
     theirs = _whole(model, there, senders)
     read = torch.stack([metric(model.logits(batch).float().gather(1, tokens)) for batch in (here, there)])
@@ -83,11 +87,12 @@ def patch(
     for some in (senders[i : i + size] for i in range(0, len(senders), size)):
         copies = len(some)
         many = Batch(here.input_ids.repeat(copies, 1), here.attention_mask.repeat(copies, 1))
-        changes = [interchange(part, _times(own[part.site, part.layer], copies)) for part in held]
+        changes = [interchange(_of_pattern(_each(part, copies), here), _times(own[part.site, part.layer], copies)) for part in held]
         for i, sender in enumerate(some):
             where = replace(sender, rows=range(i * n, (i + 1) * n))
             changes.append(interchange(_of_pattern(where, there), theirs[sender.site, sender.layer], source_positions))
-        values.append(_metric(model, many, changes, receiver, tokens.repeat(copies, 1), metric).view(copies, n))
+        to = None if receiver is None else _each(receiver, copies)
+        values.append(_metric(model, many, changes, to, tokens.repeat(copies, 1), metric).view(copies, n))
     return SitePaths(torch.cat(values).T.cpu(), read[0].cpu(), read[1].cpu())
 
 
@@ -123,6 +128,14 @@ def _of_pattern(where: Where, batch: Batch) -> Where:
     if where.site != "pattern" or where.units is not None:
         return where
     return replace(where, units=range(batch.input_ids.shape[1]))
+
+
+def _each(where: Where, copies: int) -> Where:
+    """A part with positions for each text, in a batch that holds the texts several times."""
+    if isinstance(where.positions, str):
+        return where
+    at = indices.columns(where.positions)
+    return replace(where, positions=at.repeat(copies, 1)) if at.ndim == 2 else where
 
 
 def _times(x: Tensor, copies: int) -> Tensor:

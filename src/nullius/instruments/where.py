@@ -48,6 +48,7 @@ class Clock:
     def __init__(self) -> None:
         self.past = 0  # columns that lie in the cache
         self.width = 0  # columns of this pass
+        self.rows = 0  # of this pass, as the decoder was called
         self.prompt = 0  # columns at the end of a text's first pass
         self.mask: Tensor | None = None  # of the prompt [B, T]: 1 where a token is real
 
@@ -57,7 +58,7 @@ class Clock:
         cache = kwargs.get("past_key_values")
         end = self.past + self.width
         self.past = 0 if cache is None else int(cache.get_seq_length())
-        self.width = 0 if ids is None else ids.shape[1]
+        self.rows, self.width = (0, 0) if ids is None else ids.shape[:2]
         if (
             self.past == 0 or not self.prompt <= self.past <= end
         ):  # no continuation of the pass before: another text, maybe behind a cached prefix
@@ -209,6 +210,9 @@ class Plan:
         end = self.clock.past + self.clock.width
         start = end - width
         own = torch.arange(rows) if self.rows is None else self.rows
+        by_row = self.rows is not None or (self.positions is not None and self.positions.ndim == 2)
+        if by_row and rows != self.clock.rows:  # an instrument that packs several runs into one pass
+            raise UsageError(f"the rows of {self} are not those of this pass, which carries {rows} for {self.clock.rows}: leave out `rows`")
         if int(own.max()) >= rows:
             raise UsageError(f"row {int(own.max())} does not exist: the batch has rows 0 to {rows - 1}")
         if self.positions is not None:
