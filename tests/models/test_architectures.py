@@ -253,6 +253,20 @@ def test_gradients_with_and_without_checkpointing():
         assert all(a is not None and torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens(16, 12)]
+    how = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2,
+        report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(make("gla", "odd"), how, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
 def test_loss_is_that_of_the_next_token():
     model, ids = make("gla"), tokens()
     assert float(model(ids, labels=ids).loss) == pytest.approx(

@@ -212,6 +212,34 @@ def test_a_trained_tokenizer_round_trips_and_repeats_itself(corpus):
     assert vocabularies.separator(first) == first.eos_token_id
 
 
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    """A trained tokenizer, saved and loaded again."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "text.txt"
+    text.write_text("The claim holds, the control is null: 12 of 12. " * 40, "utf-8")
+    vocabularies.train([Source(str(text))], 280, quiet).save_pretrained(folder / "made")
+    return vocabularies.load(str(folder / "made"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), special=st.booleans())
+def test_any_text_comes_back_through_a_reloaded_tokenizer(reloaded, text, special):
+    """Control characters, joined emoji, bytes that no training text held, spaces before marks, and the separator's own name."""
+    text = f"{text}{vocabularies.SEPARATOR} n't , {text}" if special else text
+    ids = reloaded(text, add_special_tokens=False)["input_ids"]
+    assert reloaded.decode(ids) == text
+    assert max(ids, default=0) < len(reloaded)
+    assert (vocabularies.separator(reloaded) in ids) == (vocabularies.SEPARATOR in text)
+
+
+def test_bad_text_ends_the_training_of_a_tokenizer_in_its_own_words(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n{"text": \n', "utf-8")
+    with pytest.raises(UsageError, match=r"a.jsonl, line 2: not JSON"):
+        vocabularies.train([Source(str(path))], 300, quiet)
+
+
 @pytest.mark.parametrize(("size", "words"), [(200, "too small: 256 bytes"), (60_000, "the text is too small for a vocabulary of 60000")])
 def test_vocabularies_that_cannot_be(corpus, size, words):
     with pytest.raises(UsageError, match=words):

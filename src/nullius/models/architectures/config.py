@@ -77,7 +77,7 @@ class DecoderConfig(PreTrainedConfig):
     """
 
     model_type = "nullius"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (transformers' trainer adds it to a list)
 
     vocab_size: int = 32000
     hidden_size: int = 1024
