@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import questions, resume, taps, wavefront
+from nullius.instruments import alike, questions, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.questions import Questions
 from nullius.models.language_model import Batch, LanguageModel
@@ -27,6 +27,8 @@ def mean_by_position(model: LanguageModel, batch: Batch) -> Tensor:
     """Mean over texts of every head's output z, position by position: [layers, T, heads, d_head]. Raises UsageError where texts are padded."""
     if not bool(batch.attention_mask.all()):
         raise UsageError("a mean by position wants texts of one length: some are padded")
+    if alike.beginning(batch) and questions.runs_from_middle(model):  # what all texts begin with is run once
+        return alike.run_base(model, batch, ["z"]).sites["z"].mean(1)
     return taps.read(model, batch, ["z"], positions="all")["z"].mean(1)
 
 
@@ -82,7 +84,7 @@ def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[S
     batch, targets = asked.batch(model), asked.targets
     fits = mean.ndim == 4 and mean.shape[1] == batch.input_ids.shape[1] and bool(batch.attention_mask.all())
     if fits and questions.runs_from_middle(model):
-        base = wavefront.run_base(model, batch, ["z"])
+        base = alike.run_base(model, batch, ["z"])
         if questions.reads_alike(model, base):
             before = base.logits.argmax(-1).cpu().numpy() == targets
             start = _unmoved(base.sites["z"], mean.to(model.device))

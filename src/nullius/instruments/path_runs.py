@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import indices, resumable, resume, taps, wavefront
+from nullius.instruments import alike, indices, questions, resumable, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import Metric, check_lengths
 from nullius.models import hooks
@@ -194,15 +194,19 @@ class Run:
         self.z: dict[int, Tensor] = {}
         self.mlp_out: dict[int, Tensor] = {}
         self.received: dict[int, Tensor] = {}
+        # what all texts begin with is run once where nothing is read there
+        once = self.local and not receivers and bool(alike.beginning(base)) and questions.runs_from_middle(model)
         with ExitStack() as stack:
             for layer in range(anatomy.n_layers):
                 for module, kept in ((anatomy.attn(layer), self.attn), (anatomy.mlp(layer), self.mlp)):
                     stack.callback(module.register_forward_hook(partial(self._keep_local, kept, layer)).remove)
-                for site, into in (("z", self.z), ("mlp_out", self.mlp_out)):
+                for site, into in (("z", self.z), ("mlp_out", self.mlp_out)) if not once else ():
                     stack.callback(hooks.on_read(anatomy, anatomy.site(site, layer), partial(into.__setitem__, layer)).remove)
             for i, receiver in enumerate(self.receivers):
                 stack.callback(hooks.on_read(anatomy, anatomy.site(receiver.site, receiver.layer), partial(self._keep_received, i)).remove)
-            self.base = wavefront.run_base(model, base)
+            self.base = alike.run_base(model, base, ("z", "mlp_out")) if once else wavefront.run_base(model, base)
+        if once:
+            self.z, self.mlp_out = (dict(enumerate(self.base.sites[site])) for site in ("z", "mlp_out"))
         own = {site: _stacked(site, kept) for site, kept in (("z", self.z), ("mlp_out", self.mlp_out))}
         differs = (base.input_ids != source.input_ids).any(0)  # from the first such position on the source is run
         first = int(differs.int().argmax()) if bool(differs.any()) else self.length
@@ -215,7 +219,10 @@ class Run:
         self.there = there
 
     def _keep_local(self, into: dict[int, Any], layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        kept = _pick(first_output(output), self.where)
+        out = first_output(output)
+        if len(out) < self.n:  # the beginning of all texts
+            return
+        kept = _pick(out, self.where - (self.length - out.shape[1]))
         into[layer] = (kept, *[None] * (len(output) - 1)) if isinstance(output, tuple) else kept
 
     def _keep_received(self, i: int, value: Tensor) -> None:
