@@ -84,6 +84,17 @@ def test_a_checkpoint_without_its_optimiser_does_not_go_on(tiny):
         train(tiny)
 
 
+def test_the_text_may_move_and_the_held_out_text_change(tiny, corpus, tmp_path):
+    train(replace(tiny, steps=1))
+    for name in ("text.txt", "other.txt"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    moved = tuple(replace(source, path=str(tmp_path / Path(source.path).name)) for source in tiny.data.train)
+    train(replace(tiny, steps=2, data=replace(tiny.data, train=moved, evaluate=())))
+    assert len(losses(tiny.out)) == 2
+    with pytest.raises(UsageError, match=r"data.train was .*'weight': 3.0.* is .*'weight': 2.0"):
+        train(replace(tiny, data=replace(tiny.data, train=(replace(moved[0], weight=2.0), moved[1]))))
+
+
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 def test_a_signal_while_data_is_prepared_ends_at_once(tiny, monkeypatch, number, name, code):
     write = packed._write
