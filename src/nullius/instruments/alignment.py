@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import interchange
+from nullius.instruments import indices, interchange
 from nullius.instruments.interchange import At, Counterfactuals
 from nullius.instruments.interventions import orthonormal
 from nullius.models.language_model import LanguageModel
@@ -62,13 +62,15 @@ def learn(
     """Learn a basis of k dimensions with Adam. The model's weights are left as they are.
 
     The loss has local minima (a variable whose values are half in the basis): the best of `starts` random starts, by the mean loss of the last tenth
-    of its steps, is returned. Raises UsageError where k is not 1 … width − 1.
+    of its steps, is returned. Raises UsageError where k is not 1 … width − 1, for less than one step, start or pair, and as
+    `interchange.transplant`.
     """
+    indices.at_least_one(steps=steps, starts=starts, batch_size=batch_size)
     width = _width(model, at)
     if not 1 <= k < width:
         raise UsageError(f"an alignment at {at.site} takes 1 to {width - 1} dimensions, not {k}")
     pairs = interchange.prepare(model, train, at)
-    wanted = torch.tensor(train.wanted, device=model.device)
+    wanted = torch.tensor(pairs.wanted, device=model.device)
     best: Alignment | None = None
     for start in range(starts):
         free = random_basis(k, width, rng).to(model.device).requires_grad_()

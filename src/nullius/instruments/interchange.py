@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import interventions, patching, resume, taps, wavefront
+from nullius.instruments import indices, interventions, patching, resume, taps, wavefront
 from nullius.instruments.causal_models import CausalModel
 from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
@@ -66,12 +66,17 @@ def carried(flipped: NDArray[np.float64], places: Sequence[int]) -> tuple[NDArra
 @dataclass(frozen=True)
 class Counterfactuals:
     """Pairs of texts with the tokens that are expected. base, source: texts [n]. wanted: the token that should follow the base when the variable
-    comes from the source; unchanged: the one that follows it as it is [n]."""
+    comes from the source; unchanged: the one that follows it as it is [n]; ids, or strings of one token each. Raises UsageError where they differ in
+    number."""
 
     base: tuple[str, ...]
     source: tuple[str, ...]
-    wanted: tuple[int, ...]
-    unchanged: tuple[int, ...]
+    wanted: tuple[int | str, ...]
+    unchanged: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if len({len(self.base), len(self.source), len(self.wanted), len(self.unchanged)}) > 1:
+            raise UsageError(f"{len(self.base)} base texts need as many sources, wanted and unchanged tokens")
 
     def __len__(self) -> int:
         return len(self.base)
@@ -102,14 +107,16 @@ def counterfactuals(
     pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     variables: Collection[str],
     text: Callable[[Mapping[str, Any]], str],
-    token: Callable[[Any], int],
+    token: Callable[[Any], int | str],
     informative: bool = True,
 ) -> Counterfactuals:
     """Make counterfactuals of pairs of inputs (base, source). text: inputs → prompt; token: value of the output → token id.
 
     informative: keep only pairs for which the interchange changes what should be said; a model that ignores it is right about all others.
-    Raises UsageError where no pair is left.
+    Raises UsageError where no pair is left, and for what the causal model does not have.
     """
+    if isinstance(variables, str):
+        raise UsageError(f"variables must be a list: ['{variables}'], not '{variables}'")
     rows = []
     for base, source in pairs:
         wanted, unchanged = causal.interchange(base, source, variables)[causal.output], causal.run(base)[causal.output]
@@ -166,7 +173,13 @@ class Prepared:
 @torch.no_grad()
 def prepare(model: LanguageModel, pairs: Counterfactuals, at: At, batch_size: int = 64) -> Prepared:
     """Run bases and sources once, up to the place. Errors as in `transplant`."""
+    if not len(pairs):
+        raise UsageError("no pairs to interchange: give at least one")
+    if at.site in ("pattern", "logits"):
+        raise UsageError(f"{at.site} are no state of a token that could be carried to another text: take q and k, or resid_post")
+    indices.at_least_one(batch_size=batch_size)
     at = replace(at, layer=model.anatomy._layer(at.layer))
+    tokens = tuple(model.token_ids(list(pairs.wanted)).tolist())
     there, here = columns(model, pairs.source, at.token), columns(model, pairs.base, at.token)
     if isinstance(at.token, int) and at.token != -1:
         same_length(model, pairs.base, pairs.source)
@@ -182,7 +195,7 @@ def prepare(model: LanguageModel, pairs: Counterfactuals, at: At, batch_size: in
             part = Batch(base.input_ids[rows], base.attention_mask[rows])
             with resume.skipped(model, range(at.layer, model.anatomy.n_layers)):
                 below.append(taps.read(model, part, ["resid_pre"], [at.layer], positions="all")["resid_pre"][0])
-    return Prepared(model, at, base, torch.cat(below) if below else None, here[:, None], torch.cat(states)[:, None], pairs.wanted)
+    return Prepared(model, at, base, torch.cat(below) if below else None, here[:, None], torch.cat(states)[:, None], tokens)
 
 
 def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tensor | None = None, batch_size: int = 64) -> Tensor:
@@ -190,10 +203,11 @@ def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tens
     only.
 
     Differentiable in `basis`. Texts of unequal length are aligned by `at.token`: −1 and roles mean the same in both. Raises UsageError, with both
-    tokenisations, where a column from the front would not.
+    tokenisations, where a column from the front would not; for a place or a token that does not exist, no pairs, and a basis that does not fit.
     """
+    indices.at_least_one(batch_size=batch_size)
     out = []
-    for start in range(0, len(pairs), batch_size):
+    for start in range(0, max(1, len(pairs)), batch_size):
         some = prepare(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), at)
         out.append(some.logits(range(len(some)), basis))
     return torch.cat(out)
@@ -201,19 +215,23 @@ def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tens
 
 @torch.no_grad()
 def accuracy(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tensor | None = None) -> NDArray[np.float64]:
-    """1 where the greedy next token is the one wanted [n]; its mean is the interchange intervention accuracy."""
-    return (transplant(model, pairs, at, basis).argmax(-1).cpu() == torch.tensor(pairs.wanted)).double().numpy()
+    """1 where the greedy next token is the one wanted [n]; its mean is the interchange intervention accuracy. Errors as in `transplant`."""
+    return (transplant(model, pairs, at, basis).argmax(-1) == model.token_ids(list(pairs.wanted))).double().cpu().numpy()
 
 
 def columns(model: LanguageModel, texts: Sequence[str], token: int | Callable[[str], str]) -> Tensor:
     """The column [n] of a token in the left-padded batch of texts. Raises UsageError where it does not exist, or a role's part is not a whole number
     of tokens of its text (both tokenisations are shown)."""
+    if not callable(token):
+        (token,) = indices.listed("token", [token])
     batch = model.encode(texts)
     width, found = batch.input_ids.shape[1], []
     for row, text in enumerate(texts):
         pad = width - int(batch.attention_mask[row].sum())
         if callable(token):
             part = token(text)
+            if not isinstance(part, str):
+                raise UsageError(f"a role gives a part of the text, the one that ends with its token; it gave {part!r} for: {text}")
             ids, whole = (model.encode([some]).input_ids[0].tolist() for some in (part, text))
             if whole[: len(ids)] != ids:
                 raise UsageError(
@@ -230,6 +248,8 @@ def columns(model: LanguageModel, texts: Sequence[str], token: int | Callable[[s
 
 def same_length(model: LanguageModel, base: Sequence[str], source: Sequence[str]) -> None:
     """Raise UsageError, with both tokenisations side by side, for the first pair whose texts do not have the same number of tokens."""
+    if isinstance(base, str) or isinstance(source, str) or len(base) != len(source):
+        raise UsageError(f"base and source texts stand in lists of one length; got {len(base)} and {len(source)}")
     for a, b in zip(base, source, strict=True):
         if len(model.tokens(a)) != len(model.tokens(b)):
             shown = _side_by_side(model, {"base": a, "source": b})
@@ -270,10 +290,13 @@ def last_token(
     that makes its logits from the final norm in another way than is known here.
     """
     same_length(model, base, source)
+    layers = [model.anatomy._layer(layer) for layer in indices.listed("layers", layers)]
     answers = model.token_ids(candidates)
+    if not layers or answers.ndim != 2 or len(answers) != len(base):
+        raise UsageError(f"give a layer at least, and candidates [{len(base)}, k], a row for each pair; got {list(answers.shape)}")
     logits = np.zeros((len(layers), *answers.shape))
     emitted = np.full((len(layers), len(base)), -1, dtype=np.int64)
-    order = sorted(layers)
+    order = sorted(set(layers))
     lengths = [len(model.tokens(text)) for text in base]
     for length in dict.fromkeys(lengths):
         same = [i for i, other in enumerate(lengths) if other == length]
@@ -287,7 +310,7 @@ def last_token(
             joining = [(layer, state[:, None]) for layer, state in zip(order, states, strict=True)]
             hidden = wavefront.travel(model, run, here.input_ids.shape[1] - 1, joining).unflatten(0, (len(order), len(rows)))
             for place, layer in enumerate(order):
-                where = list(layers).index(layer)
+                where = np.flatnonzero(np.array(layers) == layer)[:, None]
                 if vocabulary:
                     whole = read_out(model, hidden[place])
                     emitted[where, rows] = whole.argmax(-1).cpu().numpy()

@@ -176,6 +176,8 @@ class LanguageModel:
         """Left-pad rows of token ids into a batch on the model's device. Raises SubjectError for an empty row."""
         if not rows or not all(len(row) for row in rows):
             raise SubjectError("a text without tokens cannot be fed to a model; give it at least one word")
+        if any(isinstance(row, str) for row in rows):
+            raise UsageError("rows of token ids are wanted here, not texts: `encode` takes those")
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
