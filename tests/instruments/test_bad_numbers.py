@@ -6,20 +6,29 @@ import torch
 
 from nullius.errors import NulliusError
 from nullius.instruments import (
+    attention_maps,
+    attribution,
     checks,
+    circuit_search,
+    circuits,
     control_tasks,
     direct_effects,
     directions,
     entropy_neurons,
     erasure,
+    heads,
     lens,
     neurons,
     nonlinear_probes,
+    patching,
+    pointer_mixture,
     probes,
     separation,
     tuned_lens,
     vocabulary,
 )  # fmt: skip
+from nullius.instruments.circuits import WHOLE, Group, Keep, Means
+from nullius.instruments.heads import Contrast, Head, Scaling
 from nullius.instruments.neurons import Components
 
 RNG = np.random.default_rng(0)
@@ -31,6 +40,9 @@ BAD = HOLE[1]
 LABELS, GROUPS = np.arange(30) % 2, np.arange(30) // 2
 ROW = torch.tensor(LABELS)[None]
 LINEAR, BENT = probes.logistic, nonlinear_probes.mlp(steps=2)
+AT = np.array([(p, k, i) for p in range(3) for k in range(3) for i in range(3)])
+ODDS = RNG.dirichlet(np.ones(3), len(AT))
+CELLS = pointer_mixture.cells(AT, ODDS)
 
 
 def streamed():
@@ -99,12 +111,37 @@ CASES = {
     "a projection of one point": (lambda: separation.project(ONE[:1], "pca"), "three points"),
     "a slope of NaN": (lambda: separation.depth_slope([1.0, np.nan]), "finite"),
     "a stage of fewer points": (lambda: separation.by_sets({"a": ONE[:5]}, LABELS, [np.arange(5)]), "stage a has 5 points, 30 labels"),
+    "scores of no distributions": (lambda: pointer_mixture.cells(AT, ODDS * 3), "add up to 1"),
+    "scores below 0": (lambda: pointer_mixture.cells(AT, -ODDS), "not be below 0"),
+    "scores of fewer samples": (lambda: pointer_mixture.cells(AT[:5], ODDS), r"got \[5, 3\] and \[27, 3\]"),
+    "a mixture of no cell": (lambda: pointer_mixture.fit(CELLS, CELLS.part([])), "cells to fit and to stop by"),
+    "a place beyond the candidates": (lambda: pointer_mixture.fit(pointer_mixture.cells(AT + 9, ODDS), CELLS), "each from 0 to 2"),
+    "four cells in three parts": (lambda: CELLS.part(range(4)).split(RNG), "cells to split must be 5 or more"),
+    "one distribution against many": (lambda: pointer_mixture.similarity(ODDS, ODDS[:1]), "one by one"),
+    "a share of nothing": (lambda: circuits.faithfulness(np.ones(2), np.zeros(2)), "mean score is 0"),
+    "a share of less": (lambda: circuits.faithfulness(np.ones(2), -np.ones(2)), "mean score is -1"),
+    "a share of other texts": (lambda: circuits.faithfulness(np.ones(2), np.ones(1)), "scores of the same texts"),
+    "a pattern that looks ahead": (lambda: attention_maps.indicators(torch.full((1, 2, 4, 4), 0.25)), "still to come"),
+    "a pattern below 0": (lambda: attention_maps.indicators(torch.tensor([[[[1.0, 0.0], [2.0, -1.0]]]])), "must not be below 0"),
+    "a contrast of fewer tokens": (lambda: Contrast(("a", "b"), (1,), (2, 3)), "2 prompts, 1 and 2"),
+    "too few other answers": (lambda: Contrast(("a",), (1,), (2,)).with_others([1, 2, 3], RNG), "must be 2 or more, not 1"),
 }
-
-
 TEXTS = ["a b c", "b"]
 LENS = tuned_lens.TunedLens(torch.zeros(2, 32, 32), torch.zeros(2, 32), "")
 VECTORS = torch.ones(2, 32)
+CONTRAST = Contrast(("a b", "b a"), (1, 2), (3, 4))
+PAIRS = (["a b c"], ["a b a"], [[5, 6]])
+
+
+def kept(m, keep, means=None, **options):
+    batch = m.encode(["a b", "b a"])
+    return circuits.evaluate(m, batch, [1, 2], [keep], means or circuits.position_means(m, batch), **options)
+
+
+def agree(m, k=3, change=lambda x: x):
+    return attribution.agreement(change(attribution.attribution(m, *PAIRS)), patching.residual(m, *PAIRS), k)
+
+
 MODEL_CASES = {
     "a lens of layers in no list": (lambda m: lens.read(m, TEXTS, layers=1), r"layers must be a list: \[1\]"),
     "a lens of no layer": (lambda m: lens.read(m, TEXTS, layers=[]), "layers read by a lens must be 1 or more"),
@@ -157,6 +194,28 @@ MODEL_CASES = {
         lambda _: neurons.circuit({"head": torch.full((3, 4), torch.nan)}, {"head": torch.ones(3)}, {"head": 2}),
         "not finite",
     ),
+    "a layer below the first": (
+        lambda m: heads.sweep(m, CONTRAST, [Scaling(Head(-1, 0), 0.0)]),
+        "head -1.0 does not exist: .* layers 0 to 2",
+    ),
+    "a factor that is none": (lambda m: heads.sweep(m, CONTRAST, [Scaling(Head(0, 0), float("nan"))]), "cannot be scaled by nan"),
+    "a setting for one of two prompts": (lambda m: heads.sweep(m, CONTRAST, [[None]]), "2 prompts need a setting each, not 1"),
+    "random heads like none": (lambda m: heads.random_heads(m, [], 2, RNG), "give one at least"),
+    "means of one head": (lambda m: kept(m, Keep(()), Means(torch.zeros(3, 3, 1, 8), torch.zeros(3, 3, 32))), "those of another model"),
+    "a score of all texts": (lambda m: kept(m, WHOLE, score=lambda logits, _: logits.mean()), "one number a row"),
+    "a group that is not there": (
+        lambda m: circuits.minimal(m, m.encode(["a"]), [1], [Group("a")], 3, circuits.position_means(m, ["a"])),
+        "a circuit of 1 groups has none of number 3",
+    ),
+    "a chain from nowhere": (
+        lambda m: circuit_search.chain(m, *PAIRS, [circuit_search.Link("a", 1, into="q")], metric=lambda x: x[:, 0]),
+        "'a' writes into q of nothing",
+    ),
+    "no step of gradients": (lambda m: attribution.attribution(m, *PAIRS, steps=0), "steps must be 1 or more"),
+    "agreement of NaN": (lambda m: agree(m, change=lambda x: x * torch.nan), "estimates are not finite"),
+    "agreement of equal guesses": (lambda m: agree(m, change=torch.ones_like), "no order to agree about"),
+    "agreement of other cells": (lambda m: agree(m, change=lambda x: x[:, :1]), "the exact sweep of"),
+    "agreement of no cell": (lambda m: agree(m, k=0), "k must be 1 or more"),
     "a circuit of no size": (
         lambda _: neurons.circuit({"head": torch.ones(3, 4)}, {"head": torch.ones(3)}, {}),
         "a circuit of heads needs",

@@ -153,3 +153,28 @@ def test_refusals(toy, keep, words):
         circuits.evaluate(toy, batch, [9] * 3, [WHOLE], means)
     with pytest.raises(UsageError, match="do not have one length"):
         circuits.position_means(toy, toy.encode(["one", "one two three four"]))
+
+
+def test_what_is_taken_away_is_taken_by_where_it_stands(toy):
+    """−1, the last column's number and a list of it are one place: the part must go from circuit and model alike."""
+    texts, answers = batch_of(toy, n=4), [1, 2, 3, 4]
+    means, last = circuits.position_means(toy, texts), texts.input_ids.shape[1] - 1
+    heads = (Head(0, 0), Head(1, 1))
+    groups = [Group("a", heads), Group("b", (Head(1, 2),), -2)]
+    ways = [[Group("part", heads, at)] for at in (-1, last, (last,) * 4)]
+    found = circuits.completeness(toy, texts, answers, groups, ways, means, score=circuits.probability)
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    assert found[0] == pytest.approx(found[2], abs=1e-9)
+    lesser, bare = (Keep(tuple(groups[1:])), Keep(tuple(groups), without=(Group("part", heads, None),)))
+    one, other = circuits.evaluate(toy, texts, answers, [lesser, bare], means, score=circuits.probability)
+    assert np.allclose(one, other)
+
+
+def test_parts_draw_feed_forward_blocks_too(toy):
+    groups = [Group("a", (Head(0, 0),), None, (Mlp(0), Mlp(1), Mlp(2)))]
+    parts = circuits.random_parts(groups, 40, np.random.default_rng(0))
+    counts = [len(part[0].mlps) for part in parts]
+    assert 0.3 < np.mean(counts) / 3 < 0.7
+    means = circuits.position_means(toy, batch_of(toy))
+    found = circuits.completeness(toy, batch_of(toy), [1] * 12, groups, parts[:2], means, score=circuits.probability, mlps=True)
+    assert (found > 0).all()

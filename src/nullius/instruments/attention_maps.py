@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
+from nullius.instruments import checks
 from nullius.instruments.attention import watched
 from nullius.models import architectures
 from nullius.models.language_model import LanguageModel
@@ -35,14 +36,17 @@ def indicators(pattern: Tensor) -> dict[str, Tensor]:
     range: the largest difference between two scores in a row, max over rows: ln of the ratio of weights, which is what softmax makes of it. Weights
     that a softmax in float32 has rounded to 0 count as its smallest number, so that nothing above 87 is seen.
 
-    Raises UsageError for what is no pattern: another shape, or rows that do not add up to 1.
+    Raises UsageError for what is no pattern: another shape, rows that do not add up to 1, weights below 0 or on later tokens.
     """
-    if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
+    if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2] or 0 in pattern.shape:
         raise UsageError(f"patterns must be [texts, heads, T, T]; got {list(pattern.shape)}")
+    checks.finite(pattern, "patterns")
     a, length = pattern.double(), pattern.shape[-1]
     if not bool(((a.sum(-1) - 1).abs() < 0.05).all()):
         raise UsageError("the rows of an attention pattern must add up to 1")
     allowed = torch.ones(length, length, dtype=torch.bool, device=a.device).tril()
+    if bool((a < -0.01).any()) or bool((a.masked_fill(allowed, 0).abs() > 0.01).any()):
+        raise UsageError("the weights of an attention pattern must not be below 0, or on tokens that are still to come")
     logs = a.clamp(min=torch.finfo(torch.float32).tiny).log()
     spread = logs.masked_fill(~allowed, -torch.inf).amax(-1) - logs.masked_fill(~allowed, torch.inf).amin(-1)
     found = {
@@ -82,7 +86,7 @@ def survey(model: LanguageModel, texts: list[str]) -> dict[str, NDArray[np.float
 
     All texts must be equally long in tokens, since padding would have rows of its own: raises UsageError where they are not.
     """
-    batch = model.encode(texts)
+    batch = model.batch(texts)
     if not bool(batch.attention_mask.all()):
         raise UsageError("the texts of a survey must have equally many tokens")
     kept: dict[int, dict[str, Tensor]] = {}

@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import patching, taps, wavefront
+from nullius.instruments import checks, patching, taps, wavefront
 from nullius.instruments.patching import Cells, Metric, Sweep, Texts, difference
 from nullius.models.language_model import LanguageModel
 
@@ -49,7 +49,7 @@ def attribution(
     """Estimated change of the metric for every cell of `patching.residual` (or, for site "z", of `patching.heads`): [n, layers, columns].
 
     steps: 1 takes the gradient at the base run; more take the mean gradient at that many points between the inputs of base and source.
-    Arguments and errors as in `patching.residual`.
+    Arguments and errors as in `patching.residual`; UsageError for less than one step.
     """
     if site == "z":
         return estimate(patching.head_grid(model, base, source, answers, metric), points(steps))
@@ -59,6 +59,7 @@ def attribution(
 def points(steps: int) -> tuple[float, ...]:
     """Where integrated gradients are taken on the line from the base's input to the source's: its start for one step, else the middles of as many
     parts."""
+    checks.at_least(steps, 1, "steps")
     return (0.0,) if steps == 1 else tuple((step + 0.5) / steps for step in range(steps))
 
 
@@ -92,14 +93,21 @@ def estimate(cells: Cells, at: Sequence[float] = (0.0,)) -> Tensor:
 def agreement(estimated: Tensor, sweep: Sweep, k: int = 10) -> Agreement:
     """Compare an estimate [n, layers, columns] with the exact sweep of the same pairs. Cells that cannot matter (0 in both) are left out.
 
-    Raises UsageError when fewer than k cells are left.
+    Raises UsageError when fewer than k cells are left, for an estimate of another shape or not finite, and where all cells are alike, which no rank
+    correlation tells apart.
     """
+    checks.at_least(k, 1, "k")
+    if estimated.shape != sweep.values.shape:
+        raise UsageError(f"the estimate is of {list(estimated.shape)} cells, the exact sweep of {list(sweep.values.shape)}")
+    checks.finite(estimated, "the estimates")
     effect = (sweep.values - sweep.base[:, None, None]).mean(0).flatten().cpu().double().numpy()
     guess = estimated.mean(0).flatten().cpu().double().numpy()
     matters = (effect != 0) | (guess != 0)
     effect, guess = effect[matters], guess[matters]
     if len(effect) < k:
         raise UsageError(f"the largest {k} cannot be compared: only {len(effect)} cells have an effect")
+    if len(set(effect)) == 1 or len(set(guess)) == 1:
+        raise UsageError("all cells have one effect, or one estimate: there is no order to agree about")
     best, guessed = (np.argsort(-np.abs(x), kind="stable")[:k] for x in (effect, guess))
     right = float(np.mean(np.sign(guess[best]) == np.sign(effect[best])))
     return Agreement(float(stats.spearmanr(effect, guess).statistic), len(set(best) & set(guessed)) / k, right, k)

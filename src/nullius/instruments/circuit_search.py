@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nullius.errors import UsageError
 from nullius.instruments import paths
 from nullius.instruments.circuits import Group
 from nullius.instruments.heads import Head
@@ -57,8 +58,13 @@ def chain(
 ) -> Found:
     """Follow the links backwards. A group holds the heads with the most negative mean effect, the strongest first, none with a positive one.
 
-    progress: wraps the links. Errors as in `paths.patch`; a link whose predecessor found no head finds none either.
+    progress: wraps the links. Errors as in `paths.patch`; a link whose predecessor found no head finds none either. Raises UsageError for a first
+    link that reads anything but the logits, and for a size below 0.
     """
+    if links and links[0].into != "logits":
+        raise UsageError(f"the first link of a chain writes into the logits; '{links[0].name}' writes into {links[0].into} of nothing")
+    if any(link.size < 0 for link in links):
+        raise UsageError("a link keeps 0 heads or more")
     groups: list[Group] = []
     effects: list[Tensor] = []
     senders = paths.all_senders(model, mlps=False)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import edges, taps
+from nullius.instruments import checks, edges, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import Metric, difference
 from nullius.instruments.path_runs import Mlp, positions
@@ -68,10 +68,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays alive: the groups alone, or (`rest`) everything but the groups."""
+    """What stays alive: the groups alone, or (`rest`) everything but the groups; less, in either case, what stands at the positions of `without`."""
 
     groups: tuple[Group, ...]
     rest: bool = False
+    without: tuple[Group, ...] = ()
 
 
 WHOLE = Keep((), rest=True)
@@ -89,6 +90,7 @@ class Means:
 def position_means(model: LanguageModel, texts: Sequence[str] | Batch, batch_size: int = 64) -> Means:
     """Mean of z and mlp_out at each position over texts of one length. Raises UsageError for texts of different lengths."""
     batch = _batch(model, texts)
+    checks.at_least(batch_size, 1, "batch_size")
     n = len(batch.input_ids)
     z: Tensor | float = 0.0
     mlp: Tensor | float = 0.0
@@ -113,12 +115,17 @@ def evaluate(
     """Score of each circuit on each text [keeps, n], everything else at its mean. answers: token ids [n]. Texts have one length.
 
     mlps: feed-forward blocks are replaced too where they are not kept; otherwise they all stay as they are. Circuits share batches.
-    Raises UsageError for means of another length, and for groups whose components or positions do not exist.
+    Raises UsageError for means of another length or another model, groups whose components or positions do not exist, and a score that does not
+    give one number for each text.
     """
-    batch = _batch(model, texts)
+    batch, anatomy = _batch(model, texts), model.anatomy
     n, length = batch.input_ids.shape
+    checks.at_least(max_rows, 1, "max_rows")
     if means.z.shape[1] != length:
         raise UsageError(f"the means are of texts of {means.z.shape[1]} tokens, these have {length}")
+    sizes = (anatomy.n_layers, length, anatomy.n_heads, anatomy.d_head), (anatomy.n_layers, length, anatomy.d_model)
+    if (tuple(means.z.shape), tuple(means.mlp_out.shape)) != sizes:
+        raise UsageError(f"the means are those of another model: {model.name} has z {list(sizes[0])} and mlp_out {list(sizes[1])}")
     wanted = model.token_ids(list(answers))
     if wanted.shape != (n,):
         raise UsageError(f"{len(wanted)} answers for {n} texts")
@@ -141,13 +148,24 @@ def evaluate(
                         stack.enter_context(taps.edit(model, "mlp_out", layer, partial(_mean_where, live, means.mlp_out[layer])))
                 logits = model.logits(whole).float()
             scores = score(logits, wanted[rows].repeat(len(here)))
+            if scores.shape != (len(logits),):
+                raise UsageError(f"a score must give one number a row, {len(logits)} of them; it gave {list(scores.shape)}")
             out[first : first + size, rows[0] : rows[-1] + 1] = scores.view(len(here), -1).double().cpu().numpy()
     return out
 
 
 def faithfulness(circuit: np.ndarray, model: np.ndarray) -> float:
-    """Share of the model's mean score that the circuit reaches; scores [n] of both."""
-    return float(np.mean(circuit) / max(float(np.mean(model)), 1e-12))
+    """Share of the model's mean score that the circuit reaches; scores [n] of both, of the same texts.
+
+    Raises UsageError where the model itself scores nothing, or less (a share of that says nothing), for no scores, scores that are not finite, and
+    other numbers of them.
+    """
+    sides = [np.asarray(side, dtype=np.float64) for side in (circuit, model)]
+    if sides[0].shape != sides[1].shape or not sides[0].size or not all(np.isfinite(side).all() for side in sides):
+        raise UsageError(f"faithfulness needs finite scores of the same texts; got {list(sides[0].shape)} and {list(sides[1].shape)}")
+    if sides[1].mean() <= 0:
+        raise UsageError(f"the model's mean score is {sides[1].mean():g}: there is nothing of which a circuit could reach a share")
+    return float(sides[0].mean() / sides[1].mean())
 
 
 def completeness(
@@ -159,17 +177,26 @@ def completeness(
     means: Means,
     *,
     score: Score = correct,
+    mlps: bool = False,
 ) -> np.ndarray:
-    """|F(C∖K) − F(M∖K)| for each part K taken away [parts], where F is the mean score. A part is a set of groups: which heads, where."""
-    lesser = [Keep(tuple(_minus(group, part) for group in groups)) for part in taken]
+    """|F(C∖K) − F(M∖K)| for each part K taken away [parts], where F is the mean score. A part is a set of groups: which heads, where.
+
+    mlps, errors: as in `evaluate`. What is taken away is taken from both by where it stands, however that position is written (−1, a number, all).
+    """
+    lesser = [Keep(tuple(groups), without=tuple(part)) for part in taken]
     damaged = [Keep(tuple(part), rest=True) for part in taken]
-    found = evaluate(model, texts, answers, [*lesser, *damaged], means, score=score).mean(1)
+    found = evaluate(model, texts, answers, [*lesser, *damaged], means, score=score, mlps=mlps).mean(1)
     return np.abs(found[: len(taken)] - found[len(taken) :])
 
 
 def random_parts(groups: Sequence[Group], n: int, rng: np.random.Generator) -> list[list[Group]]:
-    """Draw n parts of a circuit: each head is in with probability one half."""
-    return [[group.only([head for head in group.heads if rng.random() < 0.5]) for group in groups] for _ in range(n)]
+    """Draw n parts of a circuit: each head, and each feed-forward block, is in with probability one half."""
+
+    def half(group: Group) -> Group:
+        heads = tuple(head for head in group.heads if rng.random() < 0.5)
+        return replace(group, heads=heads, mlps=tuple(block for block in group.mlps if rng.random() < 0.5))
+
+    return [[half(group) for group in groups] for _ in range(n)]
 
 
 def minimal(
@@ -188,7 +215,10 @@ def minimal(
 
     For each head h: its partners are the heads of the group whose loss together with h hurts most (at most a share `partners` of the group). With
     these gone, before = F(C∖partners) and after = F(C∖partners∖h); h stays where before / after − 1 ≥ least. (Prakash et al. 2024, appendix.)
+    The score must be one of which shares make sense: not below 0. Errors as in `evaluate`; UsageError for a group that does not exist.
     """
+    if not 0 <= which < len(groups) or not 0 <= partners <= 1:
+        raise UsageError(f"a circuit of {len(groups)} groups has none of number {which}, or {partners} is no share of a group")
     group = groups[which]
 
     def keep(gone: Sequence[Head]) -> Keep:
@@ -205,6 +235,8 @@ def minimal(
         chosen = tuple(others[:most])
         gone += [chosen, (*chosen, head)]
     found = evaluate(model, texts, answers, [keep(part) for part in gone], means, score=score).mean(1)
+    if bool((found < 0).any()):
+        raise UsageError("a score below 0 has no shares by which a head could be missed: take a probability, or correct")
     missed = {head: float(before / max(after, 1e-9) - 1) for head, before, after in zip(group.heads, found[::2], found[1::2], strict=True)}
     return group.only([head for head in group.heads if missed[head] >= least]), missed
 
@@ -231,18 +263,22 @@ def edge_faithfulness(
     return (np.array(kept) - nothing) / (whole - nothing)
 
 
-def _minus(group: Group, part: Sequence[Group]) -> Group:
-    gone = [head for other in part if other.at == group.at for head in other.heads]
-    return group.without(gone)
-
-
 def _alive(model: LanguageModel, keep: Keep, rows: Sequence[int], n: int, length: int) -> tuple[Tensor, Tensor]:
     """Which heads [m, layers, T, heads] and feed-forward blocks [m, layers, T] stay alive in some of n texts."""
+    named = [part.to(model.device) for part in _named(model, keep.groups, rows, n, length)]
+    alive = [~part for part in named] if keep.rest else named
+    if keep.without:
+        alive = [part & ~gone.to(model.device) for part, gone in zip(alive, _named(model, keep.without, rows, n, length), strict=True)]
+    return alive[0], alive[1]
+
+
+def _named(model: LanguageModel, groups: Sequence[Group], rows: Sequence[int], n: int, length: int) -> tuple[Tensor, Tensor]:
+    """Which heads [m, layers, T, heads] and feed-forward blocks [m, layers, T] groups name in some of n texts."""
     anatomy = model.anatomy
     z = torch.zeros(len(rows), anatomy.n_layers, length, anatomy.n_heads, dtype=torch.bool)
     mlp = z[..., 0].clone()
     row = torch.arange(len(rows))
-    for group in keep.groups:
+    for group in groups:
         at = positions(group.at, n, length)
         for head in group.heads:
             if not (0 <= head.layer < anatomy.n_layers and 0 <= head.head < anatomy.n_heads):
@@ -258,7 +294,7 @@ def _alive(model: LanguageModel, keep: Keep, rows: Sequence[int], n: int, length
                 mlp[:, block.layer] = True
             else:
                 mlp[row, block.layer, at[list(rows)]] = True
-    return tuple((~part if keep.rest else part).to(model.device) for part in (z, mlp))  # type: ignore[return-value]
+    return z, mlp
 
 
 def _mean_where(alive: Tensor, mean: Tensor, value: Tensor) -> Tensor:

@@ -77,13 +77,13 @@ def minimal(
     stand in for each other one stays. Then every edge that is left is taken away alone once more. Errors as in `completeness`.
     """
     graph = edges.nodes(model)
-    left = list(circuit)
+    left = list(dict.fromkeys(circuit))
 
     def share(masks: list[Tensor]) -> NDArray[np.float64]:
         return _shares(model, base, source, answers, masks, metric)
 
     (now,) = share([graph.mask(left)])
-    for edge in reversed(circuit):
+    for edge in tuple(reversed(left)):
         (without,) = share([graph.mask([one for one in left if one != edge])])
         if abs(now - without) < least:
             left.remove(edge)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullius.instruments import interventions, resume
+from nullius.errors import UsageError
+from nullius.instruments import checks, interventions, resume
 from nullius.instruments.direct_effects import decompose
 from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
@@ -46,11 +47,17 @@ Setting = Scaling | None  # None: the subject as it is
 
 @dataclass(frozen=True)
 class Contrast:
-    """Prompts [n], each with two rival next tokens [n]."""
+    """Prompts [n], each with two rival next tokens [n]. Raises UsageError where there are not as many of each."""
 
     prompts: tuple[str, ...]
     first: tuple[int, ...]
     second: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) or not len(self.prompts) == len(self.first) == len(self.second):
+            raise UsageError(
+                f"a contrast has two tokens for each prompt of a list; got {len(self.prompts)} prompts, {len(self.first)} and {len(self.second)}"
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -60,8 +67,13 @@ class Contrast:
         return Contrast(self.prompts, tuple(first), tuple(second))
 
     def with_others(self, tokens: Sequence[int], rng: np.random.Generator) -> Contrast:
-        """Return the same prompts, each with two different answers drawn from `tokens` that are neither of its own: a null contrast."""
+        """Return the same prompts, each with two different answers drawn from `tokens` that are neither of its own: a null contrast.
+
+        Raises UsageError where fewer than two are left.
+        """
         pool = sorted(set(tokens))
+        for own in zip(self.first, self.second, strict=True):
+            checks.at_least(len(set(pool) - set(own)), 2, "the number of other tokens to draw answers from")
         pairs = [
             rng.choice([token for token in pool if token not in own], 2, replace=False).tolist()
             for own in zip(self.first, self.second, strict=True)
@@ -92,8 +104,9 @@ def attribution(model: LanguageModel, contrast: Contrast, batch_size: int = 32) 
     """Direct logit attribution at the last position: what each head writes for `first` over `second`, in logits [n, layers, heads].
 
     The heads' part of `direct_effects.decompose`, whose parts sum to the logit difference itself (before a soft-cap). What later layers make of
-    a head's output is not in it: check with `effect_of_ablation`.
+    a head's output is not in it: check with `effect_of_ablation`. Raises UsageError for what is no token of the subject.
     """
+    checks.at_least(batch_size, 1, "batch_size")
     out = torch.zeros(len(contrast), model.anatomy.n_layers, model.anatomy.n_heads)
     for chosen in model.by_length(contrast.prompts, batch_size):
         first, second = ([side[i] for i in chosen] for side in (contrast.first, contrast.second))
@@ -128,13 +141,16 @@ def sweep(
     """Run every prompt under every setting. Layers below a scaled head are run once for all settings (`nullius.instruments.resume`).
 
     settings: each one for all prompts, or a sequence with one for each prompt. around: see `scaled`. rows: sequences in one forward
-    pass (0: 16 on a CPU, where larger ones leave the cache, 256 elsewhere).
+    pass (0: 16 on a CPU, where larger ones leave the cache, 256 elsewhere). Raises UsageError for heads that do not exist, factors that are not
+    finite, another number of settings than prompts, means of another shape, and what is no token.
     """
+    checks.at_least(rows, 0, "rows")
     for tokens in (contrast.first, contrast.second):
         model.token_ids(list(tokens))
     rows = rows or (16 if model.device.type == "cpu" else 256)
     n = len(contrast)
     table = [[setting] * n if setting is None or isinstance(setting, Scaling) else list(setting) for setting in settings]
+    _there(model, table, n, around)
     token = np.zeros((len(table), n), dtype=np.int64)
     difference = np.zeros((len(table), n))
     for chosen in model.by_length(contrast.prompts, rows):
@@ -156,6 +172,21 @@ def sweep(
                         hidden = model.hidden(Batch(batch.input_ids[at], batch.attention_mask[at]))[:, -1]
                 token[some, items], difference[some, items] = _read_answers(model, hidden, contrast, items)
     return Outcome(contrast, token, difference)
+
+
+def _there(model: LanguageModel, table: Sequence[Sequence[Setting]], n: int, around: Tensor | None) -> None:
+    """A layer −1 would be taken for "nothing scaled", a short row of settings for the prompts that it has."""
+    layers, heads = model.anatomy.n_layers, model.anatomy.n_heads
+    for row in table:
+        if len(row) != n:
+            raise UsageError(f"{n} prompts need a setting each, not {len(row)}")
+        for head, factor in ((one.head, one.factor) for one in row if one is not None):
+            if not (0 <= head.layer < layers and 0 <= head.head < heads):
+                raise UsageError(f"head {head} does not exist: {model.name} has layers 0 to {layers - 1} of heads 0 to {heads - 1}")
+            if not np.isfinite(factor):
+                raise UsageError(f"head {head} cannot be scaled by {factor}")
+    if around is not None and tuple(around.shape[:2]) != (layers, heads):
+        raise UsageError(f"means to scale around must be [{layers}, {heads}, d_head]; got {list(around.shape)}")
 
 
 def _read_answers(model: LanguageModel, hidden: Tensor, contrast: Contrast, items: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +225,10 @@ def extremes(scores: Tensor, top: int) -> list[Head]:
 
 
 def random_heads(model: LanguageModel, like: Sequence[Head], n: int, rng: np.random.Generator) -> list[Head]:
-    """`n` heads drawn from the layers of `like`, never one of them; from the nearest layers where those have too few."""
+    """`n` heads drawn from the layers of `like`, never one of them; from the nearest layers where those have too few, and fewer where the model has
+    no more. Raises UsageError where there is no head to be like."""
+    if not like:
+        raise UsageError("random heads are drawn in the layers of others: give one at least")
     layers = {head.layer for head in like}
     others = [head for head in all_heads(model) if head not in set(like)]
     others = [others[i] for i in rng.permutation(len(others))]

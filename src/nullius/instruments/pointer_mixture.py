@@ -16,7 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, UsageError
+from nullius.instruments import checks
 
 Floats = NDArray[np.float64]
 TERMS = ("positional", "lexical", "reflexive")
@@ -35,11 +36,12 @@ class Cells:
 
     def part(self, rows: ArrayLike) -> Cells:
         """Some of the cells."""
-        chosen = np.asarray(rows)
+        chosen = np.asarray(rows) if np.size(rows) else np.empty(0, dtype=np.int64)
         return Cells(self.at[chosen], self.target[chosen], self.count[chosen])
 
     def split(self, rng: np.random.Generator) -> tuple[Cells, Cells, Cells]:
-        """Split at random into 70 % to fit, 15 % to stop by, 15 % to judge by."""
+        """Split at random into 70 % to fit, 15 % to stop by, 15 % to judge by. Raises UsageError for fewer than five cells: a part would be empty."""
+        checks.at_least(len(self), 5, "the number of cells to split")
         order = rng.permutation(len(self))
         first, second = round(0.7 * len(self)), round(0.85 * len(self))
         return self.part(order[:first]), self.part(order[first:second]), self.part(order[second:])
@@ -55,11 +57,16 @@ class Cells:
 
 
 def cells(at: ArrayLike, probabilities: ArrayLike) -> Cells:
-    """Average the probabilities [samples, n] of samples at the same places [samples, 3]."""
+    """Average the probabilities [samples, n] of samples at the same places [samples, 3]. Raises UsageError for samples that are no distributions, as
+    many as there are places."""
+    given = np.asarray(probabilities, dtype=np.float64)
+    if given.ndim != 2 or np.shape(at) != (len(given), 3):
+        raise UsageError(f"samples need places [n, 3] and probabilities [n, candidates]; got {list(np.shape(at))} and {list(given.shape)}")
+    if not (np.isfinite(given).all() and (given >= 0).all() and np.allclose(given.sum(1), 1, atol=1e-3)):
+        raise UsageError("probabilities of candidates must not be below 0, and must add up to 1 in each sample")
     places, inverse, count = np.unique(np.asarray(at, dtype=np.int64), axis=0, return_inverse=True, return_counts=True)
-    values = np.asarray(probabilities, dtype=np.float64)
-    total = np.zeros((len(places), values.shape[1]))
-    np.add.at(total, inverse.ravel(), values)
+    total = np.zeros((len(places), given.shape[1]))
+    np.add.at(total, inverse.ravel(), given)
     return Cells(places, total / count[:, None], count)
 
 
@@ -81,7 +88,8 @@ class Mixture:
         return np.abs(self.sigma[0] * x**2 + self.sigma[1] * x + self.sigma[2]) + 1e-6
 
     def predict(self, at: ArrayLike) -> Floats:
-        """Probabilities of the candidates [cells, n] at places [cells, 3]."""
+        """Probabilities of the candidates [cells, n] at places [cells, 3]. Raises UsageError for places that are not among the n."""
+        _among(at, self.n)
         free = {"w": self.w, "sigma": self.sigma, "lexical": self.lexical, "reflexive": self.reflexive}
         tensors = {name: torch.as_tensor(np.asarray(value, dtype=np.float64)) for name, value in free.items()}
         return _logits(tensors, torch.as_tensor(np.asarray(at)), self.n, self.terms, self.one_hot).softmax(-1).numpy()
@@ -100,8 +108,16 @@ def fit(
     """Fit with Adam on all cells at once, and keep the parameters best on `stop`; ends when `patience` epochs brought nothing better.
 
     terms: which of TERMS are in the mixture. one_hot: the positional term is 1{a = p} instead of a Gaussian.
-    Raises NulliusError for a term that does not exist.
+    Raises NulliusError for a term that does not exist; UsageError for no cell to fit or to stop by, places that are not among the candidates, other
+    numbers of these, and less than one epoch.
     """
+    checks.at_least(epochs, 1, "epochs")
+    if not len(train) or not len(stop) or train.target.shape[1] != stop.target.shape[1]:
+        raise UsageError(
+            f"a mixture needs cells to fit and to stop by, of as many candidates; got {train.target.shape} and {stop.target.shape}"
+        )
+    for part in (train, stop):
+        _among(part.at, train.target.shape[1])
     if not set(terms) <= set(TERMS):
         raise NulliusError(f"the terms of a mixture are {', '.join(TERMS)}; got {', '.join(terms)}")
     n = train.target.shape[1]
@@ -154,7 +170,10 @@ def _divergence(a: Tensor, b: Tensor) -> Tensor:
 
 
 def similarity(predicted: ArrayLike, target: ArrayLike) -> Floats:
-    """1 − Jensen–Shannon divergence in bits, cell by cell: [cells, n] twice → [cells]; 1 the same, 0 nothing in common."""
+    """1 − Jensen–Shannon divergence in bits, cell by cell: [cells, n] twice → [cells]; 1 the same, 0 nothing in common. Raises UsageError for other
+    shapes."""
+    if np.shape(predicted) != np.shape(target):
+        raise UsageError(f"distributions must be compared one by one; got {list(np.shape(predicted))} and {list(np.shape(target))}")
     return 1 - _divergence(*(torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (predicted, target))).numpy()
 
 
@@ -200,3 +219,11 @@ def compare(train: Cells, stop: Cells, judged: Cells, rng: np.random.Generator, 
         shuffled = [part.permuted(rng, column) for part in parts]
         found[name], found[f"{name} null"] = good - judge(parts, without), judge(shuffled) - judge(shuffled, without)
     return found
+
+
+def _among(at: ArrayLike, n: int) -> None:
+    places = np.asarray(at)
+    if places.ndim != 2 or places.shape[1] != 3 or (places.size and not (places.min() >= 0 and places.max() < n)):
+        raise UsageError(
+            f"places must be [cells, 3], each from 0 to {n - 1}; got {list(places.shape)} {places.min(initial=0)} to {places.max(initial=0)}"
+        )
