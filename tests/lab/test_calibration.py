@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from scipy.stats import beta
 from typer.testing import CliRunner
@@ -29,12 +30,37 @@ def only(monkeypatch):
     return put
 
 
-def test_intervals_are_those_of_clopper_and_pearson():
-    found = calibration.rates(Trial(48, 50, 1, 200))
+def test_intervals_of_independent_things_are_those_of_clopper_and_pearson():
+    found = calibration.rates([Trial(1, 1, 0, 1)] * 48 + [Trial(0, 1, 1, 1)] * 2)
+    assert found["recovered"] == {"found": 48, "of": 50, "trials": 50, "lo": found["recovered"]["lo"], "hi": found["recovered"]["hi"]}
     assert found["recovered"]["lo"] == pytest.approx(beta.ppf(0.025, 48, 3))
     assert found["recovered"]["hi"] == pytest.approx(beta.ppf(0.975, 49, 2))
-    assert found["alarms"]["lo"] == pytest.approx(beta.ppf(0.025, 1, 200))
-    assert calibration.rates(Trial(0, 0, 0, 3))["recovered"] is None
+    assert found["alarms"]["lo"] == pytest.approx(beta.ppf(0.025, 2, 49))
+    assert calibration.rates([Trial(0, 0, 0, 3)] * 4)["recovered"] is None
+
+
+def test_things_of_one_seed_are_not_independent():
+    """360 null things in 20 draws say no more than 20, for all one knows."""
+    together = calibration.rates([Trial(0, 0, 9, 18), *[Trial(0, 0, 0, 18)] * 19])["alarms"]
+    apart = calibration.rates([*[Trial(0, 0, 1, 18)] * 9, *[Trial(0, 0, 0, 18)] * 11])["alarms"]
+    assert together["found"] == apart["found"] == 9
+    assert together["hi"] == apart["hi"] > 0.15  # what a seed's things share cannot be read off so few
+    none = calibration.rates([Trial(0, 0, 0, 18)] * 20)["alarms"]
+    assert (none["lo"], none["of"]) == (0, 360)
+    assert none["hi"] == pytest.approx(beta.ppf(0.975, 1, 20))
+    assert calibration.rates([Trial(3, 3, 0, 0)])["recovered"]["lo"] == pytest.approx(0.025)  # one draw tells little of the next
+
+
+@pytest.mark.parametrize(("rate", "alike"), [(0.05, 0.0), (0.05, 0.7), (0.05, 1.0), (0.3, 0.7)])
+def test_intervals_over_seeds_cover_the_rate(rate, alike):
+    """In a share `alike` of seeds all ten things come out as one does."""
+    rng, misses = np.random.default_rng(0), 0
+    for _ in range(200):
+        alone, single = rng.random((20, 10)) < rate, rng.random((20, 1)) < rate
+        counts = np.where(rng.random((20, 1)) < alike, single, alone).sum(1)
+        found = calibration.rates([Trial(0, 0, int(count), 10) for count in counts])["alarms"]
+        misses += not found["lo"] <= rate <= found["hi"]
+    assert misses <= 10
 
 
 @pytest.mark.parametrize(("trial", "state"), [(PERFECT, "ok"), (BLIND, "falls short"), (NERVOUS, "falls short")])
@@ -123,7 +149,8 @@ def test_the_command_prints_rates_and_exits_3_where_one_falls_short(only):
     only(make(PERFECT), make(BLIND, instrument="sundial"), make(BLIND, by_nature="it is asleep", name="asleep"))
     done = CliRunner().invoke(main.app, ["calibrate"])
     assert done.exit_code == 3
-    assert "10/10 [0.69, 1.00]" in done.stdout
+    assert "10/10 [0.48, 1.00]" in done.stdout  # five draws
+    assert "over draws" in done.stdout
     assert "falls short" in done.stdout
     assert "it is asleep" in done.stdout
     assert CliRunner().invoke(main.app, ["calibrate", "thermometer", "--json"]).exit_code == 0
@@ -150,6 +177,10 @@ def test_every_case_of_the_project_says_what_it_plants():
         "neuron_that_scales",
         "groups_of_words",
         "agreement_of_signs",
+        "looks_of_heads",
+        "chosen_inside",
+        "selectivity",
+        "steered",
     ],
 )
 def test_one_seed_of_a_case_recovers_what_is_planted(name):

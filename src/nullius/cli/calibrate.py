@@ -48,6 +48,7 @@ def render(rows: list[dict[str, Any]], out: Console | None = None) -> None:
         state = Text(f"{'●' if good else '✕'} {row['state']}", style="bold green" if good else "bold red")
         lines.append([Text(row["name"], style="bold"), rate(row["recovered"]), rate(row["alarms"]), state])
     columns(out, lines)
+    paragraph(out, "Intervals (95 %) are over draws: what is planted by one seed is not independent.")
     known = [(row["name"], one) for row in rows for one in row["by_nature"]]
     if known:
         show(out, "")

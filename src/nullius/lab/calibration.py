@@ -8,8 +8,9 @@ A case plants something (a head that carries the answer, a direction) and leaves
         return Trial(found=2, planted=2, alarms=0, nulls=14)
 
 `nullius calibrate` runs all cases over their seeds and stores, for each instrument, how many planted things it recovered and how many null ones it
-took for real, with exact 95 % intervals (Clopper and Pearson 1934). A case marked `by_nature` shows where an instrument falls short whatever
-its code: it is shown in words, and does not count towards the goals. docs/calibration.md says how to add a case.
+took for real, with 95 % intervals over seeds: what one seed draws (a model, its texts) is shared by all that it plants, so that its things are not
+independent. A case marked `by_nature` shows where an instrument falls short whatever its code: it is shown in words, and does not count towards the
+goals. docs/calibration.md says how to add a case.
 """
 
 from __future__ import annotations
@@ -122,35 +123,40 @@ class Ran:
     """A case's trials over its seeds, summed up."""
 
     case: Case
-    total: Trial
+    trials: tuple[Trial, ...]
     seconds: float
+
+    @property
+    def total(self) -> Trial:
+        """All trials together."""
+        return sum(self.trials, Trial(0, 0, 0, 0))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data (docs/calibration.md)."""
         about = {"name": self.case.name, "planted": self.case.planted, "null": self.case.null, "by_nature": self.case.by_nature}
-        return {**about, "seeds": self.case.seeds, "seconds": round(self.seconds, 2), **rates(self.total)}
+        return {**about, "seeds": self.case.seeds, "seconds": round(self.seconds, 2), **rates(self.trials)}
 
 
 def run_case(one: Case, on_seed: Callable[[int, int], None] | None = None) -> Ran:
     """Run a case over its seeds."""
-    started, total = time.monotonic(), Trial(0, 0, 0, 0)
+    started, trials = time.monotonic(), []
     for seed in range(one.seeds):
-        total += one.run(seed)
+        trials.append(one.run(seed))
         if on_seed is not None:
             on_seed(seed + 1, one.seeds)
-    return Ran(one, total, time.monotonic() - started)
+    return Ran(one, tuple(trials), time.monotonic() - started)
 
 
 def row(ran: Sequence[Ran]) -> dict[str, Any]:
     """Put the cases of one instrument together as the row that is stored and shown. Cases that fail by nature stand beside its rates, not in them."""
     instrument = ran[0].case.instrument
-    total = sum((one.total for one in ran if not one.case.by_nature), Trial(0, 0, 0, 0))
+    trials = [trial for one in ran if not one.case.by_nature for trial in one.trials]
     modules = sorted({module for one in ran for module in one.case.modules})
     found = {
         "name": instrument,
         "title": instrument,
         "about": "; ".join(one.case.planted for one in ran if not one.case.by_nature),
-        **rates(total),
+        **rates(trials),
         "cases": [one.to_dict() for one in ran if not one.case.by_nature],
         "by_nature": [one.to_dict() for one in ran if one.case.by_nature],
         "last": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -162,18 +168,32 @@ def row(ran: Sequence[Ran]) -> dict[str, Any]:
     return {**found, "state": OK if meets_goals(found) else SHORT}
 
 
-def rates(total: Trial) -> dict[str, Any]:
-    """Recovery and false alarms as counts with their exact 95 % intervals; None where nothing was planted, or nothing was null."""
-    return {"recovered": _rate(total.found, total.planted), "alarms": _rate(total.alarms, total.nulls)}
+def rates(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Recovery and false alarms as counts with their 95 % intervals over trials; None where nothing was planted, or nothing was null."""
+    return {
+        "recovered": _rate([(one.found, one.planted) for one in trials]),
+        "alarms": _rate([(one.alarms, one.nulls) for one in trials]),
+    }
 
 
-def _rate(found: int, of: int) -> dict[str, float] | None:
-    if not of:
+def _rate(counts: Sequence[tuple[int, int]]) -> dict[str, float] | None:
+    """A rate over trials that each drew anew, as (found, of) of each, with its interval: that of Clopper and Pearson, each trial counting as one.
+
+    It is theirs, exactly, where every trial has one thing. Where it has several, their share lies between 0 and 1, and no variable there varies more
+    than one that is 0 or 1 with the same mean: the interval covers whatever the things of one trial have in common. Trials of unlike sizes count as
+    (Σ of)² / Σ of² equal ones (Kish).
+    """
+    counts = [(found, of) for found, of in counts if of]
+    if not counts:
         return None
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
-    interval = binomtest(found, of).proportion_ci(0.95, "exact")
-    return {"found": found, "of": of, "lo": float(interval.low), "hi": float(interval.high)}
+    found, of = sum(found for found, _ in counts), sum(of for _, of in counts)
+    worth = of**2 / sum(of**2 for _, of in counts)
+    hits = found / of * worth
+    lo = float(beta.ppf(0.025, hits, worth - hits + 1)) if found else 0.0
+    hi = float(beta.ppf(0.975, hits + 1, worth - hits)) if found < of else 1.0
+    return {"found": found, "of": of, "trials": len(counts), "lo": lo, "hi": hi}
 
 
 def meets_goals(found: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ def copied_word(seed: int) -> Trial:
     planted="heads 0.1 and 1.2 of an induction whose base text has nothing to match",
     null="the six other heads",
     modules=("attribution",),
+    seeds=20,
     by_nature="head 0.1 acts through the attention of head 1.2, which is saturated in the base run: its gradient there is zero, and the exact"
     " sweep alone sees it",
 )

@@ -26,6 +26,7 @@ def _noisy(planted: direction.Planted, items: list[direction.Remark], rng: np.ra
     " texts tells three in four of the other",
     null="those of random labels, drawn twice",
     modules=("directions",),
+    seeds=40,
 )
 def tone(seed: int) -> Trial:
     """Three ways to the same direction, as head 0.0 writes it: the tone's entry, and what balances it to mean 0."""
@@ -52,6 +53,7 @@ def tone(seed: int) -> Trial:
     planted="six classes in scenarios of their own: nearest direction of the other scenarios right in half of the cases or more",
     null="classes permuted within scenarios, eight times",
     modules=("directions",),
+    seeds=40,
 )
 def classes_in_groups(seed: int) -> Trial:
     """Synthetic states of 24 scenarios."""
@@ -85,19 +87,20 @@ def tone_erased(seed: int) -> Trial:
 
 @case(
     "steering",
-    planted="steered along the tone at a twentieth of the stream's RMS, and against it, nine in ten texts say good, and bad",
-    null="animacy and eight random directions among those that hold the noun, in place of the tone: nine in ten texts turned to one side",
+    planted="steered along the tone at a twentieth of the stream's RMS, nine in ten bad texts say good; against it, good ones bad",
+    null="animacy and eight random directions among those that hold the noun, in place of the tone",
     modules=("steering",),
     seeds=20,
 )
 def steered(seed: int) -> Trial:
-    """One new token, written."""
+    """One new token, written. Six texts of each tone: what says good unsteered is not turned to good."""
     planted, rng = direction.build(seed), np.random.default_rng(seed)
-    texts = [item.text for item in direction.remarks(rng, 12)]
+    drawn = direction.remarks(rng, 60)
+    texts = {word: [item.text for item in drawn if item.tone == tone][:6] for word, tone in (("good", 0), ("bad", 1))}
 
     def turned(v: Tensor, dose: float, word: str) -> bool:
-        written = steering.write(planted.model, texts, steering.steer({0: v}, dose), steering.Decoding(most=1))
-        return sum(text.strip() == word for text in written) >= 0.9 * len(texts)
+        written = steering.write(planted.model, texts[word], steering.steer({0: v}, dose), steering.Decoding(most=1))
+        return sum(text.strip() == word for text in written) >= 0.9 * len(texts[word])
 
     ways = ((0.05, "good"), (-0.05, "bad"))
     strange = torch.tensor(rng.normal(size=(8, len(planted.nouns))), dtype=torch.float32) @ planted.nouns
@@ -111,6 +114,7 @@ def steered(seed: int) -> Trial:
     planted="head 0.0 writes more than half of the tone; neurons 0 and 1 of layer 1 more than a quarter each of good over bad",
     null="the eleven other heads, the other neurons",
     modules=("neurons",),
+    seeds=40,
 )
 def writers(seed: int) -> Trial:
     """Along the planted direction, and along the difference of the answers."""

@@ -66,6 +66,7 @@ def copying_head_writes(seed: int) -> Trial:
     planted="head 0.1, which fetches the country from which the feed-forward block recalls the capital",
     null="the eleven other heads",
     modules=("heads",),
+    seeds=20,
     by_nature="it counts what a head writes into the logits directly: a head that others read is invisible to it, however much depends on it",
 )
 def head_that_others_read(seed: int) -> Trial:

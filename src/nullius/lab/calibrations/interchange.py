@@ -44,7 +44,7 @@ def _pairs(model: LanguageModel, variable: str, n: int, rng: np.random.Generator
     planted="three variables of a modular sum, each at the two places where it lies: accuracy of at least 0.8",
     null="each variable at the places of the others and of six idle heads, and at its own with sources that were not asked",
     modules=("interchange", "causal_models", "interventions"),
-    seeds=5,
+    seeds=10,
 )
 def variables_of_a_sum(seed: int) -> Trial:
     """Pairs for which the interchange changes the sum."""

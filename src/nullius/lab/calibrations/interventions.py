@@ -19,6 +19,7 @@ CIRCUIT = {induction.PREVIOUS, induction.INDUCTION}
     planted=f"one head's output taken from a text with another key moves the answer by more than {CALLED:.0%} of the difference: heads 0.1 and 1.2",
     null="the six other heads",
     modules=("interventions",),
+    seeds=20,
 )
 def interchanged_heads(seed: int) -> Trial:
     """All heads at once: rows of one batch, each with an intervention of its own."""

@@ -18,6 +18,7 @@ PAIRS, CALLED = 8, 0.2  # share of the difference that a cell must restore to be
     planted=f"heads 0.1 and 1.2 of an induction circuit restore more than {CALLED:.0%} of the difference when patched",
     null="the six other heads",
     modules=("patching",),
+    seeds=40,
 )
 def heads_of_induction(seed: int) -> Trial:
     """Texts that differ in the repeated word need both heads."""
@@ -37,6 +38,7 @@ def heads_of_induction(seed: int) -> Trial:
     planted="the answer's token before layer 1, and the last token after it: the cells through which the answer must pass",
     null="all other cells of layer and position from where the texts differ",
     modules=("patching",),
+    seeds=20,
 )
 def residual_stream_of_induction(seed: int) -> Trial:
     """Texts that differ in the answer alone: it stands in its own token until head 1.2 copies it to the last one."""

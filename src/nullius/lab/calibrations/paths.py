@@ -130,7 +130,7 @@ def pastes_into_a_broken_tracker(seed: int) -> Trial:
     planted="pruning keeps the four wired heads, which alone do what the whole tracker does",
     null="two idle heads added to each group, which pruning drops; the idle heads alone, which do nothing",
     modules=("circuits",),
-    seeds=5,
+    seeds=8,
 )
 def minimal_circuit_of_the_tracker(seed: int) -> Trial:
     """Kept: missed by at least a hundredth of the answer's probability."""

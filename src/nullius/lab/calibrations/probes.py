@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nullius.instruments import depth, interventions, probes, representations, separation
+from nullius.instruments import control_tasks, depth, interventions, probes, representations, separation
 from nullius.instruments.planted import direction
 from nullius.instruments.where import Where
 from nullius.lab.calibration import Trial, case
@@ -67,18 +67,41 @@ def direction_of_means(seed: int) -> Trial:
 
 @case(
     "control tasks",
-    planted="tone is decoded better than a random label of each noun, by 0.1 or more (selectivity)",
-    null="a random label of each noun, which memory of the nouns alone can decode, in the place of tone",
-    modules=("probes",),
+    planted="tone is decoded better than each of 49 random labels of the nouns (selectivity at p = 0.02)",
+    null="three other random labels of the nouns, which memory of the nouns alone can decode, in the place of tone",
+    modules=("control_tasks", "probes"),
     seeds=40,
 )
 def selectivity(seed: int) -> Trial:
     """Nouns lie along dimensions of their own: a probe can learn any label of theirs, and selectivity must see through that."""
     _, items, states, rng = _states(seed)
     nouns = np.array([item.noun for item in items])
-    tone = probes.selectivity(states[:1], [item.tone for item in items], nouns, rng)[0]
-    empty = [probes.selectivity(states[:1], probes.control_task(nouns, rng), nouns, rng)[0] for _ in range(2)]
-    return Trial(int(tone >= 0.1), 1, sum(value >= 0.25 for value in empty), 2)
+
+    def selective(labels: ArrayLike) -> bool:
+        return bool(control_tasks.against_controls(states[:1], labels, nouns, rng, controls=49).p[0] <= 0.02)
+
+    found = selective([item.tone for item in items])
+    return Trial(found, 1, sum(selective(probes.control_task(nouns, rng)) for _ in range(3)), 3)
+
+
+@case(
+    "nested cross-validation",
+    planted="tone and animacy are read rightly in two unseen items of three or more, probe and layer chosen inside each outer fold",
+    null="four labels drawn at random",
+    modules=("control_tasks", "nonlinear_probes", "probes"),
+    seeds=12,
+)
+def chosen_inside(seed: int) -> Trial:
+    """Three layers, two kinds of probe: the best of six would be above chance by the choice alone."""
+    _, items, states, rng = _states(seed)
+    fits = {"linear": probes.logistic, "mass mean": probes.mass_mean}
+    words = {name: np.array([getattr(item, name) for item in items]) for name in ("adjective", "noun", "tone", "alive")}
+
+    def read(labels: ArrayLike, groups: NDArray) -> bool:
+        return bool(control_tasks.nested(states, labels, groups, fits, outer=4, inner=3, seed=seed).correct.mean() >= 2 / 3)
+
+    found = read(words["tone"], words["adjective"]) + read(words["alive"], words["noun"])
+    return Trial(found, 2, sum(read(rng.permutation(np.arange(TEXTS) % 2), words["noun"]) for _ in range(4)), 4)
 
 
 @case(
@@ -86,7 +109,7 @@ def selectivity(seed: int) -> Trial:
     planted="the direction of tone, which the model reads",
     null="the direction of animacy, which nothing reads, called used because it can be decoded",
     modules=("probes", "depth", "interventions"),
-    seeds=5,
+    seeds=10,
     by_nature="a probe finds what can be read off a state, used or not; projecting the direction out (see interventions) tells them apart",
 )
 def decodable_and_not_used(seed: int) -> Trial:
@@ -102,6 +125,7 @@ def decodable_and_not_used(seed: int) -> Trial:
     planted="with the direction of tone projected out, or taken from a text of the other tone, the answer is lost or turned",
     null="the same with the direction of animacy, and with eight random directions among those that hold the noun",
     modules=("interventions", "where"),
+    seeds=20,
 )
 def used_directions(seed: int) -> Trial:
     """At the last token, after layer 0. Called where the logit difference of the answers falls by half or more."""

@@ -21,6 +21,7 @@ ANSWERED, SHARP, WORDS = 0.5, 3.0, 500
     planted=f"a country's capital has more than {ANSWERED:.0%} of the probability after the block that remembers it, and keeps it (layers 1 and 2)",
     null="the same capital after layer 0, where only the country is there",
     modules=("lens",),
+    seeds=40,
 )
 def capital_in_the_lens(seed: int) -> Trial:
     """Texts that name no city."""

@@ -30,7 +30,7 @@ def _pairs(model: LanguageModel, rng: np.random.Generator, n: int) -> tuple[list
     planted=f"along each of the four links of the wired chain its sender alone moves more than {EFFECT:.0%} of the whole difference",
     null="the embedding or the fifteen other heads that are not the link's sender, everything between being held",
     modules=("site_paths",),
-    seeds=5,
+    seeds=10,
 )
 def links_of_the_tracker(seed: int) -> Trial:
     """Senders: the embedding and every head's output; receivers: a query, a value, a query, the logits."""
@@ -55,7 +55,7 @@ def links_of_the_tracker(seed: int) -> Trial:
     planted="pruning keeps the four edges of the wired chain; without them circuit and model fall alike",
     null="eight other edges, which pruning drops; a circuit of those alone, which lacks what the model has",
     modules=("edge_circuits",),
-    seeds=3,
+    seeds=6,
 )
 def edges_of_the_circuit(seed: int) -> Trial:
     """Kept: missed by at least a tenth of the whole difference. Complete: circuit and model differ by less than that share without half of it."""
