@@ -160,6 +160,15 @@ def test_a_name_that_several_projections_have(toys):
         (Parts(projections=((0, "embed_tokens"),)), "no linear map 'embed_tokens'"),
         (Parts(projections=((0, "input_layernorm"),)), "no linear map 'input_layernorm'"),
         (Parts(projections=((-4, "gate_proj"),)), "layer -4 does not exist: llama has layers 0 to 2"),
+        (Parts(heads=((0, 1.0),)), "head 1.0 does not exist"),
+        (
+            Parts(heads=((0, 1), (1, 3)), maps=("k", "v")),
+            "their keys and values, which other heads share, are trained where all of them are named",
+        ),
+        (
+            Parts(heads=((0, 1), (0, 0)), maps=("k",), shared="never"),
+            r"their keys, which other heads share, are not to be trained \(shared: never",
+        ),
         (Parts(), "nothing is selected"),
         (Parts(heads=((0, 4),)), "head 4 does not exist"),
         (Parts(heads=((3, 0),)), "layer 3"),
@@ -169,3 +178,21 @@ def test_a_name_that_several_projections_have(toys):
 def test_what_does_not_exist(toy, parts, words):
     with pytest.raises(UsageError, match=words):
         parts.masks(toy)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"heads": (0, 1)}, r"heads are \(layer, head\) pairs, not \(0, 1\)"),
+        ({"heads": ((0, 1, 2),)}, r"heads are \(layer, head\) pairs"),
+        ({"projections": (0, "gate_proj")}, r"projections are \(layer, name\) pairs"),
+        ({"projections": "gate_proj"}, r"projections are \(layer, name\) pairs"),
+        ({"mlps": 1}, "mlps must be a tuple or a list, not 1"),
+        ({"heads": ((0, 1),), "maps": ("q", "x")}, "q, k, v and o; maps must name some of them, not x"),
+        ({"heads": ((0, 1),), "maps": ()}, "must name some of them, not none"),
+        ({"heads": ((0, 1),), "shared": "some"}, "shared is 'whole', 'any' or 'never', not 'some'"),
+    ],
+)
+def test_what_is_no_part(given, words):
+    with pytest.raises(UsageError, match=words):
+        Parts(**given)

@@ -10,7 +10,7 @@ default they are trained only where the whole group is selected (`shared="whole"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,6 +50,22 @@ class Parts:
     maps: tuple[Literal["q", "k", "v", "o"], ...] = ("q", "k", "v", "o")
     shared: Literal["whole", "any", "never"] = "whole"
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for what is no pair, no layer, no map and no way to share."""
+        for name, kind in (("heads", "(layer, head)"), ("projections", "(layer, name)")):
+            pairs = getattr(self, name)
+            if isinstance(pairs, str) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in _several(name, pairs)):
+                raise UsageError(f"{name} are {kind} pairs, not {pairs!r}")
+        _several("mlps", self.mlps)
+        _several("layers", self.layers)
+        unknown = [one for one in self.maps if one not in ("q", "k", "v", "o")]
+        if unknown or not self.maps:
+            raise UsageError(
+                f"a head has the maps q, k, v and o; maps must name some of them, not {', '.join(map(str, unknown)) or 'none'}"
+            )
+        if self.shared not in ("whole", "any", "never"):
+            raise UsageError(f"shared is 'whole', 'any' or 'never', not {self.shared!r}")
+
     def masks(self, model: LanguageModel) -> Masks:
         """Map the name of each parameter with something to train to a mask of its shape (True: trained), or to None where all of it is.
 
@@ -62,12 +78,20 @@ class Parts:
         chosen: dict[int, set[int]] = {}
         for layer, head in self.heads:
             n = anatomy.site("z", layer).heads
-            if not 0 <= head < n:
+            if not hasattr(head, "__index__") or not 0 <= head < n:
                 raise UsageError(f"head {head} does not exist: {model.name} has heads 0 to {n - 1} in layer {layer}")
             chosen.setdefault(anatomy._layer(layer), set()).add(head)
         for layer, heads in chosen.items():
             for module, side, lines in self._lines(model, layer, heads):
                 _mark(found, names, module, side, lines)
+        if chosen and not found:
+            theirs = " and ".join({"k": "keys", "v": "values"}[name] for name in ("k", "v") if name in self.maps)
+            how = (
+                "are not to be trained (shared: never)"
+                if self.shared == "never"
+                else "are trained where all of them are named, or shared: any"
+            )
+            raise UsageError(f"nothing is left of the heads: their {theirs}, which other heads share, {how}")
         whole: list[nn.Module] = [anatomy.mlp(layer) for layer in self.mlps]
         whole += [_projection(model, layer, name) for layer, name in self.projections]
         whole += [anatomy.layers[anatomy._layer(layer)] for layer in self.layers]
@@ -98,6 +122,13 @@ class Parts:
     def _groups(self, heads: set[int], group: int) -> set[int]:
         counts = {head // group: sum(other // group == head // group for other in heads) for head in heads}
         return {key for key, n in counts.items() if self.shared != "never" and (n == group or self.shared == "any")}
+
+
+def _several(name: str, given: Iterable[Any]) -> Sequence[Any]:
+    """What was given, as a sequence. Raises UsageError where it is a single thing."""
+    if not isinstance(given, Sequence):
+        raise UsageError(f"{name} must be a tuple or a list, not {given!r}")
+    return given
 
 
 def named(maps: Iterable[str], name: str, where: str) -> list[str]:
