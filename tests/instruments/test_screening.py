@@ -58,32 +58,6 @@ def test_what_costs_least_is_patched_whatever_the_estimate_says(toy, monkeypatch
     assert spent == [1, 2, 2, 3, 3, 4, 4, 5, 6, 18]
 
 
-def test_weak_columns_are_not_searched(toy, monkeypatch):
-    """The strongest column is searched first; what another column's cell would have led to is spent only if that cell stays among the best."""
-    base, source = pairs(toy)
-    grid = patching.residual_grid(toy, base, source, ANSWERS, "resid_pre", None, patching.difference)
-    effects = torch.zeros(3, 10)
-    effects[:, 9], effects[:, 5] = torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0, 2.0, 3.0])
-    scores = torch.zeros(2, 3, 10)
-    scores[:, 0, 9], scores[:, 2, 5] = 2, 1
-    monkeypatch.setattr(attribution, "estimate", lambda cells, at: scores)
-    asked = []
-
-    def run(self, cells, **_):
-        asked.append(sorted(cells))
-        return patching.Sweep(effects[None], torch.zeros(1), torch.ones(1), 0, 0.0)
-
-    monkeypatch.setattr(type(grid), "run", run)
-    for top, spent in (
-        (2, [[(0, 9), (2, 5)], [(1, 9)], [(2, 9)]]),
-        (4, [[(0, 4), (0, 5), (0, 9), (2, 5)], [(1, 9)], [(2, 9)], [(1, 5)]]),
-    ):
-        asked.clear()
-        found = screening.screen(grid, top=top, candidates=top, cheap=0, sample=0, reach=1)
-        assert asked == spent
-        assert found.best == ((0, 9), (1, 9), (2, 9), (2, 5))[:top]
-
-
 def test_the_layers_around_the_best_are_patched_until_none_is_better(toy, monkeypatch):
     """With an estimate that puts forward one cell of the best position, the others of that position are found, and nothing else is spent."""
     base, source = pairs(toy, first=7)  # with 9 all layers of the last position say the same, to rounding

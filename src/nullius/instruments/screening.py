@@ -103,9 +103,9 @@ def screen(
     """Find the `top` cells of any grid.
 
     cheap: the share of the exact sweep's work that goes to the cells that cost least, at most the work of one plain run; candidates: how many of the
-    others the estimate puts forward; reach: so many layers to either side of the best are patched too, until none of them is among the best, the
-    strongest column first, and no more than two candidates are of one column, as long as there are others; sample: how many of those that are left
-    are drawn at random; at: where gradients are taken (see `attribution`).
+    others the estimate puts forward; reach: so many layers to either side of the best are patched too, until none of them is among the best, and no
+    more than two candidates are of one column, as long as there are others; sample: how many of those that are left are drawn at random; at: where
+    gradients are taken (see `attribution`).
     Raises UsageError for fewer candidates than `top`, or for a grid that has no more cells than are put forward.
     """
     every = cells.all_cells()
@@ -131,16 +131,6 @@ def screen(
     def best() -> tuple[tuple[int, int], ...]:
         return tuple(sorted(effect, key=lambda cell: -abs(effect[cell]))[:top])
 
-    def beside_the_best() -> list[tuple[int, int]]:
-        """Layers around the best cells of one column that have not been patched, of the strongest column that has such: what is weaker may prove not
-        to be among the best at all, and then nothing is spent around it."""
-        found = best()
-        for column in dict.fromkeys(column for _, column in found):
-            around = {(layer + step, column) for layer, other in found if other == column for step in range(-reach, reach + 1)}
-            if new := sorted(around & set(every) - set(effect)):
-                return new
-        return []
-
     ranked = sorted(scores, key=lambda cell: (-scores[cell], cell))
     if reach:  # the rest of a column is found from two of its layers, and other columns need candidates too
         above: Counter[int] = Counter()
@@ -153,7 +143,8 @@ def screen(
     checks = 2
     while forward:
         patch(forward, checks)
-        forward, checks = beside_the_best(), 0
+        beside = {(layer + step, column) for layer, column in best() for step in range(-reach, reach + 1)}
+        forward, checks = sorted(beside & set(every) - set(effect)), 0
     others = sorted(set(every) - set(effect))
     drawn = [others[i] for i in torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:sample].tolist()]
     if drawn:
