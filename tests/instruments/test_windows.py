@@ -49,7 +49,7 @@ def test_masks_are_the_plain_interchange(model, pair):
     ]
     with torch.no_grad(), interventions.applied(model, changes):
         expected = model.logits(base)
-    assert torch.allclose(masks._Ready(model, wanted, heads).logits(range(3), torch.zeros(2)), expected, atol=1e-5)
+    assert torch.allclose(masks._Ready(model, wanted, heads).logits(range(3), torch.zeros(2, device=model.device)), expected, atol=1e-5)
 
 
 def test_knocked_out_edges_sweeps_and_paths(model, pair):
