@@ -149,9 +149,20 @@ def test_what_cannot_be_taken_over_is_left_alone(splits):
     class Quantised(nn.Linear):
         pass
 
+    class Packed(torch.Tensor):
+        pass
+
+    packed = nn.Linear(64, 8, device=DEVICE)
+    packed.weight = nn.Parameter(packed.weight.detach().as_subclass(Packed))
     watched = nn.Linear(64, 8, device=DEVICE)
     watched.forward = lambda x: x
-    odd = [Quantised(64, 8, device=DEVICE), nn.Linear(64, 8, dtype=torch.float64, device=DEVICE), nn.Linear(48, 8, device=DEVICE), watched]
+    odd = [
+        Quantised(64, 8, device=DEVICE),
+        nn.Linear(64, 8, dtype=torch.float64, device=DEVICE),
+        nn.Linear(48, 8, device=DEVICE),
+        packed,
+        watched,
+    ]
     assert not any(map(tensor_cores.can, odd))
     usual = nn.Linear(64, 8, device=DEVICE)
     with tensor_cores.maps(nn.ModuleList([*odd, usual])):

@@ -39,9 +39,9 @@ def maps(layer: nn.Module) -> Iterator[None]:
 
 def can(module: nn.Module) -> bool:
     """Whether a module is a linear map that tensor cores can take over, and nobody else has."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
-    weight = module.weight
+    weight = module.weight  # itself, and not one that packs something else behind the type of what it was made from
     if weight.dtype != torch.float32 or not weight.is_contiguous() or weight.shape[1] % 64:
         return False
     return available(weight.device) and not torch.is_autocast_enabled(weight.device.type)
