@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from nullius.errors import NulliusError, UsageError
 from nullius.training import checkpoints, evaluation, packed, processes, program, stopping, trial, vocabularies
-from nullius.training.config import Evaluate, Model, Save, Source, Tokens
+from nullius.training.config import Evaluate, Model, Optimiser, Save, Source, Tokens
 from nullius.training.program import Silent, Stopped, train
 
 replace = dataclasses.replace
@@ -163,6 +163,33 @@ def test_a_device_without_memory_is_one_line(tiny, monkeypatch, error):
         "cpu has no memory left: set micro below 2, set recompute: true, set precision: bf16 or shard it over several GPUs by torchrun; "
         "the same command goes on from the newest checkpoint"
     )
+
+
+def test_gates_of_a_training_that_diverges_are_told_as_that(tiny):
+    gla = {
+        "model_type": "nullius",
+        "mixer": "gla",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    with pytest.raises(
+        NulliusError, match=r"^step 3 has weights that are no numbers \(log_decay .* NaN\); there is no checkpoint yet; lower"
+    ) as caught:
+        train(replace(tiny, model=Model(new=gla), optimiser=Optimiser(rate=1e30, clip=0.0), save=Save(100), log=100))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_check_that_fails_on_a_gpu_is_one_line(tiny, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`\n")
+
+    monkeypatch.setattr(evaluation, "loss_of", fails)
+    with pytest.raises(
+        NulliusError, match=r"^a check on cpu failed: gates hold NaN, .*; lower optimiser.rate, or lengthen schedule.warmup$"
+    ):
+        train(tiny)
 
 
 @pytest.mark.parametrize("name", ["foo", "cuda:x", "meta"])

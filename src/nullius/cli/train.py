@@ -18,6 +18,8 @@ from nullius.cli.layout import show
 from nullius.cli.progress import QUIET_SECONDS, clock
 from nullius.errors import NulliusError, UsageError
 
+SPEAK_SECONDS = 2.0
+
 
 class Board:
     """What the terminal shows of a run: on a terminal a bar with the newest numbers, elsewhere a line for each report."""
@@ -91,7 +93,9 @@ def train(
     except NulliusError as error:
         if first or isinstance(error, stopping.OutOfMemory):
             raise
-        sys.exit(error.exit_code)  # one process says what was wrong
+        # One process says what was wrong: it is given time, for a launcher ends all when one has ended. With 130, Ctrl-C, `main` would say more
+        time.sleep(SPEAK_SECONDS)
+        sys.exit(1 if error.exit_code == 130 else error.exit_code)
     if first:
         loss = "" if math.isnan(result.loss) else f", loss {result.loss:.4f}"  # none was made when all steps had been made before
         held_out = f", held-out loss {result.held_out:.4f}" if result.held_out is not None else ""

@@ -30,7 +30,7 @@ from nullius.training.parts import Held, only
 from nullius.training.passes import Passes, recordable
 from nullius.training.processes import Processes
 from nullius.training.schedules import factor
-from nullius.training.stopping import OutOfMemory, Stopped, memory, signals
+from nullius.training.stopping import OutOfMemory, Stopped, in_one_line, signals
 
 
 class Listener(Protocol):
@@ -71,7 +71,7 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
 
     Raises UsageError for what the configuration asks in vain, Stopped after a signal, SaveError when a checkpoint cannot be written, OutOfMemory.
     """
-    with processes.start(device) as here, signals() as asked_to_stop, ExitStack() as held_open, memory(here, config):
+    with processes.start(device) as here, signals() as asked_to_stop, ExitStack() as held_open, in_one_line(here, config):
         listener = listener if listener is not None and here.first else Silent()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
@@ -227,6 +227,10 @@ class _Run:
         except TorchDynamoException as error:
             why = " ".join(str(error).split())[:200]
             raise NulliusError(f"torch.compile does not manage this model here ({why}); set compile: false") from None
+        except NulliusError as error:  # of a layer: gates of weights that are no numbers are no gates
+            if all(bool(parameter.isfinite().all()) for parameter in self.held.parameters):
+                raise
+            raise self._diverged(f"step {step + 1} has weights that are no numbers ({error})") from None
         self.held.mask_gradients()
         norm: Any = nn.utils.clip_grad_norm_(self.held.parameters, config.optimiser.clip or math.inf)
         rate = factor(config.schedule, step, config.steps)
@@ -253,9 +257,7 @@ class _Run:
         for (step, _, norm, rate), loss in zip(self.waiting, losses, strict=True):
             record = {"step": step, "loss": loss, "norm": float(norm), "rate": rate}
             if not math.isfinite(loss):
-                before = checkpoints.latest(self.out)
-                place = f"the newest checkpoint is {before}" if before else "there is no checkpoint yet"
-                raise NulliusError(f"the loss of step {step} is {loss}; {place}; lower optimiser.rate, or lengthen schedule.warmup")
+                raise self._diverged(f"the loss of step {step} is {loss}")
             if step == done:
                 record |= {"tokens": done * self.config.batch * self.config.sequence, "tokens_per_second": speed}
                 record |= {"utilisation": speed * self.flops / self.peak} if self.peak else {}
@@ -264,6 +266,11 @@ class _Run:
             if self.metrics is not None:
                 self.metrics.write(record)
         self.last, self.waiting = losses[-1], []
+
+    def _diverged(self, what: str) -> NulliusError:
+        before = checkpoints.latest(self.out)
+        place = f"the newest checkpoint is {before}" if before else "there is no checkpoint yet"
+        return NulliusError(f"{what}; {place}; lower optimiser.rate, or lengthen schedule.warmup")
 
     def _samples(self, done: int) -> None:
         how = self.config.evaluate

@@ -35,11 +35,16 @@ class OutOfMemory(NulliusError):
 
 
 @contextmanager
-def memory(here: Processes, config: Config) -> Iterator[None]:
-    """Say in one line that a device has no memory left, and what would take less. Raises OutOfMemory."""
+def in_one_line(here: Processes, config: Config) -> Iterator[None]:
+    """Say in one line that a device has no memory left, and what would take less (OutOfMemory), or that a check on it failed (NulliusError)."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if "device-side assert" in str(error):
+            raise NulliusError(
+                f"a check on {here.device} failed: gates hold NaN, as when a training diverges, or a token is outside the vocabulary; "
+                "the same command goes on from the newest checkpoint; lower optimiser.rate, or lengthen schedule.warmup"
+            ) from None
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         micro = config.micro or config.batch // here.world
