@@ -50,6 +50,16 @@ def test_what_it_does(planted):
     assert found.through_the_norm[1] < 0.9
 
 
+def test_the_variance_is_that_of_the_cosines_one_by_one(toys):
+    for family in ("llama", "gpt2"):
+        anatomy = toys[family].anatomy
+        with torch.no_grad():
+            words = anatomy.unembedding() * anatomy.final_norm.weight
+            words = torch.nn.functional.normalize(words - words.mean(0), dim=1)
+            cosine = torch.nn.functional.normalize(anatomy.down_weight(1), dim=1) @ words.T
+        np.testing.assert_allclose(entropy_neurons.read(toys[family], 1).logit_variance, cosine.var(1), rtol=1e-4)
+
+
 def test_null_random_weights_have_no_such_neuron(toys):
     for family in ("llama", "gpt2"):
         reading = entropy_neurons.read(toys[family], null=0.06)
