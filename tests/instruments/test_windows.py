@@ -30,7 +30,7 @@ def pair(model):
     ids = torch.randint(1, 1900, (3, 11), generator=torch.Generator().manual_seed(0)).to(model.device)
     other = ids.clone()
     other[:, 3:5] = torch.randint(1, 1900, (3, 2), generator=torch.Generator().manual_seed(1)).to(model.device)
-    return Batch(ids, torch.ones_like(ids)), Batch(other, torch.ones_like(ids))
+    return tuple(model.batch(Batch(some, torch.ones_like(some))) for some in (ids, other))
 
 
 def test_the_window_is_there(model, pair):

@@ -90,7 +90,7 @@ def up_to_each_layer(model: LanguageModel, texts: Sequence[str] | Batch, cuts: S
     The run with all cut gives what every other one has below its last cut layer; these then travel up together, as rows of one batch, over
     the positions from the first query on. Raises as `blocked`, and UsageError for texts that do not have one length.
     """
-    batch = texts if isinstance(texts, Batch) else model.encode(texts)
+    batch = model.batch(texts)
     if not bool(batch.attention_mask.all()):
         raise UsageError("the texts do not have one length: a position would not mean the same in all of them")
     n, length = batch.input_ids.shape

@@ -23,8 +23,9 @@ from nullius.models.language_model import Batch, LanguageModel
 
 
 @torch.no_grad()
-def mean_by_position(model: LanguageModel, batch: Batch) -> Tensor:
+def mean_by_position(model: LanguageModel, batch: Batch | Sequence[str]) -> Tensor:
     """Mean over texts of every head's output z, position by position: [layers, T, heads, d_head]. Raises UsageError where texts are padded."""
+    batch = model.batch(batch)
     if not bool(batch.attention_mask.all()):
         raise UsageError("a mean by position wants texts of one length: some are padded")
     if alike.beginning(batch) and questions.runs_from_middle(model):  # what all texts begin with is run once
@@ -33,13 +34,14 @@ def mean_by_position(model: LanguageModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head]], mean: Tensor | None = None) -> Tensor:
+def last_logits(model: LanguageModel, batch: Batch | Sequence[str], sets: Sequence[Sequence[Head]], mean: Tensor | None = None) -> Tensor:
     """Logits at the last position [n, V], on the CPU, with a set of heads knocked out in each text.
 
     sets: for each text its heads, maybe none. mean: what they give instead, [layers, T, heads, d_head] (`mean_by_position`), or
     [layers, heads, d_head] for any length (`interventions.means`); None: zeros. Raises UsageError where numbers, sizes or lengths do not fit, for
     padded texts with a mean by position, or for a head that does not exist.
     """
+    batch = model.batch(batch)
     n, length = batch.input_ids.shape
     anatomy = model.anatomy
     if len(sets) != n:
@@ -47,10 +49,7 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
     if mean is not None and mean.ndim == 4 and mean.shape[1] != length:
         raise UsageError(f"the mean by position is for texts of {mean.shape[1]} tokens, these have {length}")
     if mean is not None:
-        z = anatomy.site("z", 0)
-        if mean.ndim not in (3, 4) or (mean.shape[0], *mean.shape[-2:]) != (anatomy.n_layers, z.heads, z.width):
-            sizes = f"[{anatomy.n_layers}, {z.heads}, {z.width}] or [{anatomy.n_layers}, T, {z.heads}, {z.width}]"
-            raise UsageError(f"the mean of heads must be {sizes}; got {list(mean.shape)}")
+        _check(model, mean)
         if mean.ndim == 4 and not bool(batch.attention_mask.all()):
             raise UsageError("a mean by position is for texts of one length: some are padded")
     out = _out(model, sets)
@@ -60,6 +59,13 @@ def last_logits(model: LanguageModel, batch: Batch, sets: Sequence[Sequence[Head
                 given = torch.zeros(1, 1, 1, 1) if mean is None else mean[layer] if mean.ndim == 4 else mean[layer][None]
                 stack.enter_context(taps.edit(model, "z", layer, partial(_instead, out[layer].to(model.device), given.to(model.device))))
         return model.logits(batch).float().cpu()
+
+
+def _check(model: LanguageModel, mean: Tensor) -> None:
+    z, layers = model.anatomy.site("z", 0), model.anatomy.n_layers
+    if mean.ndim not in (3, 4) or (mean.shape[0], *mean.shape[-2:]) != (layers, z.heads, z.width):
+        sizes = f"[{layers}, {z.heads}, {z.width}] or [{layers}, T, {z.heads}, {z.width}]"
+        raise UsageError(f"the mean of heads must be {sizes}; got {list(mean.shape)}")
 
 
 def _out(model: LanguageModel, sets: Sequence[Sequence[Head]]) -> Tensor:
@@ -79,8 +85,10 @@ def _out(model: LanguageModel, sets: Sequence[Sequence[Head]]) -> Tensor:
 def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[Sequence[Head]]) -> list[NDArray[np.float64]]:
     """Return the fall of accuracy, by question, with each set of heads knocked out to `mean` (see `last_logits`): [sets][n].
 
-    Layers below all of the heads are run once for all sets; so is what all texts begin with, where heads do there what they do on average.
+    Layers below all of the heads are run once for all sets; so is what all texts begin with, where heads do there what they do on average. Errors as
+    in `last_logits`.
     """
+    _check(model, mean)
     batch, targets = asked.batch(model), asked.targets
     fits = mean.ndim == 4 and mean.shape[1] == batch.input_ids.shape[1] and bool(batch.attention_mask.all())
     if fits and questions.runs_from_middle(model):

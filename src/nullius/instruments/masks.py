@@ -162,6 +162,7 @@ class _Ready:
         if not len(pairs):
             raise UsageError("a desideratum without pairs: give at least one")
         self.model, self.heads, self.targets = model, tuple(heads), _tokens(model, pairs)
+        pairs = replace(pairs, base=model.batch(pairs.base), source=model.batch(pairs.source))
         check_lengths(model, pairs.base, pairs.source)
         self.ids = pairs.base.input_ids
         n, length = self.ids.shape

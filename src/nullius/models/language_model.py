@@ -156,14 +156,14 @@ class LanguageModel:
         return found.long()
 
     def batch(self, texts: Sequence[str] | Batch) -> Batch:
-        """Return texts as a batch: encoded, or as they are. Raises UsageError for one text that stands in no list, and for a batch that is padded on
-        the right."""
+        """Return texts as a batch on the model's device: encoded, or as they are. Raises UsageError for one text that stands in no list, and for a
+        batch that is padded on the right."""
         if not isinstance(texts, Batch):
             return self.encode(texts)
         if not bool(texts.attention_mask[:, -1].all()):
             row = int((texts.attention_mask[:, -1] == 0).nonzero()[0])
             raise UsageError(f"text {row} of the batch is padded on the right: pad on the left (`encode` and `pad` do)")
-        return texts
+        return Batch(texts.input_ids.to(self.device), texts.attention_mask.to(self.device))
 
     def encode(self, texts: Sequence[str], bos: bool = True) -> Batch:
         """Tokenise and left-pad. Special tokens written out in a text count as such (chat templates). Raises UsageError for one text in no list."""
