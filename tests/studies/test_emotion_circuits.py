@@ -13,6 +13,7 @@ from nullius.lab import runner
 from nullius.lab.studies import get
 from nullius.stimuli import emotions
 from nullius.stimuli.emotions import EMOTIONS, LABELS, STYLES, WORDS
+from nullius.training import sentences
 
 MANNERS = EMOTIONS + STYLES
 STYLE_HEAD, FEEL_LAYER = Head(0, 1), 1
@@ -173,3 +174,9 @@ def test_a_random_model_is_told_nothing(toy):
         "out of reach"
     }
     assert record.verdict("steering-words").word != "holds" or record.verdict("steering-words").effect.estimate > 0
+
+
+def test_a_subject_with_no_word_for_an_emotion_is_out_of_reach():
+    record = runner.run(get("emotion-circuits"), sentences.fresh(["a", "b"], sentences.Size(1, 16, 2, 32), 0), seed=0, options=OWN)
+    assert {verdict.word for verdict in record.verdicts} == {"out of reach"}
+    assert "a token of their own" in record.verdict("few-heads").reason

@@ -10,6 +10,7 @@ from tests.wired import known_facts, wired
 from nullius.lab import runner
 from nullius.lab.studies import get
 from nullius.stimuli import frequency
+from nullius.training import sentences
 
 
 def strengths(seed=0, by_frequency=False):
@@ -77,3 +78,10 @@ def test_no_frequency_effect_is_invented(planted):
 def test_a_subject_that_knows_no_capitals_is_out_of_reach(toy):
     record = runner.run(get("factual-recall"), toy)
     assert {verdict.word for verdict in record.verdicts} == {"out of reach"}
+
+
+def test_a_subject_that_has_no_word_for_any_capital_is_out_of_reach():
+    """All names begin with its one token for what it does not know: there is no fact to ask for."""
+    record = runner.run(get("factual-recall"), sentences.fresh(["a", "b"], sentences.Size(1, 16, 2, 32), 0), seed=0)
+    assert {verdict.word for verdict in record.verdicts} == {"out of reach"}
+    assert "name capitals without context" in record.verdict("no-damage").reason

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nullius.elicitation import emotion_judge
+from nullius.errors import UsageError
 from nullius.instruments import directions, steering, vocabulary
 from nullius.instruments.interventions import Intervention, applied
 from nullius.instruments.neurons import Components, Kind
@@ -84,6 +85,10 @@ JUDGE = Option("judge", ("minilm", "self", "gemma3-270m", "qwen2.5-coder-1.5b"),
 @study("emotion-circuits", claims=CLAIMS, minutes=3, options=(JUDGE,))
 def emotion_circuits(lab: Lab) -> None:
     """Directions, who writes them, and what driving the writers does."""
+    try:
+        vocabulary.of_words(lab.subject, WORDS)
+    except UsageError:
+        lab.require([0.0], above=0.5, what="have words for each emotion that begin with a token of their own")
     order = lab.rng.permutation(len(emotions.scenarios())).tolist()
     halves = sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
     told = _read(lab, EMOTIONS, halves, components=True)
