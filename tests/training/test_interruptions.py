@@ -181,6 +181,32 @@ def test_gates_of_a_training_that_diverges_are_told_as_that(tiny):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_no_numbers_do_not_take_the_place_of_good_ones(tiny):
+    train(replace(tiny, steps=2, save=Save(1, keep=1), optimiser=Optimiser(clip=0.0)))
+
+    class Breaks(Silent):
+        def step(self, done, total, facts):
+            if done == 4:
+                model.lm_head.weight.data[0, 0] = torch.nan
+
+    def build(*how):
+        nonlocal model
+        trainee = made_by(*how)
+        model = trainee.hf
+        return trainee
+
+    made_by, model = program.building.build, None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program.building, "build", build)
+        with pytest.raises(
+            NulliusError, match=r"after step 4 the weight \S+ holds what is no number, .*newest checkpoint is .*step-000003; lower"
+        ):
+            train(replace(tiny, steps=6, save=Save(1, keep=1), optimiser=Optimiser(clip=0.0)), Breaks())
+    assert [path.name for path in checkpoints.saved(Path(tiny.out))] == ["step-000003"]
+    train(replace(tiny, steps=6, save=Save(1, keep=1), optimiser=Optimiser(clip=0.0)))
+    assert len(losses(tiny.out)) == 6
+
+
 def test_a_check_that_fails_on_a_gpu_is_one_line(tiny, monkeypatch):
     def fails(*_):
         raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`\n")

@@ -286,8 +286,12 @@ class _Run:
         self.listener.note(words)
 
     def _save(self, done: int) -> Path:
-        """Gather everything in the first process and write it there; when that fails all processes hear of it."""
+        """Gather everything in the first process and write it there; when that fails all processes hear of it. Raises NulliusError for weights
+        that are no numbers: those of the checkpoints before must not make room for them."""
         weights, adapters = building.weights_to_save(self.trainee)
+        broken = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+        if broken is not None:
+            raise self._diverged(f"after step {done} the weight {broken} holds what is no number, so that it is not saved")
         state = {"optimiser": self.optimisers.state(), **({"adapters": adapters} if adapters else {})}
         data = [each.key for each in self.mixture.sets]
         facts = {"step": done, "taken": self.mixture.taken, "data": data, "config": plain(self.config), "processes": self.here.world}
