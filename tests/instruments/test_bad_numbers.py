@@ -8,6 +8,7 @@ from nullius.errors import NulliusError
 from nullius.instruments import (
     attention_maps,
     attribution,
+    binding_pointers,
     checks,
     circuit_search,
     circuits,
@@ -24,12 +25,14 @@ from nullius.instruments import (
     pointer_mixture,
     probes,
     separation,
+    told,
     tuned_lens,
     vocabulary,
 )  # fmt: skip
 from nullius.instruments.circuits import WHOLE, Group, Keep, Means
 from nullius.instruments.heads import Contrast, Head, Scaling
 from nullius.instruments.neurons import Components
+from nullius.stimuli import binding
 
 RNG = np.random.default_rng(0)
 STATES = torch.tensor(RNG.normal(size=(2, 30, 5)))
@@ -216,6 +219,17 @@ MODEL_CASES = {
     "agreement of equal guesses": (lambda m: agree(m, change=torch.ones_like), "no order to agree about"),
     "agreement of other cells": (lambda m: agree(m, change=lambda x: x[:, :1]), "the exact sweep of"),
     "agreement of no cell": (lambda m: agree(m, k=0), "k must be 1 or more"),
+    "situations that are not so many": (lambda m: told.Told.read(m, TEXTS, (3, 1, 2), ([0], [1])), "3 × 1 × 2 .* are not 2 texts"),
+    "no situation to tune on": (lambda m: told.Told.read(m, TEXTS, (1, 1, 2), ([], [0])), "situations of their own"),
+    "components that were not read": (
+        lambda m: told.Told.read(m, TEXTS * 2, (2, 1, 2), ([0], [1]), components=False).effects(m),
+        "read without components",
+    ),
+    "no triple": (lambda m: binding_pointers.see(m, [], [0]), "triples must be 1 or more"),
+    "triples over three groups": (
+        lambda _: binding_pointers.Asked(binding.TASKS["boxes"], 3, 1, 0, binding.TASKS["boxes"].pools).grid(RNG, 3),
+        "must be 4 or more, not 3",
+    ),
     "a circuit of no size": (
         lambda _: neurons.circuit({"head": torch.ones(3, 4)}, {"head": torch.ones(3)}, {}),
         "a circuit of heads needs",

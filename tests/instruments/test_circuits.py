@@ -118,6 +118,27 @@ def test_planted_circuit(tokenizer):
     assert circuits.completeness(model, batch, answers, [one], [[one]], means)[0] > 0.3  # its twin does, and is not in the circuit
 
 
+def test_a_circuit_is_assembled_from_scores(tokenizer):
+    """Scores: what the loss of each head costs. The twins carry all that heads do."""
+    model, batch, answers = copier(tokenizer)
+    means = circuits.position_means(model, batch)
+    scores = torch.zeros(3, 4)
+    scores[2, 0], scores[2, 1], scores[1, 2] = -3.0, 2.0, 0.5
+    assert circuits.strongest(scores, 2).heads == (Head(2, 0), Head(2, 1))
+    assert circuits.strongest(torch.stack([scores, -scores]), 0).heads == ()
+    curve = circuits.node_faithfulness(model, batch, answers, scores, [0, 1, 2, 12], means, score=circuits.correct)
+    assert curve[[0, 2, 3]] == pytest.approx([0, 1, 1])
+    assert 0.3 < curve[1] < 1
+    null = circuits.node_faithfulness(model, batch, answers, scores.flip(0), [2], means, score=circuits.correct)
+    assert null == pytest.approx([0])  # heads of another layer carry nothing
+    with pytest.raises(UsageError, match="a group of 13 heads"):
+        circuits.strongest(scores, 13)
+    with pytest.raises(UsageError, match="scores of heads are not finite"):
+        circuits.strongest(scores * torch.nan, 1)
+    with pytest.raises(UsageError, match="without any head"):
+        circuits.node_faithfulness(model, batch, answers, scores, [1], means, score=lambda logits, _: logits[:, 0] * 0)
+
+
 def test_circuits_by_edge(tokenizer):
     model = wired_chain(tokenizer)
     base, source = pairs(model)

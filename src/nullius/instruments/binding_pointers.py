@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nullius.instruments import interchange
+from nullius.instruments import checks, interchange
 from nullius.instruments.pointer_mixture import TERMS, Cells, cells
 from nullius.models.language_model import LanguageModel
 from nullius.stimuli import binding
@@ -41,7 +41,11 @@ class Asked:
         return binding.draw(rng, self.task, self.n, key=self.key, answer=self.answer, pools=self.pools, fillers=fillers)
 
     def grid(self, rng: np.random.Generator, count: int, kind: binding.Kind = "all", fillers: bool = False) -> list[Triple]:
-        """Draw triples over the cells (p, k, i), k and i ≠ p, all equally often (as far as `count` goes), the base's own group at random."""
+        """Draw triples over the cells (p, k, i), k and i ≠ p, all equally often (as far as `count` goes), the base's own group at random.
+
+        Raises UsageError for fewer than four groups: three pointers and the base's own answer may each need one.
+        """
+        checks.at_least(self.n, 4, "the number of groups of triples over all cells")
         places = [(p, k, i) for p in range(self.n) for k in range(self.n) for i in range(self.n) if p not in (k, i)]
         order = np.concatenate([rng.permutation(len(places)) for _ in range(-(-count // len(places)))])[:count]
         triples = []
@@ -133,7 +137,11 @@ def right(model: LanguageModel, items: Sequence[Bound], batch_size: int = 16) ->
 def see(
     model: LanguageModel, triples: Sequence[Triple], layers: Sequence[int], progress: Progress = iter, vocabulary: bool = True
 ) -> dict[int, Seen]:
-    """Run triples with the interchange at each of some layers. progress: wraps the batches. vocabulary: see `interchange.last_token`."""
+    """Run triples with the interchange at each of some layers. progress: wraps the batches. vocabulary: see `interchange.last_token`.
+
+    Raises UsageError for no triple; errors of `interchange.last_token`.
+    """
+    checks.at_least(len(triples), 1, "the number of triples")
     parts = [list(triples[i : i + BATCH]) for i in range(0, len(triples), BATCH)]
     moved = []
     for part in progress(parts):

@@ -154,6 +154,43 @@ def evaluate(
     return out
 
 
+def strongest(scores: Tensor, size: int, *, at: int | tuple[int, ...] | None = None, name: str = "strongest") -> Group:
+    """Assemble a group from scores of heads [layers, heads], or [n, layers, heads] (their mean): the `size` largest in size, the strongest first.
+
+    scores: effects of a patching sweep, direct attribution, ... at: as in `Group`. Raises UsageError for more heads than there are, and for scores
+    that are not finite.
+    """
+    mean = checks.finite(scores.mean(0) if scores.ndim == 3 else scores, "scores of heads")
+    if mean.ndim != 2 or not 0 <= size <= mean.numel():
+        raise UsageError(
+            f"a group of {size} heads cannot be taken from scores {list(scores.shape)}: they are [layers, heads] or [n, layers, heads]"
+        )
+    order = mean.abs().flatten().argsort(descending=True, stable=True)[:size].tolist()
+    return Group(name, tuple(Head(*divmod(i, mean.shape[1])) for i in order), at)
+
+
+def node_faithfulness(
+    model: LanguageModel,
+    texts: Sequence[str] | Batch,
+    answers: Sequence[int],
+    scores: Tensor,
+    sizes: Sequence[int],
+    means: Means,
+    *,
+    at: int | tuple[int, ...] | None = None,
+    score: Score = probability,
+) -> np.ndarray:
+    """What the strongest heads carry: (F(C) − F(∅)) / (F(M) − F(∅)) for each number of heads, F the mean score, ∅ no head at all [sizes].
+
+    scores, at: see `strongest`. By edge: `edge_faithfulness`. Errors as in `evaluate` and `strongest`; UsageError where heads make no difference.
+    """
+    keeps = [WHOLE, Keep(()), *(Keep((strongest(scores, size, at=at),)) for size in sizes)]
+    whole, nothing, *kept = evaluate(model, texts, answers, keeps, means, score=score).mean(1).tolist()
+    if abs(whole - nothing) < 1e-6:
+        raise UsageError("the model scores as much without any head: there is nothing for a circuit to carry")
+    return (np.array(kept) - nothing) / (whole - nothing)
+
+
 def faithfulness(circuit: np.ndarray, model: np.ndarray) -> float:
     """Share of the model's mean score that the circuit reaches; scores [n] of both, of the same texts.
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nullius.errors import UsageError
 from nullius.instruments import directions, interventions, neurons, taps
 from nullius.instruments.interventions import Intervention
 from nullius.instruments.neurons import Components, Kind
@@ -65,7 +66,14 @@ class Told:
         components: bool = True,
         watch: Watch = iter,
     ) -> Told:
-        """Read texts in the order situation, version, manner (shape: how many of each); versions of a situation are averaged."""
+        """Read texts in the order situation, version, manner (shape: how many of each); versions of a situation are averaged.
+
+        Raises UsageError for another number of texts, and for halves of which one is empty or names a situation that there is not.
+        """
+        if len(texts) != int(np.prod(shape)) or not texts:
+            raise UsageError(f"{' × '.join(map(str, shape))} situations, versions and manners are not {len(texts)} texts")
+        if not all(half and min(half) >= 0 and max(half) < shape[0] for half in halves):
+            raise UsageError(f"tuning and test need situations of their own, from 0 to {shape[0] - 1}; got {halves[0]} and {halves[1]}")
         middle = "resid_post" if model.anatomy.parallel else "resid_mid"
         sites = [*dict.fromkeys([middle, "resid_post"]), *(["z", "mlp_post"] if components else [])]
         found = {name: x.unflatten(1, shape).mean(2) for name, x in last_token(model, texts, sites, watch=watch).items()}
@@ -90,7 +98,7 @@ class Told:
         """What each component adds along the manner that was asked for: {"neuron": [layers, situations, k, d_mlp], "head": [layers, situations,
         k, heads]}."""
         if self.cells is None or self.z is None:
-            raise ValueError("these situations were read without components")
+            raise UsageError("these situations were read without components: read them with components=True")
         found: dict[str, list[Tensor]] = {"neuron": [], "head": []}
         for i in range(self.mlp.shape[1]):
             cells, z = (x[:, :, i].to(model.device, model.dtype) for x in (self.cells, self.z))
@@ -122,7 +130,7 @@ class Told:
         """
         states, v, values = (self.mid, self.attention, self.z) if kind == "head" else (self.post, self.mlp, self.cells)
         if values is None:
-            raise ValueError("these situations were read without components")
+            raise UsageError("these situations were read without components: read them with components=True")
         lead = torch.einsum("lkd,lkd->k", self.contrast(states).double(), v.double()).clamp(min=1e-30)  # no manners: nothing falls
         mean = effects[:, self.tuning].mean(1)  # [layers, manners, components]
         best = mean.argsort(-1, descending=True)[:, None, :, :k].expand(-1, len(self.test), -1, -1)
@@ -165,7 +173,7 @@ class Told:
         As `neurons.driven` for each set and its rows, in one intervention for each layer and kind: every token that is written passes through all.
         """
         if self.cells is None or self.z is None:
-            raise ValueError("these situations were read without components")
+            raise UsageError("these situations were read without components: read them with components=True")
         found = []
         for site, whole, members in (
             ("mlp_post", self.contrast(self.cells), [one.neurons for one in sets]),
