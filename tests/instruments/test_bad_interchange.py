@@ -54,7 +54,6 @@ BAD = {
     "texts in no list": (last("ab", "ab"), "stand in lists"),
     "texts for token ids": (lambda m: interchange.interchange(m, ["a"], ["b"], [(1, 2)]), "rows of token ids are wanted here"),
     "fewer answers": (lambda m: questions.ask(m, [], ["a", "b"], [" c"]), "2 prompts and 1 answers"),
-    "no question": (lambda m: questions.ask(m, []), "0 prompts and 0 answers"),
 }
 
 

@@ -74,5 +74,37 @@ def test_generation_without_a_cache_is_refused(toy):
         toy.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=settings)
     assert vars(toy.hf) == before
     toy.hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=settings)
+    guessed = GenerationConfig(max_new_tokens=6, do_sample=False, prompt_lookup_num_tokens=2, pad_token_id=toy.pad_id, eos_token_id=None)
+    with pytest.raises(UsageError, match="takes one token a pass"), iv.applied(toy, [iv.add(Where("resid_post", 1), PUSH)]):
+        toy.hf.generate(input_ids=batch.input_ids[:1], generation_config=guessed)
+    assert vars(toy.hf) == before
     with pytest.raises(UsageError, match="at least one new token"):
         iv.generate(toy, TEXTS, [], 0)
+
+
+def test_rows_of_one_batch_keep_their_order_whatever_their_length(toy):
+    texts = ["A", *TEXTS, "one two three four five six seven"]
+    pushes = torch.randn(4, 32, generator=torch.Generator().manual_seed(1)) * 2
+    change = iv.add(Where("resid_post", 1, positions="last"), pushes)
+    with iv.applied(toy, [change]):
+        found, written = toy.last_logits(texts), toy.generate(texts, 3)
+    for i, text in enumerate(texts):
+        with iv.applied(toy, [iv.add(change.where, pushes[i])]):
+            assert torch.allclose(toy.last_logits([text])[0], found[i], atol=1e-4)
+            assert toy.generate([text], 3) == [written[i]]
+
+
+@pytest.mark.parametrize("site", ["resid_mid", "resid_pre", "mlp_post"])
+def test_gradients_flow_where_activations_are_checkpointed(tokenizer, site):
+    model = make_toy("llama", tokenizer)
+    batch, found = model.encode(TEXTS), []
+    model.hf.train()
+    for checkpointed in (False, True):
+        if checkpointed:
+            (getattr(model.hf, "activation_checkpointing_enable", None) or model.hf.gradient_checkpointing_enable)()
+        nudge = torch.zeros(model.anatomy.site(site, 1).width, device=model.device, requires_grad=True)
+        with iv.applied(model, [iv.add(Where(site, 1, positions=[-1]), nudge)]):
+            model.logits(batch)[:, 5].sum().backward()
+        found.append(nudge.grad)
+    assert torch.allclose(*found)
+    assert float(found[0].norm()) > 1e-3

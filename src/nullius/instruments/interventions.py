@@ -150,7 +150,7 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
 
     Raises UsageError or SubjectError, at once: unknown site, layer, head or unit (with the range that exists), a basis that is not orthonormal, a
     value whose shape fits nothing, a model whose layers are compiled. When a batch arrives: rows or positions that it does not have, and generation
-    without a cache, in which no pass says which of its columns are new.
+    without a cache or with an assistant, in which no pass says which of its columns are new.
     """
     if isinstance(interventions, (Intervention, Where)) or not all(isinstance(one, Intervention) for one in interventions):
         raise UsageError("interventions stand in a list, each made by set_to, add, scale, project_out, interchange or an ablation")
@@ -172,7 +172,8 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
 
 @contextmanager
 def _with_a_cache(hf: Any) -> Iterator[None]:
-    """While open, generation that runs the whole text again for each token is refused: its columns cannot be told from those of another text."""
+    """While open, generation that runs the whole text again for each token is refused, since its columns cannot be told from those of another text;
+    so is one that tries several tokens in one pass (assistants, look-up in the prompt), whose first pass is longer than the prompt."""
     inner = getattr(hf, "prepare_inputs_for_generation", None)
     if inner is None:
         yield
@@ -182,6 +183,8 @@ def _with_a_cache(hf: Any) -> Iterator[None]:
     def prepare(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("use_cache") is False:
             raise UsageError("generation under interventions must keep its cache: leave out use_cache=False")
+        if kwargs.get("is_first_iteration") is False:  # said again behind the first pass by those that guess alone
+            raise UsageError("generation under interventions takes one token a pass: leave out the assistant, or the look-up in the prompt")
         return inner(*args, **kwargs)
 
     before = vars(hf).get("prepare_inputs_for_generation")

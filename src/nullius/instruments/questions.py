@@ -109,11 +109,11 @@ def ask(model: LanguageModel, items: Sequence[Any] | Iterable[Any], prompts: Seq
     """Make questions of items with a `prompt` and an `answer` (which begins with its space), or of prompts and answers beside them.
 
     Where a tokenizer makes the space before the answer a token of its own, that token belongs to the prompt. Raises UsageError for an answer
-    without a token of its own, for no question, and where prompts and answers differ in number.
+    without a token of its own, and where prompts and answers differ in number.
     """
     prompts = list(prompts) or [item.prompt for item in items]
     answers = list(answers) or [item.answer for item in items]
-    if not prompts or len(prompts) != len(answers):
+    if len(prompts) != len(answers):
         raise UsageError(f"{len(prompts)} prompts and {len(answers)} answers: give one of each for every question")
     lead = [model.bos_id] if model.bos_id is not None else []
     rows, targets = [], []

@@ -98,7 +98,7 @@ def _write_resid_mid(anatomy: Anatomy, site: Site, edit: Edit) -> list[Removable
     before: dict[str, Tensor] = {}
 
     def through(attn_out: Tensor) -> Tensor:
-        mid = before.pop("resid_pre") + attn_out
+        mid = before["resid_pre"] + attn_out  # kept: where activations are checkpointed, a layer is run again without its own hooks
         return attn_out + (edit(mid) - mid)
 
     first, second = anatomy.site("resid_pre", site.layer), anatomy.site("attn_out", site.layer)

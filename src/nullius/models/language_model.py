@@ -215,8 +215,11 @@ class LanguageModel:
         return torch.stack([row for row in rows if row is not None])
 
     def by_length(self, texts: Sequence[str], batch_size: int) -> list[list[int]]:
-        """Cut item numbers into batches of similar length, longest first (an early end when memory does not suffice)."""
+        """Cut item numbers into batches of similar length, longest first (an early end when memory does not suffice); what fits into one batch keeps
+        its order, so that row i of an intervention is text i."""
         _in_a_list(texts)
+        if 0 < len(texts) <= batch_size:
+            return [list(range(len(texts)))]
         rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         order = sorted(range(len(texts)), key=lambda i: -len(rows[i]))
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
