@@ -56,17 +56,17 @@ def suits(x: Tensor) -> bool:
 class Linear:
     """activation(x · W.T + b), and that times or plus y; a number of tokens that does not suit is left to torch (and has no activation).
 
-    only: the one number of tokens that suits (None: see `suits`).
+    unit: the numbers of tokens that suit are its multiples (None: see `suits`).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, only: int | None = None) -> None:
-        self.weight, self.bias, self.only = weight.detach(), bias, only
+    def __init__(self, weight: Tensor, bias: Tensor | None, unit: int | None = None) -> None:
+        self.weight, self.bias, self.unit = weight.detach(), bias, unit
         self.packed: Tensor | None = None
-        self.uses = 0
 
     def suits(self, x: Tensor) -> bool:
         """Whether a tensor of so many tokens goes to oneDNN."""
-        return suits(x) if self.only is None else x.numel() // x.shape[-1] == self.only
+        tokens = x.numel() // x.shape[-1]
+        return suits(x) if self.unit is None else tokens > 0 and tokens % self.unit == 0
 
     def __call__(self, x: Tensor, kind: str = "none", algorithm: str = "") -> Tensor:
         if not self.suits(x):
@@ -84,9 +84,6 @@ class Linear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._packed(), self.bias, "add")
 
     def _packed(self) -> Tensor:
-        self.uses += 1
-        if self.uses == 1:  # oneDNN rearranges them for this one time; the second time it has paid to keep that
-            return self.weight
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
         return self.packed

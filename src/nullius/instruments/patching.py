@@ -8,8 +8,6 @@ Every sweep checks itself: some random cells are run the plain way, whole, and m
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
-from nullius.instruments import grids, suffixes, taps, wavefront
+from nullius.instruments import grids, heap, suffixes, taps, usual_layers, wavefront
 from nullius.models import some_logits
 from nullius.models.language_model import Batch, LanguageModel
 
@@ -173,18 +171,20 @@ class Cells:
     def run(self, cells: Sequence[tuple[int, int]], max_tokens: int | None = None, checks: int = 8) -> Sweep:
         """Patch some cells, exactly. What is not among them holds the base's value."""
         pair, n = self.pair, self.pair.n
-        give_back()
+        heap.give_back()
         values = pair.metric_base[:, None, None].repeat(1, pair.model.anatomy.n_layers, self.grid.columns)
         limit = max_tokens or tokens_per_pass(pair.model)
         whence = suffixes.shared(pair.model, pair.length, n, ((self.grid.start(column), layer) for layer, column in cells))
         ordered = sorted((whence[self.grid.start(column)], layer, column) for layer, column in cells)
         few = min(n, max(1, limit // (pair.length - ordered[0][0]))) if ordered else n
         for some in self._flights(ordered, few):
+            if pair.model.device.type == "cpu":
+                heap.take_large_pages()
             last = torch.cat([self._last(some, slice(j, j + few), limit) for j in range(0, n, few)], 1)
             layers, columns = (torch.tensor(side, device=values.device) for side in list(zip(*some, strict=True))[1:])
             values[:, layers, columns] = pair.measure(last[None])[0].T
         gap = self._gap(values, cells, checks) if len(cells) else 0.0
-        give_back()
+        heap.give_back()
         return Sweep(values, pair.metric_base, pair.metric_source, checks if len(cells) else 0, gap)
 
     def _flights(self, cells: Sequence[tuple[int, int, int]], few: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -258,7 +258,7 @@ class Cells:
 def tokens_per_pass(model: LanguageModel) -> int:
     """Positions that a layer is given at once: what stays in the cache of a CPU core; on a GPU what fits into a quarter of the free memory."""
     if model.device.type != "cuda":
-        return 512
+        return usual_layers.BLOCK
     anatomy = model.anatomy
     free, _ = torch.cuda.mem_get_info(model.device)
     each = (8 * anatomy.d_model + 4 * anatomy.d_mlp + 4 * anatomy.n_heads * anatomy.d_head) * model.dtype.itemsize
@@ -266,16 +266,9 @@ def tokens_per_pass(model: LanguageModel) -> int:
 
 
 def tokens_in_flight(model: LanguageModel) -> int:
-    """Positions whose residual stream is kept between two layers: 24 MB of them on a CPU, on a GPU a quarter of the free memory."""
-    room = 3 * 2**23 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
+    """Positions whose residual stream is kept between two layers: 27 MB of them on a CPU, on a GPU a quarter of the free memory."""
+    room = 27 * 10**6 if model.device.type != "cuda" else torch.cuda.mem_get_info(model.device)[0] // 4
     return int(room) // (model.anatomy.d_model * model.dtype.itemsize)
-
-
-def give_back() -> None:
-    """Give freed memory back to the system. A C library keeps what lies between pieces in use: after loading a model and after a sweep some 50 MB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
 
 
 class Pair:

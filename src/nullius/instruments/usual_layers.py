@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from nullius.instruments import onednn
 from nullius.models.hooks import hooked
 
-BLOCK = 512  # positions in a linear map
+BLOCK = 768  # positions in a linear map
+HALF = BLOCK // 2  # what is left over goes to oneDNN in this size: for each other one it would keep kernels of some megabytes
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _tried: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -85,11 +86,11 @@ class Layer:
         self.norms = [_norm(module) for module in (layer.input_layernorm, layer.post_attention_layernorm)]
         self.width, self.scale = int(attention.head_dim), float(attention.scaling)
         self.q, self.o, self.gate, self.up, self.down = (
-            onednn.Linear(m.weight, m.bias, BLOCK) for m in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            onednn.Linear(m.weight, m.bias, HALF) for m in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
         biases = [m.bias for m in (attention.k_proj, attention.v_proj)]
         weight = torch.cat([attention.k_proj.weight, attention.v_proj.weight])
-        self.kv = onednn.Linear(weight, None if biases[0] is None else torch.cat(biases), BLOCK)
+        self.kv = onednn.Linear(weight, None if biases[0] is None else torch.cat(biases), HALF)
         self.heads, self.groups = len(self.q.weight) // self.width, len(self.kv.weight) // self.width // 2
         kind = onednn.activation(mlp.act_fn)
         if kind is None:
@@ -204,11 +205,12 @@ def _positions(rows: Tensor) -> int:
 
 
 def _filled(parts: Sequence[Tensor]) -> Tensor:
-    """Put parts behind one another [positions, ...], and zeros behind them where that makes a nearly full last block a full one."""
-    lacking = -sum(map(len, parts)) % BLOCK
-    if 0 < lacking <= BLOCK // 8:
+    """Put parts behind one another [positions, ...], and zeros behind them where a few make whole or half blocks."""
+    count = sum(map(len, parts))
+    lacking = -count % HALF
+    if 0 < lacking <= count % BLOCK // 5:
         return torch.cat([*parts, parts[0].new_zeros(lacking, *parts[0].shape[1:])])
-    return torch.cat(list(parts))
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _split(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
@@ -218,9 +220,12 @@ def _split(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
 
 def _in_blocks(function: Any, *given: Tensor) -> Tensor:
     """Apply a function of positions [positions, ...] block by block."""
-    if len(given[0]) <= BLOCK:
+    count = len(given[0])
+    left = count % BLOCK
+    sizes = [BLOCK] * (count // BLOCK) + [size for size in (left // HALF * HALF, left % HALF) if size]
+    if len(sizes) < 2:
         return function(*given)
-    return torch.cat([function(*parts) for parts in zip(*(x.split(BLOCK) for x in given), strict=True)])
+    return torch.cat([function(*parts) for parts in zip(*(x.split(sizes) for x in given), strict=True)])
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> None:
