@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.conftest import FAMILIES, GROUPED, make_toy
 
+from nullius.errors import UsageError
 from nullius.instruments import attention_knockout, edges, interventions, masks, patching, paths, taps
 from nullius.instruments.heads import Head
 from nullius.instruments.where import Where
@@ -36,6 +37,20 @@ def pair(model):
 def test_the_window_is_there(model, pair):
     pattern = taps.read(model, pair[0], ["pattern"])["pattern"]
     assert float(pattern[..., :8].amax((1, 2, 3)).min()) == 0 < float(pattern[..., 8:].min())
+
+
+def test_keys_that_a_cache_has_let_go_of_cannot_be_named(model):
+    """A layer that looks back over three tokens keeps no more of them: the first key at hand is another token's in every pass."""
+    kinds = getattr(model.hf.config.get_text_config(), "layer_types", None) or ["sliding_attention"] * 3
+
+    def write(kind, factor):
+        change = interventions.scale(Where("pattern", kinds.index(kind), units=[0], positions="new"), factor)
+        return interventions.generate(model, ["one two three"], [change], 3)
+
+    with pytest.raises(UsageError, match="has let go of the keys before its window"):
+        write("sliding_attention", 0.0)
+    if "full_attention" in kinds:
+        assert write("full_attention", 1.0) == model.generate(["one two three"], 3)
 
 
 def test_masks_are_the_plain_interchange(model, pair):

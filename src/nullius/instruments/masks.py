@@ -52,7 +52,8 @@ class Desideratum:
         """Some of the pairs."""
         chosen = list(rows)
         base, source = (Batch(side.input_ids[chosen], side.attention_mask[chosen]) for side in (self.base, self.source))
-        return Desideratum(base, source, *(tuple(values[i] for i in chosen) for values in (self.targets, self.at, self.source_at)))
+        targets = tuple(self.targets[i] for i in chosen)
+        return Desideratum(base, source, targets, *(tuple(places[i] for i in chosen) for places in (self.at, self.source_at)))
 
     def split(self, rng: np.random.Generator, shares: tuple[float, float] = (0.5, 0.25)) -> tuple[Desideratum, Desideratum, Desideratum]:
         """Split at random into training, validation and test pairs."""

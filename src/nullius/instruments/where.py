@@ -258,6 +258,10 @@ class Plan:
         cells = self.cells(x.shape[0], x.shape[1], x.device)
         if cells is None:
             return x
+        if self.where.site == "pattern" and self.units is not None and self.clock.past and x.shape[-1] < self.clock.past + self.clock.width:
+            raise UsageError(
+                f"{self} has let go of the keys before its window: keys cannot be named there so far into a text that is written on"
+            )
         if self.units is not None and int(self.units.max()) >= x.shape[-1]:
             raise UsageError(f"unit {int(self.units.max())} does not exist: {self} has units 0 to {x.shape[-1] - 1}")
         index = (cells.line, cells.column)
