@@ -58,7 +58,8 @@ def allocate(pattern: str, layers: int) -> list[int]:
 
 def _demand(key: str, value: Any, kind: type, least: int | None) -> None:
     """Raise UsageError unless a value is a number of its kind, and at least `least`; None: above 0."""
-    fits = isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    fits = whole or (kind is float and isinstance(value, float) and math.isfinite(value))
     if not fits or not (value > 0 if least is None else value >= least):
         number, bound = "a whole number" if kind is int else "a number", "not below 0" if least == 0 else "above 0"
         raise UsageError(f"{key} must be {number} {bound}, got {value!r}")
