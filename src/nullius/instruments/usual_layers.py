@@ -1,8 +1,8 @@
 """Decoder layers of the usual kind, for many suffixes of different lengths at once: a sweep's rows as one long list of positions.
 
 Of a layer only the attention knows what a text is; the rest treats positions alone. So rows of all suffixes go through the linear maps together,
-always `BLOCK` positions at a time: at one size, for which oneDNN compiles one kernel a map. Norms, rotary embedding and attention are torch's own
-operators; the sums with the residual stream are made by the kernels of the maps.
+`BLOCK` positions at a time, or half as many: at two sizes, for each of which oneDNN compiles one kernel a map. Norms, rotary embedding and attention
+are torch's own operators; the sums with the residual stream are made by the kernels of the maps.
 
 Usual is: norm, attention with rotary embedding (heads may share keys and values), norm, gated feed-forward block, as in Llama. Whether a layer is
 that, `usual` finds by running it: any other goes its own way (see `wavefront`).
