@@ -53,6 +53,9 @@ def test_a_file_of_ones_own_at_full_scale(toy, small, monkeypatch, tmp_path):
     monkeypatch.setenv("NULLIUS_TEXT", str(path))
     record = runner.run(get(SLUG), toy, full=True, options={"text": "file"})
     assert len(record.verdicts) == len(module.CLAIMS)
+    alike = record.verdict("constituents-alike")  # "of every network" cannot be said of the hops alone
+    assert alike.word == "out of reach"
+    assert alike.note == "in TokenHop, WordHop"
     assert not list((tmp_path / "cache" / "trained").iterdir())
 
 
