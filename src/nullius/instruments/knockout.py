@@ -19,6 +19,7 @@ from nullius.errors import UsageError
 from nullius.instruments import alike, questions, resume, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.questions import Questions
+from nullius.models import hooks
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -97,10 +98,11 @@ def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[S
             before = base.logits.argmax(-1).cpu().numpy() == targets
             start = _unmoved(base.sites["z"], mean.to(model.device))
             return [before - (_behind(model, base, start, mean, chosen) == targets).astype(float) for chosen in sets]
-    before = asked.right(model)
-    lowest = min((head.layer for chosen in sets for head in chosen), default=0)
-    _, below = resume.run_keeping(model, batch, [lowest])
-    with resume.from_layer(model, lowest, below[lowest]):
+    lowest, below = min((head.layer for chosen in sets for head in chosen), default=0), []
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", lowest), below.append).remove)
+        before = (model.logits(batch).argmax(-1).cpu().numpy() == targets).astype(float)
+    with resume.from_layer(model, lowest, below[0]):
         out = [last_logits(model, batch, [chosen] * len(before), mean).argmax(-1).numpy() for chosen in sets]
     return [before - (token == targets) for token in out]
 

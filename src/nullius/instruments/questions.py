@@ -33,15 +33,23 @@ class Questions:
         chosen = np.flatnonzero(keep)
         return Questions(tuple(self.prompts[i] for i in chosen), tuple(self.rows[i] for i in chosen), self.targets[chosen])
 
-    @torch.no_grad()
     def log_probs(self, model: LanguageModel, size: int = 32) -> NDArray[np.float64]:
         """Log-probability of the right answer's token [n], in nats."""
-        return np.concatenate([part.log_softmax(-1).gather(1, at)[:, 0].double().cpu().numpy() for part, at in self._logits(model, size)])
+        return self.scores(model, size)[0]
 
-    @torch.no_grad()
     def right(self, model: LanguageModel, size: int = 32) -> NDArray[np.float64]:
         """1 where the most probable token is the right answer's [n]."""
-        return np.concatenate([(part.argmax(-1) == at[:, 0]).double().cpu().numpy() for part, at in self._logits(model, size)])
+        return self.scores(model, size)[1]
+
+    @torch.no_grad()
+    def scores(self, model: LanguageModel, size: int = 32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Both, `log_probs` and `right`, of one run."""
+        found = [
+            torch.stack([part.log_softmax(-1).gather(1, at)[:, 0].double(), (part.argmax(-1) == at[:, 0]).double()]).cpu().numpy()
+            for part, at in self._logits(model, size)
+        ]
+        log_probs, right = np.concatenate(found, 1)
+        return log_probs, right
 
     def columns(self, model: LanguageModel, spans: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
         """For each prompt the columns of its batch whose tokens touch any of its spans of characters. UsageError without a fast tokenizer."""

@@ -71,7 +71,7 @@ CLAIMS = (
 def arithmetic_heads(lab: Lab) -> None:
     """Find on one half of the problems, test on the other."""
     every, known = arithmetic.sums(), _capitals(lab)
-    right = ask(lab.subject, every).right(lab.subject)
+    before, right = ask(lab.subject, every).scores(lab.subject)
     lab.require(right, above=0.25, what="add and subtract single digits", clusters=every.field("group"))
     solved = Stimuli.of(item for item, good in zip(every, right, strict=True) if good)
     lab.note(f"solved: {len(solved)} of {len(every)}")
@@ -88,7 +88,7 @@ def arithmetic_heads(lab: Lab) -> None:
     if known is not None:
         _report_capitals(lab, known, key)
     _report_attention(lab, testing, key, random)
-    _report_tuning(lab, every, tuning, known, key, random)
+    _report_tuning(lab, every, before, tuning, known, [key, *random])
     heat = Heatmap("What each head brings to the answer", "head", "layer", found.tolist(), "logits", tuple((h.layer, h.head) for h in key))
     lab.figures.insert(
         0, Figure("heads", f"Arithmetic heads: {lab.subject.name}", (heat, _curve(lab, testing, (key, random[0]), whole, mean)))
@@ -199,10 +199,10 @@ def _report_attention(lab: Lab, testing: Stimuli[Sum], key: Sequence[Head], rand
 
 
 def _report_tuning(
-    lab: Lab, every: Stimuli[Sum], tuning: Stimuli[Sum], known: Questions | None, key: Sequence[Head], random: Sequence[Sequence[Head]]
+    lab: Lab, every: Stimuli[Sum], before: np.ndarray, tuning: Stimuli[Sum], known: Questions | None, sets: Sequence[Sequence[Head]]
 ) -> None:
-    """Train on the problems whose numbers served to find the heads, solved or not, and test on all others."""
-    key, random = key[:MOST], [some[:MOST] for some in random]
+    """Train on the problems whose numbers served to find the heads, solved or not, and test on all others. before: log-probabilities of `every`."""
+    key, *random = [some[:MOST] for some in sets]
     seen = set(tuning.field("group"))
     train, held = every.where(lambda item: item.group in seen), every.where(lambda item: item.group not in seen)
     data = [(item.prompt, item.answer) for item in train]
@@ -224,7 +224,7 @@ def _report_tuning(
         after[name] = sums.log_probs(tuned.model)
         kept[name] = np.zeros(0) if known is None else known.log_probs(tuned.model)
         share = tuned.trained / lab.subject.parameters if name == "key" else share
-    before = sums.log_probs(lab.subject)
+    before = before[[item.group not in seen for item in every]]
     key_gain, full_gain = (float((after[name] - before).mean()) for name in ("key", "full"))
     note = f"trained {share:.2%} of the weights: {key_gain:+.2f} nats; every weight trained: {full_gain:+.2f}"
     mine, against = two_drawn([after["one"], after["other"]], lab.rng)
