@@ -128,8 +128,9 @@ def test_several_senders_at_once_are_each_alone(toy, parts):
 def test_rows_of_ones_own_do_not_go_with_instruments_that_pack_rows(toy):
     """An intervention on all rows is seen by a sweep as by plain runs; one on some rows would be on others there."""
     patching.residual(toy, BASE, SOURCE, ANSWERS)  # asks whether the model can be run from the middle, with nothing open
-    with interventions.applied(toy, [interventions.scale(Where("z", 1, heads=[2]), 0.0)]):
-        patching.residual(toy, BASE, SOURCE, ANSWERS, checks=20)
+    for where in (Where("z", 1, heads=[2]), Where("pattern", 1, heads=[1]), Where("resid_mid", 1, positions=[5])):
+        with interventions.applied(toy, [interventions.scale(where, 0.5)]):
+            patching.residual(toy, BASE, SOURCE, ANSWERS, checks=20)
     for where in (Where("z", 1, rows=[1]), Where("z", 1, positions=[[3], [4], [5]])):
         with interventions.applied(toy, [interventions.scale(where, 0.0)]):
             with pytest.raises(UsageError, match="leave out `rows`"):

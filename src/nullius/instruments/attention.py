@@ -51,6 +51,7 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
         with _returned(model.anatomy.family, modules, watches, last):
             yield
         return
+    handles = [module.register_forward_pre_hook(_looked_at) for module in modules.values()]
     for layer, module in modules.items():
         _watches.setdefault(id(module), []).append((watches[layer], last))
     if before == kernel:
@@ -64,6 +65,12 @@ def watched(model: LanguageModel, watches: Mapping[int, Watch], last: bool = Fal
             _watches[id(module)].remove((watches[layer], last))
             if not _watches[id(module)]:
                 del _watches[id(module)]
+        for handle in handles:
+            handle.remove()
+
+
+def _looked_at(_module: nn.Module, _args: Any) -> None:
+    """A hook that does nothing, and by which instruments that go round a layer's own code see that it is watched."""
 
 
 @contextmanager
