@@ -55,9 +55,21 @@ def test_the_variance_is_that_of_the_cosines_one_by_one(toys):
         anatomy = toys[family].anatomy
         with torch.no_grad():
             words = anatomy.unembedding() * anatomy.final_norm.weight
+            words = words - words.mean(1, keepdim=True) if family == "gpt2" else words
             words = torch.nn.functional.normalize(words - words.mean(0), dim=1)
             cosine = torch.nn.functional.normalize(anatomy.down_weight(1), dim=1) @ words.T
         np.testing.assert_allclose(entropy_neurons.read(toys[family], 1).logit_variance, cosine.var(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "unread"), [("gpt2", True), ("llama", False)])
+def test_what_a_layer_norm_takes_away_is_read_by_no_word(toys, family, unread):
+    """Neuron 4 writes the same into all entries."""
+    model = copy.deepcopy(toys[family])
+    with torch.no_grad():
+        model.anatomy.down_weight(2)[4] = 3.0
+    reading = entropy_neurons.read(model, null=0.06)
+    assert (reading.null_share[4] > 0.99) == unread
+    assert (reading.logit_variance[4] < 1e-6) == unread
 
 
 def test_null_random_weights_have_no_such_neuron(toys):

@@ -1,5 +1,7 @@
 """Vocabulary projections by group."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -44,3 +46,27 @@ def test_groups_of_words_and_scripts(toy):
         vocabulary.mass(toy, torch.zeros(1, 32), {"x": [2000]})
     token = toy.first_token(" study")
     assert toy.tokenizer.decode([token]) in vocabulary.top_tokens(toy, toy.anatomy.unembedding()[token], 3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
+def test_a_direction_says_what_adding_it_does_to_the_logits(toys, family):
+    """Behind a LayerNorm what all entries share is taken away: it was counted, and spoke for words."""
+    model = copy.deepcopy(toys[family])
+    norm, generator = model.anatomy.final_norm, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    v = torch.randn(32, generator=generator) + 2.0
+    flat = torch.ones(32)
+    flat[1::2] = -1  # scaled by 1
+    with torch.no_grad():
+        moved = (model.anatomy.unembed(norm(flat + 1e-3 * v)) - model.anatomy.unembed(norm(flat))) / 1e-3
+        along = vocabulary._along(model, v[None])[0]
+        scale = model.anatomy.unembed(norm(flat)) - model.anatomy.unembed(
+            norm(0 * flat)
+        )  # the change of scale moves along the state itself
+    rest = moved - along
+    rest = rest - (rest @ scale) / (scale @ scale) * scale
+    assert float(rest.norm() / moved.norm()) < 0.02
+    if family in ("gpt2", "gpt_neox"):
+        assert vocabulary.scores(model, flat.abs(), {"a": [1, 2, 3]}).abs().item() < 1e-2

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import checks, taps
-from nullius.instruments.direct_effects import pushed_through
+from nullius.instruments.direct_effects import pulled_back, pushed_through
 from nullius.models.language_model import Batch, LanguageModel
 
 
@@ -43,19 +43,17 @@ class Reading:
 def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     """Read a layer's neurons off the weights. null: share of the unembedding's dimensions, those with the smallest singular values.
 
-    The final norm's gain belongs to the unembedding here. Raises SubjectError where a layer has no neurons (mixtures of experts), UsageError
-    for a layer that does not exist.
+    The final norm's gain, and a LayerNorm's centring, belong to the unembedding here. Raises SubjectError where a layer has no neurons (mixtures of
+    experts), UsageError for a layer that does not exist, and for no share.
     """
     anatomy = model.anatomy
     layer = anatomy.site("mlp_post", layer).layer
     if not 0 < null < 1:
         raise UsageError(f"null is a share of the dimensions between 0 and 1, not {null}")
     written = anatomy.down_weight(layer).float()  # [d_mlp, d_model]
-    known = torch.ones(anatomy.d_model, device=model.device, dtype=model.dtype)
-    known[1::2] = -1  # mean 0, mean square 1: what a norm does to it is its gain
-    bias = anatomy.final_norm(torch.zeros_like(known)).float()
-    gain = (anatomy.final_norm(known).float() - bias) * known.float()
-    words = anatomy.unembedding().float() * gain
+    known = torch.ones(1, anatomy.d_model, device=model.device, dtype=model.dtype)
+    known[:, 1::2] = -1  # mean 0, mean square 1: what a norm does to it is its gain
+    words = pulled_back(anatomy.final_norm, known, anatomy.unembedding().float())
     words = words - words.mean(0)  # what raises all logits alike changes no probability
     _, basis = torch.linalg.eigh(words.T @ words)  # rising
     dims = max(1, round(null * anatomy.d_model))

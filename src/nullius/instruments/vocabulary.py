@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nullius.errors import UsageError
 from nullius.instruments import checks, lens
+from nullius.instruments.direct_effects import pushed_through
 from nullius.models.language_model import LanguageModel
 
 Groups = Mapping[str, Sequence[int | str]]  # token ids, or words of one token; a token counts once
@@ -103,11 +104,9 @@ def top_tokens(model: LanguageModel, direction: Tensor, k: int = 10) -> list[str
 def _along(model: LanguageModel, rows: Tensor) -> Tensor:
     """Logits [N, V] that directions [N, d_model] add: gain of the final norm (and its centring), no scale and no bias."""
     anatomy = model.anatomy
-    known = torch.ones(anatomy.d_model, device=model.device, dtype=model.dtype)
-    known[1::2] = -1
-    shift = anatomy.final_norm(torch.zeros_like(known)).float()
-    gain = (anatomy.final_norm(known).float() - shift) * known.float()
-    return (rows.to(model.device).float() * gain) @ anatomy.unembedding().float().T
+    known = torch.ones(1, anatomy.d_model, device=model.device, dtype=model.dtype)
+    known[:, 1::2] = -1  # mean 0, mean square 1: there the norm has no scale of its own
+    return pushed_through(anatomy.final_norm, known, rows.to(model.device).float()) @ anatomy.unembedding().float().T
 
 
 def _indices(model: LanguageModel, groups: Groups) -> list[Tensor]:
