@@ -72,6 +72,16 @@ def test_what_a_layer_norm_takes_away_is_read_by_no_word(toys, family, unread):
     assert (reading.logit_variance[4] < 1e-6) == unread
 
 
+@pytest.mark.parametrize(("family", "added"), [("gemma2", 1.0), ("olmo2", 0.0)])
+def test_what_is_written_has_gone_through_the_norm_behind_the_block(toys, family, added):
+    model = copy.deepcopy(toys[family])
+    norm = model.anatomy.post_norm(2, "mlp")
+    with torch.no_grad():
+        norm.weight.add_(torch.randn(32, generator=torch.Generator().manual_seed(0)))
+        written = model.anatomy.down_weight(2) * (norm.weight + added)
+    np.testing.assert_allclose(entropy_neurons.read(model).norm, written.norm(dim=1), rtol=1e-4)
+
+
 def test_null_random_weights_have_no_such_neuron(toys):
     for family in ("llama", "gpt2"):
         reading = entropy_neurons.read(toys[family], null=0.06)

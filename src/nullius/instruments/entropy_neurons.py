@@ -43,7 +43,8 @@ class Reading:
 def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     """Read a layer's neurons off the weights. null: share of the unembedding's dimensions, those with the smallest singular values.
 
-    The final norm's gain, and a LayerNorm's centring, belong to the unembedding here. Raises SubjectError where a layer has no neurons (mixtures of
+    The final norm's gain, and a LayerNorm's centring, belong to the unembedding here; the gain of a norm behind the block (Gemma 2 and 3, OLMo 2)
+    belongs to what is written, whose length is then that for an output of mean square 1. Raises SubjectError where a layer has no neurons (mixtures of
     experts), UsageError for a layer that does not exist, and for no share.
     """
     anatomy = model.anatomy
@@ -53,6 +54,9 @@ def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     written = anatomy.down_weight(layer).float()  # [d_mlp, d_model]
     known = torch.ones(1, anatomy.d_model, device=model.device, dtype=model.dtype)
     known[:, 1::2] = -1  # mean 0, mean square 1: what a norm does to it is its gain
+    if (behind := anatomy.post_norm(layer, "mlp")) is not None:
+        written = pushed_through(behind, known, written)
+    written = written * anatomy.site("mlp_out", layer).factor
     words = pulled_back(anatomy.final_norm, known, anatomy.unembedding().float())
     words = words - words.mean(0)  # what raises all logits alike changes no probability
     _, basis = torch.linalg.eigh(words.T @ words)  # rising
