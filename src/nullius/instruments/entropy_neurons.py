@@ -44,8 +44,8 @@ def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     """Read a layer's neurons off the weights. null: share of the unembedding's dimensions, those with the smallest singular values.
 
     The final norm's gain, and a LayerNorm's centring, belong to the unembedding here; the gain of a norm behind the block (Gemma 2 and 3, OLMo 2)
-    belongs to what is written, whose length is then that for an output of mean square 1. Raises SubjectError where a layer has no neurons (mixtures of
-    experts), UsageError for a layer that does not exist, and for no share.
+    belongs to what is written, whose length is then that for an output of mean square 1.
+    Raises SubjectError where a layer has no neurons (mixtures of experts), UsageError for a layer that does not exist, and for no share.
     """
     anatomy = model.anatomy
     layer = anatomy.site("mlp_post", layer).layer
