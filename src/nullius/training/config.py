@@ -189,9 +189,17 @@ def differences(before: Mapping[str, Any], config: Config) -> list[str]:
 
     Where the text lies is none of them: that it is the same is known by its content. Nor is the held-out text.
     """
-    then, now = ({**tree, "data": _shares(tree["data"])} for tree in (before, plain(config)))
+    then, now = ({**tree, "data": _shares(tree["data"])} for tree in (_filled(before), plain(config)))
     old, new = ({key: value for key, value in _flat(tree).items() if key.partition(".")[0] not in MAY_CHANGE} for tree in (then, now))
     return [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+
+
+def _filled(before: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier configuration (plain) with the defaults of keys that there were not yet when it was written."""
+    try:
+        return plain(_read(Config, dict(before), "", ""))
+    except UsageError:  # a key that there is no longer
+        return dict(before)
 
 
 def _shares(data: Mapping[str, Any]) -> dict[str, Any]:
