@@ -1,10 +1,12 @@
 """Configurations are read strictly; schedules, optimisers and the count of operations do what they say."""
 
+import copy
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,3 +235,95 @@ def test_metrics_on_a_full_disk_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(NulliusError, match=r"^cannot write .*metrics.jsonl: No space left on device; free some space"):
         measurement.Metrics(path, 1)
     assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+GARBAGE = [
+    None,
+    [],
+    {},
+    "",
+    "x",
+    "\u2028",
+    -1,
+    0,
+    1.5,
+    True,
+    math.nan,
+    math.inf,
+    10**400,
+    [[]],
+    [None],
+    {"a": None},
+    {1: 2},
+    ["a", 1],
+    b"\xff",
+]
+EVERY_KEY = [
+    *(
+        "out",
+        "steps",
+        "sequence",
+        "batch",
+        "micro",
+        "precision",
+        "compile",
+        "recompute",
+        "seed",
+        "log",
+        "peak_tflops",
+        "data",
+        "tokenizer",
+        "model",
+    ),
+    *(
+        "data.train",
+        "data.evaluate",
+        "tokenizer.load",
+        "tokenizer.vocabulary",
+        "model.new",
+        "model.new.model_type",
+        "model.new.size",
+        "model.load",
+    ),
+    *(
+        "model.parts",
+        "model.parts.heads",
+        "model.parts.mlps",
+        "model.parts.maps",
+        "model.parts.shared",
+        "model.lora",
+        "model.lora.rank",
+        "optimiser",
+    ),
+    *(
+        "model.lora.targets",
+        "optimiser.name",
+        "optimiser.rate",
+        "optimiser.betas",
+        "optimiser.momentum",
+        "optimiser.clip",
+        "schedule",
+        "schedule.name",
+    ),
+    *("schedule.warmup", "schedule.floor", "evaluate", "evaluate.every", "evaluate.samples", "save", "save.keep"),
+]
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line(tmp_path, key):
+    tree, said = yaml.safe_load(GOOD), []
+    for garbage in GARBAGE:
+        changed = copy.deepcopy(tree)
+        *sections, last = key.split(".")
+        inside = changed
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[last] = garbage
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(changed), "utf-8")
+        try:
+            configuration.load(path)
+        except UsageError as error:
+            said.append(str(error))
+    assert said
+    assert not [line for line in said if "\n" in line]
