@@ -250,6 +250,8 @@ def test_a_checkpoint_of_other_sizes(tiny):
     ("model", "words"),
     [
         ({"model_type": "lama"}, "unknown model_type 'lama'; nearest: .*llama"),
+        ({"model_type": "t5"}, "model.new: t5 is no decoder"),
+        ({"model_type": "llama", "hidden_act": "sillu"}, "model.new: no such value as 'sillu'"),
         ({"model_type": "llama", "hiden_size": 32}, "llama has no key 'hiden_size'; nearest: hidden_size"),
         ({"model_type": "llama", "hidden_size": "wide"}, "model.new: .*hidden_size"),
         ({"model_type": "llama", "vocab_size": 100}, "a vocabulary of 100 is too small for the tokenizer's 400"),

@@ -67,7 +67,8 @@ def new(wanted: Mapping[str, Any], tokenizer: Any, sequence: int, seed: int) -> 
     except UsageError:
         raise
     except Exception as error:  # code of a hundred architectures says no in its own way; the user gets one line
-        raise UsageError(f"model.new: {' '.join(str(error).split())}") from None
+        why = f"no such value as {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise UsageError(f"model.new: {why}") from None
 
 
 def _own(wanted: Mapping[str, Any], fill: Mapping[str, Any], sequence: int) -> Any:
@@ -81,6 +82,7 @@ def _theirs(wanted: Mapping[str, Any], fill: dict[str, Any], sequence: int) -> A
     """Configuration of an architecture of transformers, which takes any key in silence and must be asked which it knows."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from nullius.models import architectures  # makes its model types known  # noqa: F401
 
@@ -88,6 +90,8 @@ def _theirs(wanted: Mapping[str, Any], fill: dict[str, Any], sequence: int) -> A
     if kind not in CONFIG_MAPPING:
         raise UsageError(f"model.new: unknown model_type '{kind}'{nearest(str(kind), CONFIG_MAPPING)}")
     default = AutoConfig.for_model(kind)
+    if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(f"model.new: {kind} is no decoder that could learn to predict the next token; take llama, gpt2, nullius ...")
     known = default.to_dict().keys() | default.attribute_map.keys()
     for key in wanted:
         if key not in known:
