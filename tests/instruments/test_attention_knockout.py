@@ -5,8 +5,9 @@ import torch
 from tests.conftest import FAMILIES
 from tests.instruments.test_circuits import batch_of
 from tests.instruments.test_paths import wired_chain
+from tests.models.test_dataflow import DECODERS, HYBRIDS, build
 
-from nullius.errors import UsageError
+from nullius.errors import SubjectError, UsageError
 from nullius.instruments import attention_knockout, taps
 
 CUTS = [(7, 2), (tuple(4 + i % 3 for i in range(12)), 1)]
@@ -164,3 +165,26 @@ def test_what_is_cut_outside_stays_cut_and_padding_stays_hidden(toys, family):
             model.logits(batch)
         with attention_knockout.blocked(model, 2, 9, [(5, 2)], [1]), pytest.raises(UsageError, match="carries 2 of 1 "):
             model.generate(["The capital of France is"] * 2, 3)
+
+
+@pytest.mark.parametrize("name", ["mpt", "bloom", "gpt_oss", "opt"])
+@torch.no_grad()
+def test_masks_of_all_kinds(tokenizer, name):
+    """Masks that say what is hidden, that are added to a bias, that leave room for a sink, of texts laid end to end."""
+    family, sizes, _ = DECODERS[name]
+    model = build(family, tokenizer, **sizes)
+    padded, alone = model.encode(["The capital of France is", "A claim"]), model.encode(["A claim"])
+    with attention_knockout.blocked(model, *padded.input_ids.shape, [(-1, -2)], range(model.anatomy.n_layers)):
+        pattern = taps.read(model, padded, ["pattern"])["pattern"]
+        together = model.logits(padded)
+    assert float(pattern[..., -2].max()) == 0 < float(pattern[..., -1].min())
+    with attention_knockout.blocked(model, *alone.input_ids.shape, [(-1, -2)], range(model.anatomy.n_layers)):
+        assert torch.allclose(model.logits(alone)[0], together[1], atol=1e-4)
+
+
+def test_a_layer_that_does_not_attend_is_said(tokenizer):
+    model = build("lfm2", tokenizer, **HYBRIDS["lfm2"])
+    with pytest.raises(SubjectError, match="layer 0 of lfm2 mixes tokens by Lfm2ShortConv"):
+        attention_knockout.blocked(model, 1, 3, [(-1, -2)], [0]).__enter__()
+    with pytest.raises(SubjectError, match="layer 0 of lfm2 mixes tokens by Lfm2ShortConv"):
+        attention_knockout.window(model, torch.ones(1, 3, 3, dtype=torch.bool)).__enter__()

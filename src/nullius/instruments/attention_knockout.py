@@ -33,11 +33,13 @@ def blocked(
     Positions are columns of the batch (−1 the last; texts are left-padded). May be nested: what is cut outside stays cut, and so does what a
     layer's own mask hides (padding, what lies before its window).
     Raises UsageError for positions that do not exist, a key after its query, or a query that nothing would be left for, and, when the model runs,
-    for a pass of another shape (in generation, say); SubjectError, when the model runs, where its attention takes no mask.
+    for a pass of another shape (in generation, say); SubjectError for a layer that does not attend and, when the model runs, where its attention
+    takes no mask.
     """
     closed = _closed(model, n, length, cuts, heads)
     with ExitStack() as stack:
         for layer in layers:
+            model.anatomy.o_proj(layer)  # or it says that this layer does not attend
             module = model.anatomy.attn(layer)
             stack.callback(module.register_forward_pre_hook(partial(_masked, model, layer, closed), with_kwargs=True).remove)
         yield
@@ -67,6 +69,7 @@ def window(model: LanguageModel, sees: Tensor | Callable[[Tensor], Tensor], laye
     with ExitStack() as stack:
         stack.callback(model.anatomy.decoder.register_forward_pre_hook(look, with_kwargs=True).remove)
         for layer in range(model.anatomy.n_layers) if layers is None else layers:
+            model.anatomy.o_proj(layer)
             hook = partial(_replaced, model.anatomy.family, said)
             stack.callback(model.anatomy.attn(layer).register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
