@@ -78,7 +78,7 @@ def bounds(q: Tensor, offsets: Sequence[int] | None) -> tuple[int, ...]:
 
 def laid_out(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The inputs as the kernels read them: contiguous. A gate that is the same along an axis is written out as well, [B, T, H, K] (of a scalar
-    gate K times its own size)."""
+    gate K times its own size): read in place it stopped the gradients' kernel on an H200 (benchmarks/gla.md)."""
     return q.contiguous(), k.contiguous(), v.contiguous(), gate.contiguous(), None if state is None else state.contiguous()
 
 
