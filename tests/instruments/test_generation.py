@@ -78,7 +78,7 @@ def test_generation_without_a_cache_is_refused(toy):
     with pytest.raises(UsageError, match="takes one token a pass"), iv.applied(toy, [iv.add(Where("resid_post", 1), PUSH)]):
         toy.hf.generate(input_ids=batch.input_ids[:1], generation_config=guessed)
     assert vars(toy.hf) == before
-    with pytest.raises(UsageError, match="at least one new token"):
+    with pytest.raises(UsageError, match="at least 1 new tokens"):
         iv.generate(toy, TEXTS, [], 0)
 
 

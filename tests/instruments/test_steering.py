@@ -60,3 +60,23 @@ def test_bad_input(toy):
         steering.steer({}, 1.0)
     with pytest.raises(UsageError, match="a prompt and a dose"):
         steering.dose_response(toy, [], {0: torch.ones(32)}, [1.0], {}, steering.Decoding(1))
+    short = {"length": lambda _prompts, said: np.array([float(len(said))])}
+    with pytest.raises(UsageError, match=r"measure 'length' gives \[1\] numbers for 2 prompts"):
+        steering.dose_response(toy, ["a", "b"], {0: torch.ones(32)}, [1.0], short, steering.Decoding(1))
+    with pytest.raises(UsageError, match="at least 5 new tokens"):
+        steering.write(toy, ["a"], [], steering.Decoding(most=2, least=5))
+
+
+def test_each_text_at_its_own_dose_is_what_it_is_alone(toy):
+    texts, vector = (
+        ["A", "The capital of France is", "one two three four five six seven"],
+        torch.randn(32, generator=torch.Generator().manual_seed(0)),
+    )
+    doses = torch.tensor([1.0, -2.0, 3.0])
+    together = steering.write(toy, texts, steering.steer({1: vector}, doses), steering.Decoding(4))
+    alone = [
+        steering.write(toy, [text], steering.steer({1: vector}, float(dose)), steering.Decoding(4))[0]
+        for text, dose in zip(texts, doses, strict=True)
+    ]
+    assert together == alone
+    assert together != steering.write(toy, texts, [], steering.Decoding(4))

@@ -220,8 +220,8 @@ def written(
     """As `generate`, with more of transformers' settings of greedy decoding."""
     from transformers import GenerationConfig
 
-    if max_new_tokens < 1:
-        raise UsageError(f"at least one new token must be asked for, not {max_new_tokens}")
+    if max_new_tokens < max(1, min_new_tokens):
+        raise UsageError(f"at least {max(1, min_new_tokens)} new tokens must be asked for, not {max_new_tokens}")
     ends = model.hf.generation_config.eos_token_id
     batch = model.encode(texts)
     greedy = GenerationConfig(  # spelt out: what is left unset comes from the model's own config, which may ask for sampling or a penalty

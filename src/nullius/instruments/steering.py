@@ -85,9 +85,17 @@ def dose_response(
     decoding: Decoding,
     site: str = "resid_post",
 ) -> DoseResponse:
-    """Write from every prompt at every dose and measure what was written. Dose 0 is the model as it is."""
+    """Write from every prompt at every dose and measure what was written. Dose 0 is the model as it is.
+
+    Raises UsageError without a prompt or a dose, for a measure that does not give one number for each prompt, and as `write`.
+    """
     if not doses or not prompts:
         raise UsageError("a dose-response curve needs a prompt and a dose at least")
     texts = [write(model, prompts, steer(vectors, dose, site) if dose else [], decoding) for dose in doses]
     found = {name: np.stack([measure(prompts, some) for some in texts]) for name, measure in measures.items()}
+    wrong = next((name for name, values in found.items() if values.shape != (len(doses), len(prompts))), None)
+    if wrong is not None:
+        raise UsageError(
+            f"measure '{wrong}' gives {list(found[wrong].shape[1:])} numbers for {len(prompts)} prompts: one for each is wanted"
+        )
     return DoseResponse(tuple(doses), found, tuple(map(tuple, texts)))
