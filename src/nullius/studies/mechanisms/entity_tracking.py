@@ -239,19 +239,17 @@ def _report_pastes(lab: Lab, models: Models, test: Prompts, circuit: Circuit, be
     def gain(wanted: Circuit, roles: Sequence[str] = tuple(ROLES), donor: LanguageModel = models.tuned) -> np.ndarray:
         return tracking.pasted(models.base, donor, test, wanted, roles) - before
 
-    found = {role: gain(circuit, (role,)) for role in ROLES} | {"all": gain(circuit)}
+    found = {f"{role}s": gain(circuit, (role,)) for role in ROLES} | {"whole circuit": gain(circuit)}
     best, null = gain(circuit, both), [gain(one, both) for one in random]
     note = ", ".join(f"{name} {values.mean():+.2f}" for name, values in found.items())
     lab.finding("better-fetching", treated=best, control=np.mean(null, 0), note=note)
     mine, against = two_drawn(null, lab.rng)
-    lab.finding("more-than-detectors", treated=best - found[DETECT], control=mine - against)
+    lab.finding("more-than-detectors", treated=best - found[f"{DETECT}s"], control=mine - against)
     able = np.zeros(len(test)) if models.stranger is None else tracking.right(models.stranger, test)
     if lab.require(able, above=1 / models.told, what="track boxes (an unrelated model)", claims=["needs-one-basis"]) and models.stranger:
         unrelated, itself = (gain(circuit, donor=donor) for donor in (models.stranger, models.base))
-        lab.finding("needs-one-basis", treated=unrelated - found["all"], control=itself)
-    return {
-        f"base with the tuned model's {'whole circuit' if role == 'all' else f'{role}s'}": values + before for role, values in found.items()
-    }
+        lab.finding("needs-one-basis", treated=unrelated - found["whole circuit"], control=itself)
+    return {f"base with the tuned model's {name}": values + before for name, values in found.items()}
 
 
 def _report_knockout(lab: Lab, model: LanguageModel, test: Prompts) -> dict[str, tuple[np.ndarray, np.ndarray]]:

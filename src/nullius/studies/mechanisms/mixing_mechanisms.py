@@ -45,6 +45,11 @@ def _term(name: str) -> Claim:
     return Claim(f"needs-{name}-term", words, above_control(0.005), control, unit="similarity (1 − JSD)", rests_on=MIXTURE)
 
 
+def _fillers(name: str, what: str, margin: float, unit: str) -> Claim:
+    words, control = f"Sentences without entities between the groups {what}", "two halves of the pairs without such sentences"
+    return Claim(name, words, above_control(margin), control, unit=unit, rests_on=RESTS_ON)
+
+
 CLAIMS = (
     _share("positional", "the place of the group asked about", "two places drawn at random"),
     _share("lexical", "the key asked about", STRANGE),
@@ -101,22 +106,8 @@ CLAIMS = (
         unit="rate of the source's answer",
         rests_on=RESTS_ON,
     ),
-    Claim(
-        "fillers-weaken-keys",
-        f"Sentences without entities between the groups weaken the lexical mechanism, {APART}",
-        above_control(0.05),
-        control="two halves of the pairs without such sentences",
-        unit="fall of the share",
-        rests_on=RESTS_ON,
-    ),
-    Claim(
-        "fillers-blur-places",
-        "Sentences without entities between the groups blur the positional mechanism",
-        above_control(0.1),
-        control="two halves of the pairs without such sentences",
-        unit="rise of the distance, in groups",
-        rests_on=RESTS_ON,
-    ),
+    _fillers("fillers-weaken-keys", f"weaken the lexical mechanism, {APART}", 0.05, "fall of the share"),
+    _fillers("fillers-blur-places", "blur the positional mechanism", 0.1, "rise of the distance, in groups"),
     Claim(
         "nothing-moves-unasked",
         "The state of the text itself, or that of the source before the first layer, changes no answer",
