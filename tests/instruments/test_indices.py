@@ -77,6 +77,14 @@ BAD = {
         lambda m, b: store.record(m, TEXTS, "nowhere", ["z"], positions=[True, False]),
         "positions must be numbers for all texts",
     ),
+    "an id outside the vocabulary": (
+        lambda m, b: store.record(m, [[1], [5, 5000]], "nowhere", ["z"]),
+        "5000 in text 1 is no token of toy-llama",
+    ),
+    "an id below it": (lambda m, b: store.record(m, [[-1, 3]], "nowhere", ["z"]), "-1 in text 0 is no token"),
+    "an id between two": (lambda m, b: store.record(m, [[1.5]], "nowhere", ["z"]), "token ids must be whole numbers"),
+    "a batch to store": (lambda m, b: store.record(m, b, "nowhere", ["z"]), "not a batch that is padded"),
+    "whole numbers to store in": (lambda m, b: store.record(m, TEXTS, "nowhere", ["z"], dtype=torch.int8), "not in torch.int8"),
     "columns of too few texts": (lambda m, b: attention.mass(m, b, [Head(0, 0)], [[0]]), "1 lists of columns for 2 texts"),
     "columns behind the end": (lambda m, b: attention.mass(m, b, [Head(0, 0)], [[0], [9]]), "column 9 does not exist: .* 0 to 8"),
     "padding on the right": (

@@ -33,7 +33,7 @@ from nullius.errors import NulliusError, UsageError
 from nullius.instruments import indices
 from nullius.models import hooks
 from nullius.models.anatomy import Site
-from nullius.models.language_model import LanguageModel
+from nullius.models.language_model import Batch, LanguageModel
 
 INDEX = "index.json"
 Positions = Literal["all", "last"] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -117,11 +117,16 @@ def record(
     positions: every token, the last of each text, positions that all texts have ([0, 3, -1]), or a list of positions for each text; counted from a
     text's own first token (its leading token included), from the end where they are negative. heads: keep these only, of sites that have heads.
     dtype: to store in (None: the model's own). batch_tokens: padding included, in one pass. A folder with the same request is finished, not begun
-    anew. Raises UsageError for an unknown site, layer or head, a position that a text does not have, for `pattern` (its size grows with the text),
-    for no texts, and for a folder that holds something else; NulliusError when the disk refuses.
+    anew. Raises UsageError for an unknown site, layer, head or token id, a position that a text does not have, for `pattern` (its size grows with
+    the text), for no texts, and for a folder that holds something else; SubjectError for compiled layers; NulliusError when the disk refuses.
     """
     if isinstance(texts, str):
         raise UsageError(f"one text stands in a list: ['{texts[:20]}'], not '{texts[:20]}'")
+    if isinstance(texts, Batch):
+        raise UsageError("texts, or rows of their token ids, are stored, not a batch that is padded already")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"activations are stored in a type of floating point (torch.float16, say), not in {dtype}")
+    texts = texts if hasattr(texts, "__len__") else list(texts)
     anatomy, sites = model.anatomy, [sites] if isinstance(sites, str) else list(sites)
     layers = list(range(anatomy.n_layers)) if layers is None else indices.listed("layers", layers)
     heads = None if heads is None else indices.listed("heads", heads)
@@ -131,6 +136,8 @@ def record(
         raise UsageError("nothing to store: give at least one site, one layer and one text")
     layers = sorted({anatomy.site(site, layer).layer for site in sites for layer in layers})
     places = {(name, layer): anatomy.site(name, layer) for name in sites for layer in layers}  # in order, each once
+    for site in places.values():
+        hooks.not_compiled(anatomy, site)
     chosen = _chosen(model, places, heads)
     whole = _rows(model, texts)
     wanted = _wanted(whole, positions)
@@ -180,14 +187,18 @@ def record(
 def _rows(model: LanguageModel, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Token ids of each text, with the subject's leading token, as `LanguageModel.encode` makes them."""
     rows: list[list[int]] = []
+    size = len(model.anatomy.unembedding())
     for text in texts:
         if isinstance(text, str):
             ids, lead = model.tokens(text), [model.bos_id] if model.bos_id is not None else []
             rows.append(ids if lead and ids[:1] == lead else lead + ids)
         else:
-            rows.append([int(i) for i in text])
+            rows.append(indices.listed("token ids", text))
         if not rows[-1]:
             raise UsageError(f"text {len(rows) - 1} has no token")
+        wrong = min(rows[-1]) if min(rows[-1]) < 0 else max(rows[-1])
+        if not 0 <= wrong < size:
+            raise UsageError(f"{wrong} in text {len(rows) - 1} is no token of {model.name}: its vocabulary has ids 0 to {size - 1}")
     return rows
 
 
