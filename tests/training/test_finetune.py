@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nullius.errors import UsageError
+from nullius.errors import NulliusError, UsageError
 from nullius.training.finetune import finetune
 from nullius.training.lora import Lora
 from nullius.training.parts import Parts
@@ -117,10 +117,42 @@ def test_snapshots_see_the_model_on_its_way(toy):
         (TEXTS, {"lora": Lora(targets=("q_prj",))}, "no linear map 'q_prj' in this model; nearest: q_proj, .*; there are down_proj, "),
         (TEXTS, {"lora": Lora(targets=("lm_head",), layers=(0, 2))}, "no linear map 'lm_head' in layers 0, 2 of this model"),
         (TEXTS, {"lora": Lora(layers=(3,))}, "layer 3 does not exist: this model has layers 0 to 2"),
-        (TEXTS, {"lora": Lora(rank=0)}, "the rank of an adapter is at least 1, not 0"),
+        (TEXTS, {"lora": Lora(rank=0)}, "the rank of an adapter is a whole number of at least 1, not 0"),
+        (TEXTS, {"lora": Lora(rank=1.5)}, "the rank of an adapter is a whole number of at least 1, not 1.5"),
+        (TEXTS, {"lora": Lora(alpha=float("nan"))}, "alpha scales the update: a number above 0, not nan"),
+        (TEXTS, {"lora": Lora(targets="q_proj")}, r"targets stand in a tuple: \('q_proj',\)"),
+        (TEXTS, {"lora": Lora(layers=("a",))}, "layer a does not exist"),
+        ("the river", {}, r"one text stands in a list: \['the river'\]"),
+        ([("a", "b", "c")], {}, r"pairs \(prompt, answer\); got \('a', 'b', 'c'\)"),
+        ([1, 2], {}, r"pairs \(prompt, answer\); got 1"),
+        (torch.arange(5), {}, r"whole numbers \[n, T\], of at least 2 tokens; got torch.int64 \[5\]"),
+        (torch.ones(2, 5), {}, r"got torch.float32 \[2, 5\]"),
+        (torch.ones(2, 1).long(), {}, r"got torch.int64 \[2, 1\]"),
+        (torch.full((2, 5), 99999), {}, "99999 is no token of toy-llama"),
+        (TEXTS, {"batch": 0}, "batch must be a whole number of at least 1, not 0"),
+        (TEXTS, {"warmup": -1}, "warmup must be a whole number of at least 0, not -1"),
+        (TEXTS, {"seed": 0.5}, "seed must be a whole number"),
+        (TEXTS, {"rate": float("nan")}, "rate must be a number of at least 0, not nan"),
+        (TEXTS, {"rate": float("inf")}, "rate must be a number of at least 0, not inf"),
+        (TEXTS, {"clip": -1.0}, "clip must be a number of at least 0, not -1.0"),
+        (TEXTS, {"decay": 2.0}, "decay must be a number of at least 0 and at most 1, not 2.0"),
+        (TEXTS, {"optimiser": "sgd"}, "the optimiser is adamw or muon, not 'sgd'"),
+        (TEXTS, {"snapshots": (5,)}, r"before steps 0 to 0 and at the end \(1\), not at 5"),
         (TEXTS, {"lora": Lora(dropout=1.0)}, "dropout is a part of the input"),
     ],
 )
 def test_bad_input(toy, data, options, words):
     with pytest.raises(UsageError, match=words):
         finetune(toy, data, 1, **options)
+
+
+def test_a_loss_that_is_no_number_ends_it(toy):
+    with pytest.raises(NulliusError, match="the loss of step 2 is nan: lower the rate"):
+        finetune(toy, TEXTS, 3, rate=1e30)
+
+
+def test_clip_0_clips_nothing(toy):
+    """As in a configuration of `nullius train`."""
+    free, wide = (finetune(toy, TEXTS, 2, rate=1e-3, clip=clip) for clip in (0.0, 1e9))
+    assert same(free.model, wide.model)
+    assert not same(free.model, toy)

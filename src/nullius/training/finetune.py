@@ -8,6 +8,7 @@ with its training.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nullius.errors import UsageError
+from nullius.errors import NulliusError, UsageError
 from nullius.models.language_model import LanguageModel, Provenance
 from nullius.training import copies, shared_prefix
 from nullius.training import lora as adapters
@@ -73,12 +74,25 @@ def finetune(
     after each step; on_snapshot(step, model) before the given steps (steps: at the end),
     with the model under training, not yet merged where lora is given.
 
-    Raises UsageError for no data, for a pair without an answer, for parts and lora together.
+    clip: largest norm of the gradient (0: any).
+    Raises UsageError for no data, data of another kind, a pair without an answer, numbers out of range, parts and lora together; NulliusError when a
+    loss is no number.
 
     >>> tuned = finetune(model, [("3 + 4 =", " 7")], steps=20, parts=Parts(heads=((2, 1),)))  # doctest: +SKIP
     """
     if parts is not None and lora is not None:
         raise UsageError("train selected parts or LoRA adapters, not both")
+    _check({"steps": steps, "warmup": warmup, "seed": seed}, 0)
+    _check({"batch": batch, "max_tokens": max_tokens}, 1)
+    for what, value in {"rate": rate, "weight_decay": weight_decay, "clip": clip, "decay": decay}.items():
+        if not 0 <= value <= (1 if what == "decay" else math.inf) or value == math.inf:
+            raise UsageError(f"{what} must be a number of at least 0{' and at most 1' * (what == 'decay')}, not {value}")
+    if optimiser not in ("adamw", "muon"):
+        raise UsageError(f"the optimiser is adamw or muon, not {optimiser!r}")
+    if any(not 0 <= at <= steps for at in snapshots):
+        raise UsageError(
+            f"snapshots are taken before steps 0 to {steps - 1} and at the end ({steps}), not at {', '.join(map(str, snapshots))}"
+        )
     rows = _rows(model, data, max_tokens)
     hf = copies.plain(model.hf)
     trained = LanguageModel(hf, model.tokenizer, name or f"{model.name} (tuned)", model.weights_sha256, Provenance("made in this process"))
@@ -102,10 +116,12 @@ def finetune(
                 loss = _loss(trained, [rows[i] for i in next(order)])
             loss.backward()
             held.mask_gradients()
-            nn.utils.clip_grad_norm_(held.parameters, clip)
+            nn.utils.clip_grad_norm_(held.parameters, clip or math.inf)
             optimisers.step(factor(how, step, steps))
             held.restore()
             losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise NulliusError(f"the loss of step {step + 1} is {losses[-1]}: lower the rate ({rate:g}), or lengthen the warm-up")
             if on_step is not None:
                 on_step(step + 1, steps)
         if steps in snapshots and on_snapshot is not None:
@@ -117,6 +133,13 @@ def finetune(
     hf.eval()
     trained.weights_sha256, trained.tokens_seen = _digest(hf, changed, model.weights_sha256), 0
     return Tuned(trained, np.array(losses), count)
+
+
+def _check(numbers: dict[str, int], least: int) -> None:
+    """Raise UsageError for what is no whole number, or below the least."""
+    for what, value in numbers.items():
+        if not hasattr(value, "__index__") or value < least:
+            raise UsageError(f"{what} must be a whole number of at least {least}, not {value!r}")
 
 
 def _digest(hf: nn.Module, changed: Sequence[str], base: str) -> str:
@@ -138,11 +161,19 @@ def _rows(model: LanguageModel, data: Data, max_tokens: int) -> list[tuple[list[
     """Token ids of each row, and how many at its beginning are no targets."""
     if len(data) == 0:
         raise UsageError("no data to train on; give at least one text")
+    if isinstance(data, str):
+        raise UsageError(f"one text stands in a list: ['{data[:20]}'], not '{data[:20]}'")
     if isinstance(data, Tensor):
+        if data.ndim != 2 or data.shape[1] < 2 or data.is_floating_point():
+            raise UsageError(f"token ids must be whole numbers [n, T], of at least 2 tokens; got {data.dtype} {list(data.shape)}")
+        model.token_ids(data)
         return [(row, 1) for row in data[:, :max_tokens].tolist()]
     lead = [model.bos_id] if model.bos_id is not None else []
     rows = []
     for item in data:
+        pair = isinstance(item, Sequence) and len(item) == 2 and all(isinstance(part, str) for part in item)
+        if not isinstance(item, str) and not pair:
+            raise UsageError(f"data is texts, or pairs (prompt, answer); got {item!r:.60}")
         prompt, text = ("", item) if isinstance(item, str) else (item[0], item[0] + item[1])
         ids, before = model.tokens(text), model.tokens(prompt) if prompt else []
         shared = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))

@@ -33,8 +33,12 @@ def add(hf: Any, lora: Lora, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    if lora.rank < 1:
-        raise UsageError(f"the rank of an adapter is at least 1, not {lora.rank}")
+    if not hasattr(lora.rank, "__index__") or lora.rank < 1:
+        raise UsageError(f"the rank of an adapter is a whole number of at least 1, not {lora.rank}")
+    if not 0 < lora.alpha < float("inf"):
+        raise UsageError(f"alpha scales the update: a number above 0, not {lora.alpha}")
+    if isinstance(lora.targets, str):
+        raise UsageError(f"targets stand in a tuple: ('{lora.targets}',), not '{lora.targets}'")
     if not 0 <= lora.dropout < 1:
         raise UsageError(f"dropout is a part of the input, at least 0 and below 1, not {lora.dropout}")
     targets = _targets(hf, lora)
@@ -52,7 +56,7 @@ def _targets(hf: Any, lora: Lora) -> list[str] | str:
     maps, where, every = dataflow.linears(hf), "this model", processes.layers(hf)
     if lora.layers:
         for layer in lora.layers:
-            if not -len(every) <= layer < len(every):
+            if not hasattr(layer, "__index__") or not -len(every) <= layer < len(every):
                 raise UsageError(f"layer {layer} does not exist: this model has layers 0 to {len(every) - 1}")
         inside = {id(part) for layer in lora.layers for part in every[layer].modules()}
         maps = {name: part for name, part in maps.items() if id(part) in inside}
