@@ -98,7 +98,8 @@ def falls(model: LanguageModel, asked: Questions, mean: Tensor, sets: Sequence[S
             before = base.logits.argmax(-1).cpu().numpy() == targets
             start = _unmoved(base.sites["z"], mean.to(model.device))
             return [before - (_behind(model, base, start, mean, chosen) == targets).astype(float) for chosen in sets]
-    lowest, below = min((head.layer for chosen in sets for head in chosen), default=0), []
+    lowest = min((head.layer for chosen in sets for head in chosen), default=0)
+    below: list[Tensor] = []
     with torch.no_grad(), ExitStack() as stack:
         stack.callback(hooks.on_read(model.anatomy, model.anatomy.site("resid_pre", lowest), below.append).remove)
         before = (model.logits(batch).argmax(-1).cpu().numpy() == targets).astype(float)

@@ -126,7 +126,8 @@ def record(
         raise UsageError("texts, or rows of their token ids, are stored, not a batch that is padded already")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"activations are stored in a type of floating point (torch.float16, say), not in {dtype}")
-    texts = texts if hasattr(texts, "__len__") else list(texts)
+    if not hasattr(texts, "__len__"):  # a generator
+        texts = list(texts)  # type: ignore[assignment]
     anatomy, sites = model.anatomy, [sites] if isinstance(sites, str) else list(sites)
     layers = list(range(anatomy.n_layers)) if layers is None else indices.listed("layers", layers)
     heads = None if heads is None else indices.listed("heads", heads)
