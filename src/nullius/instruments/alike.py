@@ -42,8 +42,8 @@ def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> B
     anatomy, n = model.anatomy, len(batch.input_ids)
     first = wavefront.run_base(model, Batch(batch.input_ids[:1, :shared], batch.attention_mask[:1, :shared]), sites)
     cache: Any = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(first.keys, first.values, strict=True)):
-        cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), layer)
+    for layer, pair in enumerate(zip(first.keys, first.values, strict=True)):
+        cache.update(*(side.expand(n, -1, -1, -1) for side in pair), layer)
     ends: list[tuple[Tensor, Tensor]] = []
     with wavefront._keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
         at_the_end = anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
