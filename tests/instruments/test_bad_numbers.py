@@ -220,7 +220,7 @@ MODEL_CASES = {
     "agreement of other cells": (lambda m: agree(m, change=lambda x: x[:, :1]), "the exact sweep of"),
     "agreement of no cell": (lambda m: agree(m, k=0), "k must be 1 or more"),
     "situations that are not so many": (lambda m: told.Told.read(m, TEXTS, (3, 1, 2), ([0], [1])), "3 × 1 × 2 .* are not 2 texts"),
-    "no situation to tune on": (lambda m: told.Told.read(m, TEXTS, (1, 1, 2), ([], [0])), "situations of their own"),
+    "a situation that is not there": (lambda m: told.Told.read(m, TEXTS, (1, 1, 2), ([1], [0])), "situations from 0 to 0"),
     "components that were not read": (
         lambda m: told.Told.read(m, TEXTS * 2, (2, 1, 2), ([0], [1]), components=False).effects(m),
         "read without components",

@@ -16,6 +16,13 @@ def told_of(model, situations=40, k=3):
     return Told(states, states, z, cells, *(list(range(situations))[i::2] for i in (0, 1)))
 
 
+def test_a_half_that_nobody_asks_about_may_be_empty(toys):
+    """As where directions are made of some situations and nothing is tested on others."""
+    told = Told.read(toys["llama"], ["one", "two words"], (1, 1, 2), ([0], []), components=False)
+    assert (told.tuning, told.test) == ([0], [])
+    assert told.mlp.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["head", "neuron"])
 def test_what_falls_is_what_the_best_write(toys, kind):
     """Of 64 neurons random pairs leave the best two out; of four heads they may hold them, and differ by nothing all the same."""

@@ -68,12 +68,13 @@ class Told:
     ) -> Told:
         """Read texts in the order situation, version, manner (shape: how many of each); versions of a situation are averaged.
 
-        Raises UsageError for another number of texts, and for halves of which one is empty or names a situation that there is not.
+        Raises UsageError for another number of texts, and for halves that name a situation that there is not. An empty half is one that nobody
+        asks about.
         """
         if len(texts) != int(np.prod(shape)) or not texts:
             raise UsageError(f"{' × '.join(map(str, shape))} situations, versions and manners are not {len(texts)} texts")
-        if not all(half and min(half) >= 0 and max(half) < shape[0] for half in halves):
-            raise UsageError(f"tuning and test need situations of their own, from 0 to {shape[0] - 1}; got {halves[0]} and {halves[1]}")
+        if not all(0 <= situation < shape[0] for half in halves for situation in half):
+            raise UsageError(f"tuning and test are situations from 0 to {shape[0] - 1}; got {halves[0]} and {halves[1]}")
         middle = "resid_post" if model.anatomy.parallel else "resid_mid"
         sites = [*dict.fromkeys([middle, "resid_post"]), *(["z", "mlp_post"] if components else [])]
         found = {name: x.unflatten(1, shape).mean(2) for name, x in last_token(model, texts, sites, watch=watch).items()}
