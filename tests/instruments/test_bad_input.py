@@ -71,6 +71,9 @@ def test_an_edit_of_another_shape_is_not_broadcast(toy):
     for site, shape in (("z", [2, 9, 4, 8]), ("resid_post", [2, 9, 32]), ("pattern", [2, 4, 9, 9])):
         with pytest.raises(UsageError, match="must keep its shape"), taps.edit(toy, site, 0, lambda x: x[:, :1]):
             toy.logits(batch)
+        if site != "pattern":  # of which nothing means no edit
+            with pytest.raises(UsageError, match="must return a tensor; it gave None"), taps.edit(toy, site, 0, lambda x: None):
+                toy.logits(batch)
         with taps.edit(toy, site, 0, lambda x: x * 1), torch.no_grad():
             assert list(taps.read(toy, batch, [site], [0], positions="all")[site].shape[1:]) == shape
 

@@ -75,6 +75,7 @@ BAD = {
     "texts for batches": (lambda m: masks.Desideratum(["a"], ["b"], (5,), (0,), (0,)), "takes batches"),
     "a group's positions": (lambda m: cross_model.patch(m, m, BASE, [Group("g", (Head(1, 0),), (1,))]), "1 positions for 3"),
     "a group in no list": (lambda m: cross_model.patch(m, m, BASE, Group("g", (Head(1, 0),))), "groups stand in a list"),
+    "heads for a stream": (lambda m: cross_model.residual(m, m, BASE, SOURCE, ANSWERS, site="z"), "no residual site 'z': resid_pre, resid_mid"),
     "a stream for heads": (lambda m: cross_model.patch(m, m, BASE, [], site="resid_pre"), "their site is z, q, k or v"),
     "a mean of fewer heads": (without(ONE, ONE, ONE, mean=torch.zeros(3, 9, 1, 1)), r"must be \[3, 4, 8\] or \[3, T, 4, 8\]; got \[3, 9, 1, 1\]"),
     "a mean by position of padding": (without(ONE, ONE, ONE, mean=torch.zeros(3, 10, 4, 8), batch=PADDED), "some are padded"),

@@ -7,7 +7,7 @@ whether it is they that became better. It presupposes that both speak in the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def patch(
         n, length = part.input_ids.shape
         theirs = taps.read(donor, Batch(*(t.to(donor.device) for t in (part.input_ids, part.attention_mask))), sites, positions="all")
         changes: list[Intervention] = []
-        if hold:
+        if hold and length > 1:
             own = taps.read(model, part, ["z"], positions="all")["z"]
             changes += [interchange(Where("z", i, positions=range(length - 1)), own[i]) for i in range(model.anatomy.n_layers)]
         for group in groups:
@@ -95,6 +95,8 @@ def residual(
     models are not of one shape, and as `patching.residual`.
     """
     _check(model, donor)
+    if site not in get_args(patching.Site):
+        raise UsageError(f"no residual site '{site}': {', '.join(get_args(patching.Site))}")
     pair = patching.Pair(model, base, source, answers, metric, [site])
     theirs = Batch(*(ids.to(donor.device) for ids in (pair.source.input_ids, pair.source.attention_mask)))
     found = taps.read(donor, theirs, [site, "logits"], positions="all")

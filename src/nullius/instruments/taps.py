@@ -151,6 +151,8 @@ def edit(model: LanguageModel, site: str, layer: int, fn: Callable[[Tensor], Ten
 
     def checked(value: Tensor) -> Tensor:
         new = fn(value)
+        if not isinstance(new, Tensor):
+            raise UsageError(f"an edit of {site} at layer {layer} must return a tensor; it gave {new!r}")
         if new.shape != value.shape:  # torch would broadcast it somewhere above, or not
             raise UsageError(f"an edit of {site} at layer {layer} must keep its shape {list(value.shape)}; it gave {list(new.shape)}")
         return new
