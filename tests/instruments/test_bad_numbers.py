@@ -221,6 +221,7 @@ MODEL_CASES = {
     "agreement of no cell": (lambda m: agree(m, k=0), "k must be 1 or more"),
     "situations that are not so many": (lambda m: told.Told.read(m, TEXTS, (3, 1, 2), ([0], [1])), "3 × 1 × 2 .* are not 2 texts"),
     "a situation that is not there": (lambda m: told.Told.read(m, TEXTS, (1, 1, 2), ([1], [0])), "situations from 0 to 0"),
+    "directions from no situation": (lambda m: told.Told.read(m, TEXTS, (1, 1, 2), ([], [0])).mlp, "there is none"),
     "components that were not read": (
         lambda m: told.Told.read(m, TEXTS * 2, (2, 1, 2), ([0], [1]), components=False).effects(m),
         "read without components",

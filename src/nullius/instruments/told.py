@@ -81,7 +81,12 @@ class Told:
         return cls(found[middle], found["resid_post"], found.get("z"), found.get("mlp_post"), *halves)
 
     def contrast(self, x: Tensor) -> Tensor:
-        """Mean over tuning situations of what each manner has beyond the situation's mean: of x [layers, situations, k, ...], [layers, k, ...]."""
+        """Mean over tuning situations of what each manner has beyond the situation's mean: of x [layers, situations, k, ...], [layers, k, ...].
+
+        Raises UsageError without a tuning situation: a mean over none is no number.
+        """
+        if not self.tuning:
+            raise UsageError("directions are learnt from tuning situations: there is none")
         some = x[:, self.tuning]
         return (some - some.mean(2, keepdim=True)).mean(1)
 
