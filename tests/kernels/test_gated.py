@@ -112,6 +112,25 @@ def test_a_closed_gate_cuts_the_past():
     assert torch.allclose(chunked, first, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("closed", [-torch.inf, -1e30, -1000.0])
+def test_gates_that_are_zero_are_zero(dtype, tolerance, closed):
+    """The logarithm of a gate of 0 is −∞: in one token, in neighbours, in some channels, at the ends."""
+    x = tensors(2, 80, 2, 8, 4, 16.0)
+    x[3][:, 30], x[3][:, 40:43], x[3][:, 50, :, :3], x[3][:, 0], x[3][:, -1, 0] = (closed,) * 5
+    exact = values_and_gradients(x, "recurrence")
+    ours = values_and_gradients([t.to(dtype) for t in x], "chunks")
+    assert all(close(a.double(), b, tolerance) for a, b in zip(ours, exact, strict=True))
+
+
+def test_autocast_does_not_reach_inside():
+    x = [t.float() for t in tensors(1, 100, 2, 8, 4, 16.0)]
+    plain = values_and_gradients(x, "chunks")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = values_and_gradients(x, "chunks")
+    assert all(close(a, b, 1e-6) for a, b in zip(cast, plain, strict=True))
+
+
 def test_packed_sequences_are_separate_ones():
     x = tensors(1, 100, 2, 8, 4, 1.0)
     state = torch.randn(3, 2, 8, 4, dtype=torch.float64)
@@ -132,6 +151,53 @@ def test_decoding_token_by_token():
         o, memory = step(q[:, t], k[:, t], v[:, t], gate[:, t], memory)
         assert torch.allclose(o, whole[:, t])
     assert torch.allclose(memory, last)
+
+
+@pytest.mark.parametrize("form", ["channels", "heads and rows", "heads", "none"])
+def test_one_token_of_every_gate(form):
+    q, k, v, gate, state = tensors(2, 3, 2, 8, 4, 1.0)
+    given = {"channels": gate, "heads and rows": gate[..., 0], "heads": gate[0, 0, :, 0], "none": None}[form]
+    whole = gated_linear_attention(q, k, v, given, initial_state=state)
+    memory = state.clone()
+    for t in range(3):
+        o, memory = step(q[:, t], k[:, t], v[:, t], given if form in ("heads", "none") else given[:, t], memory)
+        assert torch.allclose(o, whole[:, t])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x[0], x[1][:, :1], *x[2:]), "q and k must both be"),
+        (lambda x: (*x[:2], x[2][:1], *x[3:]), "v must be"),
+        (lambda x: (*x[:3], x[3][..., :3], x[4]), r"log_decay must be \[B, H, K\] = \[2, 2, 8\]"),
+        (lambda x: (*x[:3], -x[3], x[4]), "a positive value"),
+        (lambda x: (*x[:4], x[4][:1]), r"state must be \[B, H, K, V\] = \[2, 2, 8, 4\]"),
+    ],
+)
+def test_one_token_that_does_not_fit_is_named(change, message):
+    q, k, v, gate, state = tensors(2, 1, 2, 8, 4, 1.0)
+    with pytest.raises(NulliusError, match=message):
+        step(*change((q[:, 0], k[:, 0], v[:, 0], gate[:, 0], state)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"cu_seqlens": [0, 10]}, "cu_seqlens must be a tensor of whole numbers"),
+        ({"cu_seqlens": torch.tensor([0.0, 10.0])}, "cu_seqlens must be a tensor of whole numbers"),
+        ({"cu_seqlens": torch.tensor(10)}, "cu_seqlens must be a tensor of whole numbers"),
+        ({"backend": "chunk"}, "no backend 'chunk'; nearest: chunks"),
+        ({"backend": "triton"}, "the Triton kernels need a CUDA device; q lies on cpu"),
+        ({"log_decay": -0.1}, "log_decay must be a tensor, or None for no decay; got -0.1"),
+        ({"log_decay": torch.zeros(1, device="meta")}, "log_decay lies on meta, q on cpu"),
+        ({"initial_state": torch.zeros(1, 1, 4, 4, device="meta")}, "initial_state lies on meta, q on cpu"),
+        ({"q": torch.zeros(1, 10, 1, 0), "k": torch.zeros(1, 10, 1, 0), "log_decay": None}, "K = 0"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(more, message):
+    given = dict(zip(("q", "k", "v", "log_decay"), (t.float() for t in tensors(1, 10, 1, 4, 4, 1.0)), strict=False))
+    with pytest.raises(NulliusError, match=message):
+        gated_linear_attention(**{**given, **more})
 
 
 @pytest.mark.parametrize(
@@ -169,6 +235,11 @@ for shape, strength in (((1, 33, 2, 16, 16), 16.0), ((2, 150, 1, 24, 40), 1.0), 
     ours = values_and_gradients([t.float() for t in x], "triton")
     for a, b in zip(ours, exact):
         assert close(a.double(), b, 1e-6 if strength < 1 else 2e-6), (shape, strength)
+# gates that are 0: in one token, in neighbours, in some channels, in the first token
+x = tensors(1, 80, 1, 16, 16, 16.0)
+x[3][:, 30], x[3][:, 40:43], x[3][:, 50, :, :3], x[3][:, 0] = (-torch.inf,) * 4
+for a, b in zip(values_and_gradients([t.float() for t in x], "triton"), values_and_gradients(x, "recurrence")):
+    assert close(a.double(), b, 3e-5)
 # in 16 bits; the gate in 16 or 32; two blocks, strong gates, and some between
 for length, strength, wide in ((600, 16.0, False), (150, 0.02, True), (100, 0.5, False), (100, 4.0, True)):
     x = [t.half() for t in tensors(1, length, 1, 16, 24, strength)]

@@ -25,6 +25,10 @@ from torch import Tensor
 FAST_CHUNK = 64
 STRONG_CHUNK = 16
 STRONGEST_FAST_DECAY = -160.0
+CLOSED = {
+    torch.float32: -200.0,
+    torch.float64: -800.0,
+}  # log decay of a gate that is 0 to the last bit; below it sums of others would be rounded
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -73,6 +77,11 @@ class _Intra:
         return d_q, torch.einsum("...ij,...ik,...ijk->...jk", d_scores, self.q, self.decay)
 
 
+def closed(g: Tensor) -> Tensor:
+    """Log decays with −∞, a gate of 0, and all that is 0 as well, at one finite number: differences of sums of infinities are no numbers."""
+    return g.clamp(min=CLOSED[g.dtype])
+
+
 def _carry(first: Tensor, update: Tensor, decay: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
     """Run H ← decay_n ⊙ H + update_n over chunks; return the H each chunk starts with, [B, H, N, K, V], and the last one."""
     order = range(update.shape[2])
@@ -93,7 +102,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Outputs and last state."""
-        length = q.shape[1]
+        length, g = q.shape[1], closed(g)
         fast, chunk = form_for(g)
         ctx.save_for_backward(q, k, v, g, state)
         ctx.scale, ctx.fast, ctx.chunk = scale, fast, chunk
@@ -107,6 +116,12 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_o: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
         """The state at chunk starts is recomputed, not stored: it is K/C·2 times as large as the inputs."""
+        with torch.autocast(d_o.device.type, enabled=False):  # it may be on again where gradients are asked for
+            return _Chunked.gradients(ctx, d_o, d_end)
+
+    @staticmethod
+    def gradients(ctx: Any, d_o: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
+        """What `backward` returns."""
         q, k, v, g, state = ctx.saved_tensors
         length, scale = q.shape[1], ctx.scale
         q, k, v, d_o = (_split(x, ctx.chunk) for x in (q, k, v, d_o * scale))

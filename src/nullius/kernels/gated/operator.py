@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nullius.errors import NulliusError
+from nullius.errors import NulliusError, nearest
 from nullius.kernels.gated.chunks import chunked
 from nullius.kernels.gated.recurrence import recurrence
 from nullius.kernels.gated.traced import traced
@@ -64,23 +65,39 @@ def gated_linear_attention(
         form = chunked if chosen == "chunks" else recurrence
         state = _zeros(q, v, batch if sequences is None else len(sequences)) if given is None else given
         wq, wk, wv, wg = (x.to(state.dtype) for x in (q, k, v, gate))
-        if sequences is None:
-            o, end = form(wq, wk, wv, wg, state, scale)
-        else:
-            cuts = [slice(a, b) for a, b in sequences]
-            parts = [form(wq[:, c], wk[:, c], wv[:, c], wg[:, c], state[i : i + 1], scale) for i, c in enumerate(cuts)]
-            o, end = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
+        with torch.autocast(q.device.type, enabled=False):  # which would make products of float32 in bfloat16
+            if sequences is None:
+                o, end = form(wq, wk, wv, wg, state, scale)
+            else:
+                cuts = [slice(a, b) for a, b in sequences]
+                parts = [form(wq[:, c], wk[:, c], wv[:, c], wg[:, c], state[i : i + 1], scale) for i, c in enumerate(cuts)]
+                o, end = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
         o = o.to(v.dtype)
     return (o, end) if return_state and end is not None else o
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """One token, for decoding. q, k, log_decay: [B, H, K]; v: [B, H, V]; state: [B, H, K, V], updated in place and returned.
+def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """One token, for decoding. q, k: [B, H, K]; v: [B, H, V]; state: [B, H, K, V], fp32 or fp64, updated in place and returned.
 
-    Returns o [B, H, V] and the state.
+    log_decay: [B, H, K] a gate per channel, [B, H] one per head and row, [H] one per head, None for no decay.
+    Returns o [B, H, V] and the state. Raises NulliusError naming the tensor whose shape does not fit, or a gate that is none.
     """
-    state.mul_(log_decay.to(state.dtype).exp().unsqueeze(-1)).addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
-    o = torch.einsum("bhk,bhkv->bhv", q.to(state.dtype), state) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if q.ndim != 3 or k.shape != q.shape:
+        raise NulliusError(f"q and k must both be [B, H, K]; got q {list(q.shape)} and k {list(k.shape)}")
+    if v.ndim != 3 or v.shape[:2] != q.shape[:2]:
+        raise NulliusError(f"v must be [B, H, V] with the B, H of q, {list(q.shape[:2])}; got {list(v.shape)}")
+    if state.shape != (*q.shape, v.shape[-1]):
+        raise NulliusError(f"state must be [B, H, K, V] = {[*q.shape, v.shape[-1]]}; got {list(state.shape)}")
+    if log_decay is not None:
+        if log_decay.shape not in (q.shape, q.shape[:2], q.shape[1:2]):
+            wanted = f"[B, H, K] = {list(q.shape)}, [B, H] = {list(q.shape[:2])} or [H] = [{q.shape[1]}]"
+            raise NulliusError(f"log_decay must be {wanted}; got {list(log_decay.shape)}")
+        gate = log_decay if log_decay.ndim == 3 else log_decay.unsqueeze(-1)
+        _check_gate(gate)
+        state.mul_(gate.to(state.dtype).exp().unsqueeze(-1))
+    with torch.autocast(q.device.type, enabled=False):
+        state.addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
+        o = torch.einsum("bhk,bhkv->bhv", q.to(state.dtype), state) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return o.to(v.dtype), state
 
 
@@ -91,6 +108,9 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise NulliusError(f"v must be [B, T, H, V] with the B, T, H of q, {list(q.shape[:3])}; got {list(v.shape)}")
     if q.shape[1] == 0:
         raise NulliusError("q has no tokens (T = 0)")
+    empty = next((name for name, size in zip("BTHKV", (*q.shape, v.shape[-1]), strict=True) if size == 0), None)
+    if empty is not None:
+        raise NulliusError(f"q [B, T, H, K] = {list(q.shape)} and v {list(v.shape)} hold nothing: {empty} = 0")
     if max(q.shape[-1], v.shape[-1]) > 512:
         raise NulliusError(f"head dimensions up to 512 are supported; got K = {q.shape[-1]}, V = {v.shape[-1]}")
     if max(q.numel(), v.numel()) >= 2**31:
@@ -104,6 +124,10 @@ def _gate(log_decay: Tensor | None, q: Tensor) -> Tensor:
     if log_decay is None:
         return q.new_zeros(()).expand(q.shape)
     heads = q.shape[2]
+    if not isinstance(log_decay, Tensor):
+        raise NulliusError(f"log_decay must be a tensor, or None for no decay; got {log_decay!r}")
+    if log_decay.device != q.device:
+        raise NulliusError(f"log_decay lies on {log_decay.device}, q on {q.device}: move one to the other")
     if log_decay.shape == q.shape:
         return log_decay
     if log_decay.shape == q.shape[:3]:
@@ -130,6 +154,8 @@ def _sequences(cu_seqlens: Tensor | None, batch: int, length: int) -> list[tuple
         return None
     if batch != 1:
         raise NulliusError(f"packed sequences (cu_seqlens) need a batch of 1, got {batch}")
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
+        raise NulliusError(f"cu_seqlens must be a tensor of whole numbers [S + 1]; got {cu_seqlens!r}")
     offsets = cu_seqlens.tolist()
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != length or any(a >= b for a, b in pairwise(offsets)):
         raise NulliusError(f"cu_seqlens must rise from 0 to T = {length}; got {offsets}")
@@ -148,10 +174,16 @@ def _state(initial: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tens
         return None
     if initial.shape != shape:
         raise NulliusError(f"initial_state must be [sequences, H, K, V] = {list(shape)}; got {list(initial.shape)}")
+    if initial.device != q.device:
+        raise NulliusError(f"initial_state lies on {initial.device}, q on {q.device}: move one to the other")
     return initial.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
 
 
 def _choose(backend: Backend, q: Tensor, v: Tensor) -> Backend:
+    if backend not in get_args(Backend):
+        raise NulliusError(f"no backend '{backend}'{nearest(str(backend), get_args(Backend))}; there are {', '.join(get_args(Backend))}")
+    if backend == "triton" and not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NulliusError(f"the Triton kernels need a CUDA device; q lies on {q.device}: take another backend")
     if backend != "auto":
         return backend
     if not q.is_cuda or q.dtype == torch.float64 or not _known(q.device):

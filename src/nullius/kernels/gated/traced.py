@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullius.kernels.gated.chunks import _Chunked, form_for
+from nullius.kernels.gated.chunks import _Chunked, closed, form_for
 
 ARGUMENTS, HOW = "Tensor q, Tensor k, Tensor v, Tensor gate, Tensor? state", "float scale, int[]? offsets, bool triton"
 KEPT = 5  # tensors that `triton_operator.backward` takes besides the arguments
@@ -85,7 +85,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     if not triton:
         first = _first(q, v, state)
-        context = _Context(*(x.to(first.dtype) for x in (q, k, v, gate)), first)
+        context = _Context(*(x.to(first.dtype) for x in (q, k, v)), closed(gate.to(first.dtype)), first)
         context.scale, (context.fast, context.chunk) = scale, form_for(context.saved_tensors[3])
         d_o, d_end = torch.zeros_like(v) if d_o is None else d_o, torch.zeros_like(first) if d_end is None else d_end
         found: Any = _Chunked.backward(context, d_o.to(first.dtype), d_end)

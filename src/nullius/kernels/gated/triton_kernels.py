@@ -37,9 +37,9 @@ def _store(pointer, value, first, count, head, heads, width: tl.constexpr, start
 
 @triton.jit
 def _gate(pointer, first, count, head, heads, width: tl.constexpr, start, rows: tl.constexpr, columns: tl.constexpr):
-    """Load a tile of the gate. A closed gate (−∞) becomes e^−10,000."""
+    """Load a tile of the gate. A closed gate (−∞) becomes e^−104, which is 0 as well in fp32: sums of larger numbers would be rounded."""
     gate = _tile(pointer, first, count, head, heads, width, start, rows, columns)
-    return tl.maximum(gate.to(tl.float32), -1e4, propagate_nan=tl.PropagateNan.ALL).to(gate.dtype)
+    return tl.maximum(gate.to(tl.float32), -104.0, propagate_nan=tl.PropagateNan.ALL).to(gate.dtype)
 
 
 @triton.jit
