@@ -178,8 +178,6 @@ class Cells:
         ordered = sorted((whence[self.grid.start(column)], layer, column) for layer, column in cells)
         few = min(n, max(1, limit // (pair.length - ordered[0][0]))) if ordered else n
         for some in self._flights(ordered, few):
-            if pair.model.device.type == "cpu":
-                heap.take_large_pages()
             last = torch.cat([self._last(some, slice(j, j + few), limit) for j in range(0, n, few)], 1)
             layers, columns = (torch.tensor(side, device=values.device) for side in list(zip(*some, strict=True))[1:])
             values[:, layers, columns] = pair.measure(last[None])[0].T

@@ -14,16 +14,8 @@ from transformers import DynamicCache
 from nullius.models.language_model import Batch, LanguageModel
 from nullius.training import copies
 
-FAMILIES = {
-    "llama",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gpt2",
-    "gpt_neox",
-    "olmo",
-    "olmo2",
-}  # where it was tried (tests/training/test_shared_prefix.py)
+# Where it was tried (tests/training/test_shared_prefix.py)
+FAMILIES = {"llama", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "olmo", "olmo2"}
 
 
 def logits(model: LanguageModel, batch: Batch, first: int) -> Tensor | None:

@@ -25,10 +25,8 @@ from torch import Tensor
 FAST_CHUNK = 64
 STRONG_CHUNK = 16
 STRONGEST_FAST_DECAY = -160.0
-CLOSED = {
-    torch.float32: -200.0,
-    torch.float64: -800.0,
-}  # log decay of a gate that is 0 to the last bit; below it sums of others would be rounded
+# Log decay of a gate that is 0 to the last bit; larger numbers would round the sums of others
+CLOSED = {torch.float32: -200.0, torch.float64: -800.0}
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
