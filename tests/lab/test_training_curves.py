@@ -14,7 +14,7 @@ def write(path, *records):
 
 
 def test_where_a_run_diverged_there_is_no_point(tmp_path):
-    records = write(tmp_path / "m.jsonl", *({"step": i, "loss": loss} for i, loss in enumerate((3.0, 2.0, float("nan"), float("inf")))))
+    records = write(tmp_path / "m.jsonl", *({"step": i, "loss": loss} for i, loss in enumerate((3.0, 2.0, float("nan"), None))))
     (panel,) = training_curves.figure({"run": records}).panels
     assert list(panel.series[0].y) == [3.0, 2.0, None, None]
 

@@ -1,6 +1,7 @@
 """Configurations are read strictly; schedules, optimisers and the count of operations do what they say."""
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -214,6 +215,9 @@ def test_metrics_go_on_behind_any_sample_and_any_torn_line(tmp_path):
     """A sample may hold ends of lines that JSON does not escape; a line may be torn in the middle of a character."""
     path = tmp_path / "metrics.jsonl"
     metrics = measurement.Metrics(path, 0)
+    metrics.write({"step": 0, "loss": 3.0, "grad_norm": math.inf, "held_out": math.nan})
+    assert json.loads(path.read_text("ascii"), parse_constant=pytest.fail) == {"step": 0, "loss": 3.0, "grad_norm": None, "held_out": None}
+    path.unlink()
     metrics.write({"step": 1, "continuation": "a\u2028b\u0085c ü"})
     metrics.write({"step": 2, "held_out": 3.0})
     written = path.read_bytes()

@@ -49,7 +49,9 @@ def figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         lines = []
         for role, (name, records) in zip(ROLES, runs.items(), strict=False):
             points = [
-                (float(r["step"]), float(r[key])) for r in records if all(isinstance(r.get(name), int | float) for name in ("step", key))
+                (float(r["step"]), math.nan if r[key] is None else float(r[key]))  # null: a number that was none
+                for r in records
+                if isinstance(r.get("step"), int | float) and key in r and isinstance(r[key], int | float | None)
             ]
             if any(math.isfinite(y) for _, y in points):
                 lines.append(Series(name, *_thinned(points), role=role))

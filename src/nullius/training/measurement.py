@@ -74,10 +74,11 @@ class Metrics:
             raise self._full(error) from None
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line. Raises NulliusError when the disk is full."""
+        """Append a line; NaN and infinity stand there as null, since JSON has no word for them. Raises NulliusError when the disk is full."""
+        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
         try:
             with self.path.open("a", encoding="ascii") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(plain, allow_nan=False) + "\n")
         except OSError as error:
             raise self._full(error) from None
 
