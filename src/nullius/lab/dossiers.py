@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nullius.errors import UsageError, nearest
-from nullius.lab import journal, studies
+from nullius.lab import journal, studies, wording
 from nullius.lab.figures import GLYPH
 from nullius.lab.studies import Study
 
@@ -73,8 +73,7 @@ def _cell(verdict: Mapping[str, Any]) -> str:
         return f"{word}: {verdict['reason']}"
 
     def numbers(found: Mapping[str, Any]) -> str:
-        lo, hi = ("−∞" if found["lo"] is None else f"{found['lo']:.2f}"), ("∞" if found["hi"] is None else f"{found['hi']:.2f}")
-        return f"{found['estimate']:.2f} [{lo}, {hi}]"
+        return wording.interval(found["estimate"], found["lo"], found["hi"])
 
     return (
         f"{word} {numbers(verdict['effect'])}; control {numbers(verdict['control'])}; n = {verdict['effect']['n']}; seed {verdict['seed']}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from nullius.lab.figures import Figure, Heatmap, Panel, Series
 
 
@@ -10,6 +12,19 @@ def number(value: float | str | None) -> str:
     if isinstance(value, str):
         return value
     return "–" if value is None else f"{value:.4g}".replace("-", "−")
+
+
+@lru_cache(maxsize=8192)  # a matrix of 20 x 10 shows 400, each for wide and for narrow screens
+def interval(*ends: float | None) -> str:
+    """0.41 [0.30, 0.52] of estimate, lower and upper end (None: open), with as many decimals as show how large it is, two to four."""
+    largest = max(abs(end) for end in ends if end is not None)
+    digits = 2 if largest >= 0.05 or not largest else 3 if largest >= 0.005 else 4
+    # on which side of zero an interval ends must be seen
+    while digits < 4 and any(end and abs(end) < 0.5 * 10**-digits for end in ends[1:]):
+        digits += 1
+    texts = ["" if end is None else f"{end:.{digits}f}" for end in ends]
+    estimate, lo, hi = (text.replace("-", "−" if float(text) else "") if text else "" for text in texts)  # −0.00 is 0.00
+    return f"{estimate} [{lo or '−∞'}, {hi or '∞'}]"
 
 
 def describe(figure: Figure) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from nullius.lab import wording
 from nullius.lab.figures import GLYPH
 
 WORDS = ("holds", "fails", "inconclusive", "out of reach", "not run")
@@ -41,18 +41,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 def interval(found: Mapping[str, Any] | None) -> str:
     """0.41 [0.30, 0.52]; an open end is infinite."""
-    return _interval(found["estimate"], found["lo"], found["hi"]) if found else "–"
-
-
-@lru_cache(maxsize=8192)  # a matrix of 20 x 10 shows 400, each for wide and for narrow screens
-def _interval(*ends: float | None) -> str:
-    largest = max(abs(end) for end in ends if end is not None)
-    digits = 2 if largest >= 0.05 or not largest else 3 if largest >= 0.005 else 4
-    # on which side of zero an interval ends must be seen
-    while digits < 4 and any(end and abs(end) < 0.5 * 10**-digits for end in ends[1:]):
-        digits += 1
-    estimate, lo, hi = ("" if end is None else f"{end:.{digits}f}".replace("-", "−") for end in ends)
-    return f"{estimate} [{lo or '−∞'}, {hi or '∞'}]"
+    return wording.interval(found["estimate"], found["lo"], found["hi"]) if found else "–"
 
 
 def share(found: Mapping[str, Any] | None) -> str:
