@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nullius.instruments import onednn
 from nullius.models.hooks import hooked
 
-BLOCK = 768  # positions in a linear map
+BLOCK = 640  # positions in a linear map
 HALF = BLOCK // 2  # what is left over goes to oneDNN in this size: for each other one it would keep kernels of some megabytes
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
