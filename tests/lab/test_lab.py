@@ -28,8 +28,9 @@ def ones(hits, n):
 def test_a_gate_is_passed_by_the_whole_interval(lab):
     assert not lab.require(ones(24, 40), above=0.5, what="count", claims=("mean",))  # 0.6, and an interval that reaches down to 0.43
     assert lab.require(ones(30, 40), above=0.5, what="count", claims=("mean",))
+    assert not lab.require([], above=0.0, what="be asked at all", claims=("mean",))
     assert not lab.require(ones(30, 40), above=0.5, what="count", claims=("mean",), clusters=np.arange(40) // 10)  # four clusters
-    assert [gate.passed for gate in lab.gates] == [False, True, False]
+    assert [gate.passed for gate in lab.gates] == [False, True, False, False]
     assert lab.gates[0].claims == ("mean",)
 
 

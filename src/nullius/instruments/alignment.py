@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import indices, interchange
+from nullius.instruments import checks, interchange
 from nullius.instruments.interchange import At, Counterfactuals
 from nullius.instruments.interventions import orthonormal
 from nullius.models.language_model import LanguageModel
@@ -65,7 +65,7 @@ def learn(
     of its steps, is returned. Raises UsageError where k is not 1 … width − 1, for less than one step, start or pair, and as
     `interchange.transplant`.
     """
-    indices.at_least_one(steps=steps, starts=starts, batch_size=batch_size)
+    checks.at_least_one(steps=steps, starts=starts, batch_size=batch_size)
     width = _width(model, at)
     if not 1 <= k < width:
         raise UsageError(f"an alignment at {at.site} takes 1 to {width - 1} dimensions, not {k}")

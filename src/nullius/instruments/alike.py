@@ -7,7 +7,6 @@ that of `wavefront.run_base` over whole texts, to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,10 +21,7 @@ from nullius.models.language_model import Batch, LanguageModel
 def beginning(batch: Batch) -> int:
     """How many tokens all texts begin with, at most all but the last; 0 where that is less than half of them, for one text, and for padded ones."""
     n, length = batch.input_ids.shape
-    if n < 2 or not bool(batch.attention_mask.all()):
-        return 0
-    differs = (batch.input_ids != batch.input_ids[:1]).any(0)
-    shared = min(int(differs.int().argmax()) if bool(differs.any()) else length, length - 1)
+    shared = min(batch.beginning(), length - 1) if n > 1 else 0
     return shared if 2 * shared >= length else 0
 
 
@@ -39,24 +35,16 @@ def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = ()) -> B
     shared = beginning(batch)
     if not shared:
         return wavefront.run_base(model, batch, sites)
-    anatomy, n = model.anatomy, len(batch.input_ids)
+    n = len(batch.input_ids)
     first = wavefront.run_base(model, Batch(batch.input_ids[:1, :shared], batch.attention_mask[:1, :shared]), sites)
     cache: Any = DynamicCache()
     for layer, pair in enumerate(zip(first.keys, first.values, strict=True)):
         cache.update(*(side.expand(n, -1, -1, -1) for side in pair), layer)
-    ends: list[tuple[Tensor, Tensor]] = []
-    with wavefront._keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
-        at_the_end = anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
-        stack.callback(at_the_end.remove)
-        logits = model.hf(
-            input_ids=batch.input_ids[:, shared:],
-            attention_mask=wavefront._mask(model, shared, batch.input_ids.shape[1]),
-            position_ids=batch.position_ids[:, shared:],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-    end, last = ends[-1]
+    inputs = {"input_ids": batch.input_ids[:, shared:], "position_ids": batch.position_ids[:, shared:]}
+    inputs["attention_mask"] = wavefront.suffix_mask(model, shared, batch.input_ids.shape[1])
+    logits, end, last, kept = wavefront.run_keeping(
+        model, sites, lambda: model.hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    )
     kept = {site: _whole(first.stream if site == "resid_pre" else first.sites[site], value) for site, value in kept.items()}
     stream = kept.pop("resid_pre")
     keys, values = tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)

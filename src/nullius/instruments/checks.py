@@ -46,3 +46,9 @@ def at_least(value: int, least: int, what: str) -> int:
     if value < least:
         raise UsageError(f"{what} must be {least} or more, not {value}")
     return value
+
+
+def at_least_one(**sizes: int) -> None:
+    """Raise UsageError for a number of steps, rows or pairs below 1, by the name of the argument."""
+    for name, size in sizes.items():
+        at_least(size, 1, name)

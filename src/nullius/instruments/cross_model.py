@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import grids, indices, patching, taps
+from nullius.instruments import checks, grids, patching, taps
 from nullius.instruments.circuits import Group
 from nullius.instruments.interventions import Intervention, applied, interchange
 from nullius.instruments.path_runs import check_sender, positions
@@ -41,7 +41,7 @@ def patch(
     """
     _check(model, donor)
     batch = model.batch(texts)
-    indices.at_least_one(batch_size=batch_size)
+    checks.at_least_one(batch_size=batch_size)
     if site not in ("z", "q", "k", "v") or isinstance(groups, Group):
         raise UsageError("groups stand in a list, and their site is z, q, k or v")
     for group in groups:

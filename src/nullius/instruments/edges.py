@@ -24,7 +24,7 @@ from scipy import stats
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import indices, taps
+from nullius.instruments import checks, taps
 from nullius.instruments.edge_runs import Nodes, contributions, nodes, split
 from nullius.instruments.patching import Metric, Pair, difference
 from nullius.models.language_model import Batch, LanguageModel
@@ -75,7 +75,7 @@ def attribute(
 
     Arguments and errors as in `patching.residual`; the metric must be differentiable.
     """
-    indices.at_least_one(steps=steps, pairs_at_once=pairs_at_once)
+    checks.at_least_one(steps=steps, pairs_at_once=pairs_at_once)
     graph = nodes(model)
     whole = Pair(model, base, source, answers, metric)
     scores = []

@@ -64,9 +64,8 @@ def read(model: LanguageModel, layer: int = -1, null: float = 0.02) -> Reading:
     norm = written.norm(dim=1)
     null_share = (written @ basis[:, :dims]).square().sum(1) / norm.square().clamp(min=1e-30)
     directions = written / norm[:, None].clamp(min=1e-30)
-    spread = torch.cov(
-        (words / words.norm(dim=1, keepdim=True).clamp(min=1e-30)).T
-    )  # of all cosines at once: [d_mlp, V] are too many to hold
+    unit = words / words.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    spread = torch.cov(unit.T)  # of all cosines at once: [d_mlp, V] are too many to hold
     variance = ((directions @ spread) * directions).sum(1).clamp(min=0)
     return Reading(layer, *(x.cpu().numpy() for x in (norm, null_share, variance)))
 

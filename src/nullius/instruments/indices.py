@@ -47,10 +47,3 @@ def numbers(what: str, value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except (ValueError, TypeError):
         raise UsageError(f"{what} must be a tensor, or numbers in rows of one length; got {type(value).__name__}") from None
-
-
-def at_least_one(**sizes: int) -> None:
-    """Raise UsageError for a number of steps, rows or pairs below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"{name} must be 1 or more, not {size}")

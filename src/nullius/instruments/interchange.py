@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullius.errors import SubjectError, UsageError
-from nullius.instruments import indices, interventions, patching, resume, taps, wavefront
+from nullius.instruments import checks, indices, interventions, patching, resume, taps, wavefront
 from nullius.instruments.causal_models import CausalModel
 from nullius.instruments.where import Where
 from nullius.models.language_model import Batch, LanguageModel
@@ -177,7 +177,7 @@ def prepare(model: LanguageModel, pairs: Counterfactuals, at: At, batch_size: in
         raise UsageError("no pairs to interchange: give at least one")
     if at.site in ("pattern", "logits"):
         raise UsageError(f"{at.site} are no state of a token that could be carried to another text: take q and k, or resid_post")
-    indices.at_least_one(batch_size=batch_size)
+    checks.at_least_one(batch_size=batch_size)
     at = replace(at, layer=model.anatomy._layer(at.layer))
     tokens = tuple(model.token_ids(list(pairs.wanted)).tolist())
     there, here = columns(model, pairs.source, at.token), columns(model, pairs.base, at.token)
@@ -205,7 +205,7 @@ def transplant(model: LanguageModel, pairs: Counterfactuals, at: At, basis: Tens
     Differentiable in `basis`. Texts of unequal length are aligned by `at.token`: −1 and roles mean the same in both. Raises UsageError, with both
     tokenisations, where a column from the front would not; for a place or a token that does not exist, no pairs, and a basis that does not fit.
     """
-    indices.at_least_one(batch_size=batch_size)
+    checks.at_least_one(batch_size=batch_size)
     out = []
     for start in range(0, max(1, len(pairs)), batch_size):
         some = prepare(model, pairs.part(range(start, min(start + batch_size, len(pairs)))), at)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError
-from nullius.instruments import indices, taps, wavefront
+from nullius.instruments import checks, taps, wavefront
 from nullius.instruments.heads import Head
 from nullius.instruments.interchange import check_read_out, read_out
 from nullius.instruments.patching import check_lengths
@@ -99,7 +99,7 @@ def learn(
     """
     if not heads:
         raise UsageError("no candidate heads: give at least one")
-    indices.at_least_one(epochs=epochs, batch_size=batch_size)
+    checks.at_least_one(epochs=epochs, batch_size=batch_size)
     pairs = _Ready(model, train, heads)
     tried = _Ready(model, validation, heads)
     m = torch.ones(len(heads), device=model.device, requires_grad=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nullius.errors import NulliusError, SubjectError, UsageError
 from nullius.instruments import indices, path_runs
+from nullius.instruments.checks import at_least_one
 from nullius.instruments.heads import Head
 from nullius.instruments.patching import TOLERANCE, Metric, difference
 from nullius.instruments.path_runs import At, Mlp, Readout, Receiver, Run, Sender
@@ -122,7 +123,7 @@ def patch(
         path_runs.check_sender(model, head, "free head")
     if scores not in ("logits", "log_probs") or (isinstance(held_mlps, str) and held_mlps not in ("none", "all")):
         raise UsageError("scores are 'logits' or 'log_probs', and held_mlps 'none', 'all' or a list of layers")
-    indices.at_least_one(max_rows=max_rows, pairs_at_once=pairs_at_once)
+    at_least_one(max_rows=max_rows, pairs_at_once=pairs_at_once)
     held = {"all": set(layers), "none": set()}[held_mlps] if isinstance(held_mlps, str) else set(indices.listed("held_mlps", held_mlps))
     if not held <= set(layers):
         raise UsageError(f"held_mlps names a layer that does not exist: {model.name} has layers 0 to {layers[-1]}")

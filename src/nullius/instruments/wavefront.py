@@ -73,24 +73,30 @@ def run_base(model: LanguageModel, batch: Batch, sites: Sequence[str] = (), answ
     from nullius.instruments import resumable  # which tries it by what is below
 
     resumable.check(model)
-    anatomy = model.anatomy
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     cache: Any = None
-    ends: list[tuple[Tensor, Tensor]] = []
 
     def run() -> Tensor:
         nonlocal cache
         cache = DynamicCache()
         return model.hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
-    with _keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
-        at_the_end = anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
-        stack.callback(at_the_end.remove)
-        logits = run() if answers is None else some_logits.of(anatomy.unembed, answers, run)
-    end, last = ends[-1]
+    logits, end, last, kept = run_keeping(
+        model, sites, run if answers is None else lambda: some_logits.of(model.anatomy.unembed, answers, run)
+    )
     stream = kept.pop("resid_pre")
     keys, values = tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
     return Base(batch.input_ids, stream, keys, values, last, end, logits.float(), kept)
+
+
+def run_keeping(model: LanguageModel, sites: Sequence[str], run: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Run, and return what `run` does, the final norm's input, its output at the last position, and every layer's resid_pre and `sites` by name."""
+    ends: list[tuple[Tensor, Tensor]] = []
+    with _keeping(model, ("resid_pre", *sites)) as kept, ExitStack() as stack:
+        at_the_end = model.anatomy.final_norm.register_forward_hook(lambda _module, args, output: ends.append((args[0], output[:, -1])))
+        stack.callback(at_the_end.remove)
+        logits = run()
+    return logits, *ends[-1], kept
 
 
 @torch.no_grad()
@@ -284,7 +290,7 @@ def run_suffix(model: LanguageModel, base: Base, ids: Tensor, start: int) -> Ten
     length = ids.shape[1]
     return model.anatomy.decoder(
         input_ids=ids[:, start:],
-        attention_mask=_mask(model, start, length),
+        attention_mask=suffix_mask(model, start, length),
         position_ids=torch.arange(start, length, device=ids.device)[None],
         past_key_values=_Prefix(base, start),
         use_cache=True,
@@ -367,7 +373,7 @@ def _newest(layer: int, joined: int, write: Write) -> Callable[[Tensor], Tensor]
     return edit
 
 
-def _mask(model: LanguageModel, start: int, length: int) -> Any:
+def suffix_mask(model: LanguageModel, start: int, length: int) -> Any:
     """Additive causal mask [1, 1, T − start, T]; where layers look back over a window only, one mask for each kind of layer."""
     config = model.hf.config.get_text_config()
     query = torch.arange(start, length, device=model.device)[:, None]

@@ -59,9 +59,8 @@ class Clock:
         end = self.past + self.width
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.rows, self.width = (0, 0) if ids is None else ids.shape[:2]
-        if (
-            self.past == 0 or not self.prompt <= self.past <= end
-        ):  # no continuation of the pass before: another text, maybe behind a cached prefix
+        if self.past == 0 or not self.prompt <= self.past <= end:
+            # no continuation of the pass before: another text, maybe behind a cached prefix
             self.prompt = self.past + self.width
             mask = kwargs.get("attention_mask")
             self.mask = mask.cpu() if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == self.prompt else None

@@ -110,12 +110,14 @@ class Lab:
     ) -> bool:
         """Gate: the subject must do the task at all, its accuracy's whole 95% interval lying above `above` (chance).
 
-        accuracy: per-item scores [n]. what: the task in words. claims: those that rest on it (default: the whole study).
+        accuracy: per-item scores [n]; none where the subject cannot even be asked, which does not pass. what: the task in words. claims: those that
+        rest on it (default: the whole study).
         Returns whether it passed. When the whole study rests on it and it did not pass, the study ends here, out of reach.
         """
         for claim_id in claims:
             self.study.claim(claim_id)
-        interval = mean_interval(np.asarray(accuracy, dtype=np.float64), clusters)
+        scores = np.asarray(accuracy, dtype=np.float64)
+        interval = mean_interval(scores if len(scores) else np.zeros(1), clusters)
         gate = Gate(what, interval.estimate, interval.lo, interval.hi, above, interval.lo > above, tuple(claims))
         self.gates.append(gate)
         if not gate.passed and not claims:

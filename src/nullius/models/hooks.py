@@ -103,9 +103,8 @@ def _write_resid_mid(anatomy: Anatomy, site: Site, edit: Edit) -> list[Removable
 
     first, second = anatomy.site("resid_pre", site.layer), anatomy.site("attn_out", site.layer)
     handles = [on_read(anatomy, first, lambda value: before.update(resid_pre=value)), *on_write(anatomy, second, through)]
-    for module, handle in zip(
-        (first.module, second.module), handles, strict=True
-    ):  # edits of the summands come first, whenever they are opened
+    for module, handle in zip((first.module, second.module), handles, strict=True):
+        # edits of the summands come first, whenever they are opened
         _hooks(module, handle)[handle.id].of_a_sum = True
     return handles
 

@@ -40,6 +40,13 @@ class Batch:
         """Positions counted from the first real token [B, T]."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
+    def beginning(self) -> int:
+        """How many tokens all texts begin with; 0 where some are padded."""
+        if not bool(self.attention_mask.all()):
+            return 0
+        differs = (self.input_ids != self.input_ids[:1]).any(0)
+        return int(differs.int().argmax()) if bool(differs.any()) else self.input_ids.shape[1]
+
 
 class _Counter:
     """A hook that counts the tokens that go through an embedding. Holds no model, so that a copied model counts for itself."""

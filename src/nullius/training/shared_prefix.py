@@ -48,11 +48,9 @@ def length(model: LanguageModel, batch: Batch, first: int) -> int:
     whole rows.
     """
     n, width = batch.input_ids.shape
-    if n < 2 or model.device.type != "cpu" or not bool(batch.attention_mask.all()) or not _fits(model):
+    if n < 2 or model.device.type != "cpu" or not _fits(model):
         return 0
-    same = (batch.input_ids == batch.input_ids[:1]).all(0)
-    alike = width if bool(same.all()) else int((~same).int().argmax())
-    shared = min(alike, first)
+    shared = min(batch.beginning(), first)
     return shared if 2 * shared >= width else 0
 
 

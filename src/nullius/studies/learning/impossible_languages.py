@@ -223,7 +223,7 @@ def _constituents(lab: Lab, learned: Mapping[str, Learner], school: School) -> N
     differences = np.concatenate([told[name][0] - told[LANGUAGES[name].control][0] for name in wanted])
     losses = np.concatenate([told[name][1] - told[name][0] for name in wanted])
     if len(wanted) < len(PROBED):  # the hops of the grammar alone: nobody knows the constituents of a text of one's own
-        lab.require([0.0], above=0.5, what="probe sentences of every family for constituents", claims=["constituents-alike"])
+        lab.require([], above=0.5, what="probe sentences of every family for constituents", claims=["constituents-alike"])
     lab.finding("constituents-alike", treated=differences, control=losses, clusters=owners * len(wanted), note=f"in {', '.join(wanted)}")
 
 

@@ -88,7 +88,7 @@ def emotion_circuits(lab: Lab) -> None:
     try:
         vocabulary.of_words(lab.subject, WORDS)
     except UsageError:
-        lab.require([0.0], above=0.5, what="have words for each emotion that begin with a token of their own")
+        lab.require([], above=0.5, what="have words for each emotion that begin with a token of their own")
     order = lab.rng.permutation(len(emotions.scenarios())).tolist()
     halves = sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
     told = _read(lab, EMOTIONS, halves, components=True)

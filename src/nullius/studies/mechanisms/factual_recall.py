@@ -99,7 +99,7 @@ def _known(lab: Lab) -> Stimuli[Fact]:
     """Countries whose capital the subject names without context. Gate: a fair share of all."""
     facts = capitals.tellable(capitals.facts(), lab.subject.first_token)
     right = _named(lab, facts, "capital")
-    lab.require(right if len(right) else [0.0], above=0.25, what="name capitals without context")
+    lab.require(right, above=0.25, what="name capitals without context")
     lab.note(f"capitals known without context: {int(right.sum())} of {len(facts)}")
     return Stimuli.of(fact for fact, good in zip(facts, right, strict=True) if good)
 
@@ -167,7 +167,7 @@ def _report_damage(lab: Lab, chosen: Scaling, held: Stimuli[Conflict]) -> None:
 def _report_transfer(lab: Lab, choice: Choice, testing: Stimuli[Fact]) -> None:
     facts = capitals.tellable(testing, lab.subject.first_token, "language")
     right = _named(lab, facts, "language")
-    if not lab.require(right if len(right) else [0.0], above=0.15, what="name the language of a country", claims=["head-transfers"]):
+    if not lab.require(right, above=0.15, what="name the language of a country", claims=["head-transfers"]):
         return
     known = Stimuli.of(fact for fact, good in zip(facts, right, strict=True) if good)
     items = capitals.conflicts(known, lab.scale(quick=2, full=6), lab.rng, lab.subject.first_token, "language")

@@ -133,7 +133,7 @@ def mixing_mechanisms(lab: Lab) -> None:
     task, n = binding.TASKS["boxes"], lab.scale(quick=6, full=20)
     pools = binding.single(task, lab.subject.tokens, lab.subject.tokenizer.unk_token_id)
     if min(map(len, pools)) < n + 1:
-        lab.require([0.0], above=0.5, what=f"have {n + 1} words of each category that are one token")
+        lab.require([], above=0.5, what=f"have {n + 1} words of each category that are one token")
     main, other = _choose_way(lab, [Asked(task, n, key, answer, pools) for key, answer in ((1, 0), (0, 1))])
     _gate(lab, main, f"say which of {n} bound entities goes with another")
     layer = _choose_layer(lab, main)
