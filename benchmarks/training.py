@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,7 +128,11 @@ class Trainer:
         ours = case.loss is evaluation.loss_of
         self.passes = (
             Passes(
-                self.model, self.head, self.optimisers.named.values(), DEVICE, self.autocast, compiled and record and recordable(self.model)
+                partial(evaluation.loss_of, self.model, head=self.head),
+                list(self.named.values()),
+                DEVICE,
+                self.autocast,
+                compiled and record and recordable(self.model),
             )
             if ours
             else None

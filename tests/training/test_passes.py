@@ -28,8 +28,7 @@ def model(**changes):
 def passes(body, device="cpu", **how):
     device = torch.device(device)
     return Passes(
-        body.to(device),
-        evaluation.cross_entropy,
+        functools.partial(evaluation.loss_of, body.to(device)),
         list(body.parameters()),
         device,
         lambda: torch.autocast(device.type, enabled=False),
@@ -51,7 +50,7 @@ def test_parts_add_up_to_the_batch():
 def test_what_can_be_recorded():
     assert recordable(model(mixer="gla"))
     assert recordable(model(mixer="mlp"))
-    assert not recordable(model(mixer="random"))  # its noise is brought from the processor
+    assert not recordable(model(mixer="random"))  # its noise is brought from the processor each time
     assert not recordable(torch.nn.Linear(2, 2))
     recomputed = model(mixer="gla")
     recomputed.model.gradient_checkpointing = True
@@ -65,7 +64,7 @@ class Graph:
         made, gradients = self.made, self.made.gradients
         for parameter, gradient in gradients:
             parameter.grad = gradient if self.adds else None
-        made.loss.copy_(made._pass(made.rows, self.parts))
+        made.made_loss.copy_(made._pass(made.rows, self.parts))
         for parameter, gradient in gradients:
             if not self.adds:
                 gradient.copy_(parameter.grad)

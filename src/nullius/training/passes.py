@@ -16,41 +16,39 @@ from torch import Tensor, nn
 
 from nullius.models.architectures.config import SHADOWED
 from nullius.models.architectures.decoder import DecoderForCausalLM
-from nullius.training import evaluation
 
 BEFORE = 3  # batches made plainly before a pass is recorded: in them kernels are compiled and chosen, and tables made
 
 
 def recordable(body: Any) -> bool:
     """Whether nothing in a model's pass waits for the GPU or changes from one pass to the next, but for its numbers: known of the project's own
-    decoders, without a shadow stream."""
+    decoders, without a shadow stream: its text, or its noise, is the same in every pass, but brought from the processor each time."""
     return (
         isinstance(body, DecoderForCausalLM) and not set(body.config.mixers or []) & set(SHADOWED) and not body.model.gradient_checkpointing
     )
 
 
 class Passes:
-    """Makes gradients. body, head: see `evaluation.loss_of`. parameters: those that get gradients. autocast: makes the context of a forward pass.
+    """Makes gradients. loss: the mean loss of a part. parameters: those that get gradients. autocast: makes the context of a forward pass.
     record: whether to record a pass; then all parts must have one shape. note: told when that fails; passes are made plainly then."""
 
     def __init__(
         self,
-        body: Any,
-        head: evaluation.Head,
+        loss: Callable[[Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
         record: bool = False,
         note: Callable[[str], None] = print,
     ) -> None:
-        self.body, self.head, self.parameters, self.device, self.autocast = body, head, list(parameters), device, autocast
+        self.loss, self.parameters, self.device, self.autocast = loss, list(parameters), device, autocast
         self.record, self.note, self.made = record and device.type == "cuda", note, 0
         self.graph: Any = None
         # a stream for plain passes too: what they leave behind in autograd's graph may belong to no other stream than the recorded one's
         self.stream = torch.cuda.Stream(device) if self.record else None
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        """Put the gradients of the mean loss over all parts [n, T + 1] into the parameters, in place of what is there. Returns that loss."""
+        """Put the gradients of the mean loss over all parts (one tensor each) into the parameters, in place of what is there. Returns that loss."""
         if self.record and self.graph is None and self.made >= BEFORE:
             self._record(parts)
         self.made += 1
@@ -67,7 +65,7 @@ class Passes:
         for rows in parts:
             self.rows.copy_(self._moved(rows))
             self.graph.replay()
-            loss += self.loss
+            loss += self.made_loss
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return loss
@@ -86,7 +84,7 @@ class Passes:
 
     def _pass(self, rows: Tensor, parts: int) -> Tensor:
         with self.autocast():
-            loss = evaluation.loss_of(self.body, rows, self.head) / parts
+            loss = self.loss(rows) / parts
         loss.backward()
         return loss.detach()
 
@@ -104,7 +102,7 @@ class Passes:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                self.loss = self._pass(self.rows, len(parts))
+                self.made_loss = self._pass(self.rows, len(parts))
         except RuntimeError as error:
             first = error.__context__ or error  # that the recording was broken off, which is told last, says nothing
             self.record, why = False, (str(first).splitlines() or [""])[0]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,7 +180,7 @@ class _Run:
             )
         head = torch.compile(evaluation.cross_entropy) if config.compile else evaluation.cross_entropy
         record = config.compile and here.world == 1 and recordable(self.trainee.body)
-        passes = self.trainee.body, head, self.held.parameters, here.device, self._autocast
+        passes = partial(evaluation.loss_of, self.trainee.body, head=head), self.held.parameters, here.device, self._autocast
         self.passes = Passes(*passes, record=record, note=self.listener.note)
         self.metrics = measurement.Metrics(self.out / "metrics.jsonl", done) if here.first else None
         self.watch = measurement.Stopwatch(here.device)
