@@ -8,14 +8,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.training.conftest import losses
 
 from nullius.models import architectures
-from nullius.training import evaluation, program
+from nullius.stimuli import recall
+from nullius.training import asked, evaluation, program
 from nullius.training.config import Model, Optimiser
 from nullius.training.passes import BEFORE, Passes, recordable
+from nullius.training.resuming import Kept
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -52,6 +55,9 @@ def test_what_can_be_recorded():
     assert recordable(model(mixer="mlp"))
     assert not recordable(model(mixer="random"))  # its noise is brought from the processor each time
     assert not recordable(torch.nn.Linear(2, 2))
+    estranged = model(mixer="gla")
+    architectures.estrange_gates(estranged)  # once, before training: each pass rolls the gates alike
+    assert recordable(estranged)
     recomputed = model(mixer="gla")
     recomputed.model.gradient_checkpointing = True
     assert not recordable(recomputed)
@@ -119,6 +125,76 @@ def test_a_compiled_run_is_a_recorded_one(tiny, tmp_path, monkeypatch):
     assert found[0].held_out == pytest.approx(found[1].held_out, rel=1e-5)
     records = [json.loads(line) for line in (Path(runs[1].out) / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [record["step"] for record in records if "held_out" in record] == [6, 12]
+
+
+# --- small networks of studies ---
+
+KINDS = ("softmax", "gla", "scalar", "retnet", "ungated", "estranged", "mlp", "approximate", "non-approximate", "random", "fixed", "static")
+
+
+def questions(n=60):
+    """Streams that ask at other places, and at another number of them, in every batch."""
+    return recall.pairs(n, np.random.default_rng(0), length=24, gaps=0.4)
+
+
+def trained(kind, device, steps, label="one", bf16=False):
+    """As studies do it: a network of two heads (or every other layer's) on streams that ask, its weights, and the loss of its last steps."""
+    data, told = questions(), []
+    wanted = {**SMALL, "mixer": "gla" if kind == "estranged" else kind, "max_position_embeddings": 24}
+    wanted |= {"shadow_tokens": data.tokens[0].tolist()} if kind == "fixed" else {}
+    bench = asked.Bench(torch.device(device), 0, Kept(), lambda label, done, total: told.append((label, done, total)))
+    how = asked.Recipe(steps, 8, 5e-3, spread=0.1, bf16=bf16)
+    hf = bench.trained(label, wanted, data, how, 0, architectures.estrange_gates if kind == "estranged" else None)
+    assert told == [(label, step + 1, steps) for step in range(steps)]
+    assert all(parameter.grad is None for parameter in hf.parameters())
+    return torch.cat([p.detach().flatten().cpu() for p in hf.parameters()]), asked.measure(hf, data[:20])[0]
+
+
+def test_losses_of_all_positions_are_those_of_the_questions():
+    data = questions(7)
+    hf = asked.fresh({**SMALL, "mixer": "gla", "vocab_size": data.vocabulary, "initializer_range": 0.3}, 0, "cpu")
+    tokens, targets = torch.from_numpy(data.tokens), torch.from_numpy(data.targets)
+    there = targets.flatten() != recall.NOTHING
+    assert 7 < there.sum() < targets.numel() // 2
+    everywhere = asked._losses(hf, tokens, targets, None)[0]
+    assert torch.equal(everywhere != 0, there)
+    assert asked._mean_loss(hf, torch.stack((tokens, targets))).item() == pytest.approx((everywhere.sum() / there.sum()).item(), rel=1e-6)
+    logits = hf(input_ids=tokens, use_cache=False).logits.log_softmax(-1)
+    wanted = [-logits[i, t, targets[i, t]].item() for i, t in (targets != recall.NOTHING).nonzero()]
+    assert np.mean(wanted) == pytest.approx((everywhere.sum() / there.sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gla", "estranged", "random"])
+def test_studies_record_what_can_be_recorded(kind, monkeypatch):
+    """On a GPU that is imitated, a network comes out as it does plainly, and what its shadow stream brings along each time is not recorded."""
+    plain = trained(kind, "cpu", BEFORE + 4)
+    made = []
+
+    class OnAnyDevice(Passes):
+        def __init__(self, *given, record, **how):
+            super().__init__(*given, record=record, **how)
+            self.record = recordable(given[0].args[0])  # the network that the loss is of
+            Graph.made, Graph.parts, Graph.adds = self, 1, False
+            made.append(self)
+
+    monkeypatch.setattr(asked, "Passes", OnAnyDevice)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    recorded = trained(kind, "cpu", BEFORE + 4)
+    assert (made[0].graph is not None) == (kind != "random")
+    for one, other in zip(plain, recorded, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_studies_come_out_recorded_as_plainly(kind, bf16, monkeypatch):
+    recorded = trained(kind, "cuda", BEFORE + 6, bf16=bf16)
+    monkeypatch.setattr(asked, "recordable", lambda hf: False)
+    plain = trained(kind, "cuda", BEFORE + 6, bf16=bf16)
+    np.testing.assert_allclose(plain[1], recorded[1], atol=0.02)
+    assert (plain[0] - recorded[0]).norm() < 0.02 * plain[0].norm()  # single weights whose gradient is all but 0 may differ by whole steps
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from nullius.models import architectures
 from nullius.stimuli.recall import NOTHING, Asked
+from nullius.training.passes import Passes, recordable
 from nullius.training.resuming import Kept
 
 Floats = NDArray[np.float64]
@@ -82,36 +85,32 @@ def fit(hf: Any, data: Asked, how: Recipe, seed: int, on_step: Callable[[int, in
     """Train a causal model of transformers in place, the loss taken where the stream asks. Returns the mean loss of the last tenth of the steps.
 
     The order of the data depends on the seed alone: models trained with one seed see the same batches. The norm of the gradient is clipped at 1.
+    On a GPU passes are recorded where that can be (see `passes`): small networks would wait for the processor.
     """
     device = next(hf.parameters()).device
+    cuda = device.type == "cuda"
     tokens, targets = (torch.from_numpy(x).to(device) for x in (data.tokens, data.targets))
-    everywhere = bool((data.targets != NOTHING).all())
     order = np.random.default_rng(seed)
-    fused = device.type == "cuda"
-    optimiser = torch.optim.AdamW(hf.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.95), fused=fused)
+    # all at once: each copy makes the processor wait for the GPU
+    batches = torch.from_numpy(np.stack([order.integers(len(data), size=how.batch) for _ in range(how.steps)])).to(device)
+    optimiser = torch.optim.AdamW(hf.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.95), fused=cuda)
     warm = max(1, how.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         lambda step: min((step + 1) / warm, 0.55 + 0.45 * np.cos(np.pi * min(1.0, max(0, step - warm) / max(1, how.steps - warm)))),
     )
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=how.bf16 and cuda)
+    passes = Passes(partial(_mean_loss, hf), list(hf.parameters()), device, autocast, record=cuda and recordable(hf), note=warnings.warn)
     hf.train()
     losses: list[Tensor] = []
-    for step in range(how.steps):
-        chosen = order.integers(len(data), size=how.batch)
-        # where it asks is found on the CPU: asking the device would make it wait at each step
-        places = None if everywhere else torch.from_numpy(np.flatnonzero(data.targets[chosen] != NOTHING)).to(device)
-        rows = torch.from_numpy(chosen).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16 and device.type == "cuda"):
-            loss = _losses(hf, tokens[rows], targets[rows], places)[0].mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+    for step, rows in enumerate(batches):
+        losses.append(passes([torch.stack((tokens[rows], targets[rows]))]))
         torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        losses.append(loss.detach())
         if on_step is not None:
             on_step(step + 1, how.steps)
-    hf.eval()
+    hf.eval().zero_grad()  # gradients of a recorded pass would keep its memory
     return float(torch.stack(losses[-max(1, how.steps // 10) :]).mean())
 
 
@@ -130,22 +129,32 @@ def measure(hf: Any, data: Asked, batch: int = 128) -> tuple[Floats, Floats]:
     return loss, right
 
 
-def _losses(hf: Any, tokens: Tensor, targets: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss and hit at each question [q]; only there are logits made. places [q]: where the batch asks, row after row; None: everywhere."""
+def _mean_loss(hf: Any, rows: Tensor) -> Tensor:
+    """Mean loss where it is asked. rows [2, n, T]: tokens and targets."""
+    tokens, targets = rows
+    there = targets.flatten() != NOTHING
+    # a recorded pass has one shape, whatever is asked; elsewhere no logits are made in vain
+    places = None if rows.is_cuda or bool(there.all()) else there.nonzero()[:, 0]
+    return _losses(hf, tokens, targets, places)[0].sum() / there.sum()
+
+
+def _losses(hf: Any, tokens: Tensor, targets: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [q], logits [q, V] and target [q] at each question, only there. places [q]: where the batch asks, row after row; None: at all positions,
+    the loss 0 where nothing is asked."""
     hidden, wanted = hf.model(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1), targets.flatten()
     if places is not None:
         hidden, wanted = hidden[places], wanted[places]
     logits = hf.lm_head(hidden).float()
-    return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
+    return F.cross_entropy(logits, wanted, reduction="none", ignore_index=NOTHING), logits, wanted
 
 
 def _per_sequence(hf: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     places = (targets.flatten() != NOTHING).nonzero()[:, 0]
-    loss, right = _losses(hf, tokens, targets, places)
+    loss, logits, wanted = _losses(hf, tokens, targets, places)
     rows = places // tokens.shape[1]
     count = torch.bincount(rows, minlength=len(tokens))
     sums = count.new_zeros((2, len(tokens)), dtype=torch.float64)
-    for to, x in zip(sums, (loss, right), strict=True):
+    for to, x in zip(sums, (loss, logits.argmax(-1) == wanted), strict=True):
         to.index_add_(0, rows, x.double())  # not bincount, which sums in no fixed order on CUDA
     loss, right = sums / count
     return loss, right
