@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullius.instruments import direct_effects, directions, erasure, heads, neurons, steering, taps
-from nullius.instruments.planted import direction, recall
+from nullius.instruments import direct_effects, directions, erasure, heads, interventions, neurons, steering, taps
+from nullius.instruments.neurons import Components
+from nullius.instruments.planted import direction, modular, recall
+from nullius.instruments.planted.wiring import LOUD
 from nullius.lab.calibration import Trial, case
 
 TEXTS, NOISE = 160, 0.5
@@ -62,6 +64,28 @@ def classes_in_groups(seed: int) -> Trial:
     hit = directions.leave_group_out(states).mean() >= 0.5
     alarms = sum(directions.leave_group_out(directions.permuted(states, rng)).mean() >= 0.5 for _ in range(8))
     return Trial(int(hit), 1, int(alarms), 8)
+
+
+@case(
+    "directions",
+    planted="the first principal component of states that vary twice as much along one direction as along any other lies within 30 degrees"
+    " of it",
+    null="that of states that vary alike in all directions, twice; the second component of the first ones",
+    modules=("directions",),
+    seeds=20,
+)
+def principal_component(seed: int) -> Trial:
+    """160 synthetic states of 24 dimensions, off the origin."""
+    rng = np.random.default_rng(seed)
+    truth = directions.unit(torch.tensor(rng.normal(size=24)))
+    plain = torch.tensor(rng.normal(size=(3, TEXTS, 24)) + 3 * rng.normal(size=24))
+    along = plain[0] + 3**0.5 * torch.tensor(rng.normal(size=(TEXTS, 1))) * truth
+    first, second = directions.pca(along, 2)
+    near = [
+        float(directions.cosine(one, truth).abs()) > np.cos(np.pi / 6)
+        for one in (first, second, *(directions.pca(x)[0] for x in plain[1:]))
+    ]
+    return Trial(near[0], 1, sum(near[1:]), 3)
 
 
 @case(
@@ -132,6 +156,65 @@ def writers(seed: int) -> Trial:
     found = sum(int((a & b).sum()) for a, b in zip(called, true, strict=True))
     alarms = sum(int((a & ~b).sum()) for a, b in zip(called, true, strict=True))
     return Trial(found, 3, alarms, sum(one.numel() for one in called) - 3)
+
+
+@case(
+    "component sets",
+    planted="without neurons 0 and 1 of layer 1, or without head 0.0, fewer than half of the answers are left; driven by what tells good"
+    " texts from bad ones, each set turns nine bad texts in ten; tone injected behind attention 0 moves the final state towards good by half or more",
+    null="sets of other neurons and heads of the same layers, drawn alike, in each way; an injection of animacy",
+    modules=("neurons",),
+    seeds=20,
+)
+def sets_that_decide(seed: int) -> Trial:
+    """What is driven is the mean of good texts less that of bad ones, twice."""
+    planted, rng = direction.build(seed), np.random.default_rng(seed)
+    model, items = planted.model, direction.remarks(rng, 40)
+    tone = torch.tensor([item.tone for item in items]).bool()
+    batch = model.encode([item.text for item in items])
+    words = torch.tensor([model.first_token(" bad"), model.first_token(" good")])
+    read = taps.read(model, batch, ["z", "mlp_post"])
+    apart = {name: x[:, tone].mean(1) - x[:, ~tone].mean(1) for name, x in read.items()}
+    total = Trial(0, 0, 0, 0)
+    for own in (
+        Components.of(neurons=[(direction.READ_LAYER, 0), (direction.READ_LAYER, 1)]),
+        Components.of(heads=[(0, direction.TONE_HEAD.head)]),
+    ):
+        for some in (own, own.random_like(model, rng)):
+            good = []
+            for changes in (neurons.scaled(some, 0.0), neurons.driven(some, apart["mlp_post"], apart["z"], 2.0)):
+                with torch.no_grad(), interventions.applied(model, changes):
+                    two = model.logits(batch)[:, words]
+                good.append((two[:, 1] - two[:, 0]) / LOUD)
+            right = torch.where(tone, good[0], -good[0]) > 0.5
+            called = int(right.float().mean() < 0.5) + int((good[1][~tone] > 0.5).float().mean() >= 0.9)
+            total += Trial(called, 2, 0, 0) if some is own else Trial(0, 0, called, 2)
+    towards = (model.anatomy.unembedding()[words[1]] - model.anatomy.unembedding()[words[0]]).detach()
+    both = torch.stack([planted.tone, planted.alive])
+    moved = neurons.sublayer_importance(model, batch, "attn_out", 0, both, towards.expand(2, -1), (0.02,)).mean(1) >= 0.5
+    return total + Trial(int(moved[0]), 1, int(moved[1]), 1)
+
+
+@case(
+    "direct effects",
+    planted="the one neuron of a modular sum that is on for the two numbers writes more than half of the difference between the sum and another"
+    " number; neurons and rest add up to what the block writes, to 0.1 %",
+    null="the 48 other neurons",
+    modules=("direct_effects",),
+    seeds=20,
+)
+def neuron_of_a_sum(seed: int) -> Trial:
+    """One sum in each draw."""
+    model, rng = modular.build(seed), np.random.default_rng(seed)
+    a, b = (int(i) for i in rng.integers(modular.MODULUS, size=2))
+    right, wrong = (model.first_token(f" {(a + b + more) % modular.MODULUS}") for more in (0, int(rng.integers(1, modular.MODULUS))))
+    each, rest = direct_effects.neurons(model, [modular.text(a, b)], modular.SUM_LAYER, [right], [wrong])
+    whole = direct_effects.decompose(model, [modular.text(a, b)], [right], [wrong])
+    called = each[0] > whole.logit[0] / 2
+    block = float(whole.mlp[0, modular.SUM_LAYER])
+    sums = abs(float(each.sum() + rest.sum()) - block) <= 1e-3 * abs(block)
+    own = modular.MODULUS * a + b
+    return Trial(int(called[own]) + sums, 2, int(called.sum()) - int(called[own]), len(called) - 1)
 
 
 @case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nullius.instruments import damage, heads
+from nullius.instruments import damage, head_choice, heads
 from nullius.instruments.heads import Contrast, Head, Scaling
 from nullius.instruments.planted import recall
 from nullius.lab.calibration import Trial, case
@@ -18,9 +18,12 @@ TEXTS, HALF = 12, 0.5
 def _contest(seed: int) -> tuple[LanguageModel, Contrast]:
     """The city in the text (first) against the capital in memory (second)."""
     model, rng = recall.build(seed), np.random.default_rng(seed)
-    items = recall.conflicts(rng, TEXTS)
+    return model, _contrast(model, recall.conflicts(rng, TEXTS))
+
+
+def _contrast(model: LanguageModel, items: list[recall.Conflict]) -> Contrast:
     context, memory = (tuple(model.first_token(getattr(item, side)) for item in items) for side in ("context", "memory"))
-    return model, Contrast(tuple(item.text for item in items), context, memory)
+    return Contrast(tuple(item.text for item in items), context, memory)
 
 
 def _only(model: LanguageModel, *true: Head) -> torch.Tensor:
@@ -106,3 +109,21 @@ def answers_lost(seed: int) -> Trial:
             lost = damage.damage(model, prompts, tokens, scaling, prompts).kept.mean() <= 1 - HALF
             total += Trial(int(lost), 1, 0, 0) if head == true else Trial(0, 0, int(lost), 1)
     return total
+
+
+@case(
+    "head choice",
+    planted="of head 2.2 and five others, off or halved, head 2.2 is chosen towards memory, which then has half of the answers of new texts or more",
+    null="the best of the five others; the best of each half of the six heads that are left",
+    modules=("head_choice", "heads"),
+    seeds=20,
+)
+def chosen_among_six(seed: int) -> Trial:
+    """Chosen on twelve texts, tried on twelve others."""
+    model, rng = recall.build(seed), np.random.default_rng(seed)
+    texts = [_contrast(model, recall.conflicts(rng, TEXTS)) for _ in range(2)]
+    idle = [head for head in heads.all_heads(model) if head != recall.COPY_HEAD]
+    others = [idle[i] for i in rng.permutation(len(idle))[:5]]
+    found, best = (head_choice.choose(model, texts[0], some, (0.0, 0.5), rng)["second"] for some in ([recall.COPY_HEAD, *others], others))
+    tried = heads.sweep(model, texts[1], [found.chosen, best.chosen, *found.rivals]).second.mean(1) >= HALF
+    return Trial(int(tried[0] and found.chosen.head == recall.COPY_HEAD), 1, int(tried[1:].sum()), 3)

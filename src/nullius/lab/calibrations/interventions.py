@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -39,6 +41,44 @@ def interchanged_heads(seed: int) -> Trial:
         difference = [logits[..., answer[1]] - logits[..., answer[0]] for logits in (patched, *plain)]
         moved += ((difference[0] - difference[1]) / (difference[2] - difference[1])).numpy() / PAIRS
     return _tally({head for head, share in zip(everything, moved, strict=True) if share > CALLED}, len(everything))
+
+
+@case(
+    "interventions",
+    planted="without head 0.1, or without head 1.2, fewer than half of the answers are left: set to 0, to its mean, and to its value in another text",
+    null="the six other heads in each way, and every head scaled by 1 or taken from its own text",
+    modules=("interventions", "where"),
+    seeds=20,
+)
+def ablated_heads(seed: int) -> Trial:
+    """Texts with answers of their own; a head is ablated at all positions."""
+    model, rng = induction.build(seed), np.random.default_rng(seed)
+    texts = [side for pair in induction.pairs(rng, PAIRS, "key") for side in pair]
+    batch = model.encode([side.text for side in texts])
+    wanted = torch.tensor([model.first_token(side.answer) for side in texts])
+    there = taps.read(model, batch, ["z"], positions="all")["z"]
+    mean, donors = interventions.means(model, [side.text for side in texts], "z"), interventions.others(len(texts), rng)
+    everything, total = heads.all_heads(model), Trial(0, 0, 0, 0)
+
+    def left(change: interventions.Intervention) -> bool:
+        with torch.no_grad(), interventions.applied(model, [change]):
+            return bool((model.logits(batch).argmax(-1) == wanted).float().mean() >= 0.5)
+
+    def lost(ways: Callable[[Where, int], interventions.Intervention]) -> set[heads.Head]:
+        return {head for head in everything if not left(ways(Where("z", head.layer, heads=[head.head]), head.layer))}
+
+    for away in (
+        lost(lambda where, _: interventions.set_to(where, 0.0)),
+        lost(lambda where, layer: interventions.mean_ablate(where, mean[layer])),
+        lost(lambda where, layer: interventions.resample_ablate(where, there[layer], donors)),
+    ):
+        total += _tally(away, len(everything))
+    for same in (
+        lost(lambda where, _: interventions.scale(where, 1.0)),
+        lost(lambda where, layer: interventions.interchange(where, there[layer])),
+    ):
+        total += Trial(0, 0, len(same), len(everything))
+    return total
 
 
 @case(

@@ -1,11 +1,12 @@
-"""Paths between any two sites, and circuits by edge, on the tracker that was wired by hand: the four links of its chain, and no others."""
+"""Paths between sites, circuits by edge and their graph, on the tracker that was wired by hand: the four links of its chain, and no others."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from nullius.instruments import edge_circuits, edges, site_paths
-from nullius.instruments.edges import Edge
+from nullius.instruments import edge_circuits, edges, graph, site_paths
+from nullius.instruments.edges import Edge, Edges
 from nullius.instruments.planted.tracker import DETECTOR, FETCHER, HEADS, LABELS, LAYERS, OBJECTS, TRANSMITTER, wired
 from nullius.instruments.where import Where
 from nullius.lab.calibration import Trial, case
@@ -69,3 +70,32 @@ def edges_of_the_circuit(seed: int) -> Trial:
     )
     kept, added = len(set(left) & set(LINKS)), len(set(left) & set(idle))
     return Trial(kept + int(complete < 0.1), 5, added + int(lacking < EFFECT), 9)
+
+
+@case(
+    "circuit graph",
+    planted="of the graph of the wired chain and of strange edges, written as JSON and read back, the four links lie on a way from the embedding to"
+    " the logits; by what lies there the tracker answers as by all edges, to a tenth of the whole difference",
+    null="eight strange edges that lie on no such way: out of components that hear nothing, or into some that nobody hears; what lies there"
+    " without one link, each in turn, by which the tracker answers just as well",
+    modules=("graph", "edges", "edge_runs"),
+    seeds=20,
+)
+def graph_of_the_chain(seed: int) -> Trial:
+    """Scores are drawn: which edges are there decides, not how strong they are said to be."""
+    model, rng = wired(4, seed=seed), np.random.default_rng(seed)
+    pairs, nodes = _pairs(model, rng, 2), edges.nodes(model)
+    scores = torch.tensor(rng.normal(size=(1, *nodes.allowed.shape)), dtype=torch.float32) * nodes.allowed
+    way = {"embed", *CHAIN, "logits"}
+    idle = [name for name in nodes.writers if name not in way]
+    deaf = {idle[i] for i in rng.permutation(len(idle))[: len(idle) // 2]}  # these write only, the others hear only
+    ends = [(edge, edge.writer, edge.reader if " " not in edge.reader[:2] else edge.reader[2:]) for edge in nodes.edges()]
+    strange = [edge for edge, start, end in ends if (start in deaf and end in way) or (start in way and end not in deaf | way)]
+    strange = [strange[i] for i in rng.permutation(len(strange))[:8]]
+    made = graph.from_json(graph.to_json(graph.build(Edges(nodes, scores), [*LINKS, *strange])))
+    left = graph.to_edges(graph.connected(made))
+    circuits = [left, *([edge for edge in left if edge != link] for link in LINKS)]
+    masks = torch.stack([torch.ones_like(nodes.allowed), torch.zeros_like(nodes.allowed), *(nodes.mask(some) for some in circuits)])
+    whole, nothing, *shares = edges.run(model, *pairs, masks).mean(1).tolist()
+    alike = [abs(value - whole) < 0.1 * abs(whole - nothing) for value in shares]
+    return Trial(len(set(left) & set(LINKS)) + alike[0], 5, len(set(left) - set(LINKS)) + sum(alike[1:]), len(strange) + len(LINKS))
