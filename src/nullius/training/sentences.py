@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nullius.models.language_model import LanguageModel
+from nullius.training import evaluation
 from nullius.training.config import Optimiser, Schedule
 from nullius.training.optimisers import Optimisers, outside_layers
+from nullius.training.passes import Passes
 from nullius.training.schedules import factor
 
 END = "<|endoftext|>"
@@ -96,14 +100,19 @@ def train(
 ) -> None:
     """Train a model in place on rows of token ids [n, T] (see `rows`), `batch` of them a step, without replacement until all have been seen.
 
-    Muon and AdamW; the rate rises over the first tenth of the steps and falls over the last half. bfloat16 autocast on CUDA, and nothing there
-    makes the processor wait. on_step(done, steps) after each step; on_snapshot(step, model) before the given steps (steps: at the end).
+    Muon and AdamW; the rate rises over the first tenth of the steps and falls over the last half. On CUDA bfloat16 autocast, and passes are recorded
+    (see `passes`), which transformers' GPT-2 allows: it asks the GPU for its positions, but not while it is recorded. on_step(done, steps) after
+    each step; on_snapshot(step, model) before the given steps (steps: at the end).
     """
     hf, cuda = model.hf, model.device.type == "cuda"
     data = data.to(model.device)
     named = {name: p for name, p in hf.named_parameters() if p.requires_grad}
     optimisers = Optimisers(named, Optimiser("muon", rate, betas=(0.9, 0.999), weight_decay=0.1), outside_layers(hf), fused=cuda)
     order, how = _order(len(data), batch, seed), Schedule("wsd", warmup=max(1, steps // 10), decay=0.5)
+    chosen = np.stack([next(order) for _ in range(steps)])
+    batches = torch.from_numpy(chosen).to(model.device)  # at once: each copy makes the processor wait
+    autocast = partial(torch.autocast, model.device.type, torch.bfloat16, enabled=cuda)
+    passes = Passes(partial(evaluation.loss_of, hf), list(named.values()), model.device, autocast, record=cuda, note=warnings.warn)
     hf.train()
     for step in range(steps + 1):
         if step in snapshots and on_snapshot is not None:
@@ -113,10 +122,7 @@ def train(
             hf.train()
         if step == steps:
             break
-        ids = data[torch.from_numpy(next(order)).to(model.device)]
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=cuda):
-            logits = hf(input_ids=ids[:, :-1], use_cache=False).logits
-        nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+        passes([data[batches[step]]])
         nn.utils.clip_grad_norm_(named.values(), 1.0)
         optimisers.step(factor(how, step, steps))
         if on_step is not None:
