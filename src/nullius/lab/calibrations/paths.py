@@ -58,12 +58,12 @@ def chain_of_the_tracker(seed: int) -> Trial:
     planted=f"the four edges through which the label asked about decides have a score of more than {EFFECT:.0%} of the whole difference",
     null="all other edges",
     modules=("edges", "edge_runs"),
-    seeds=5,
+    seeds=20,
 )
 def edges_of_the_tracker(seed: int) -> Trial:
     """Pairs that ask about different boxes of one list: only the label at the end differs. Gradients averaged along the way, 16 points."""
     model, rng = wired(4, seed=seed), np.random.default_rng(seed)
-    items = boxes.draw(rng, 12, 4, objects=OBJECTS, labels=LABELS, style="short")
+    items = boxes.draw(rng, 4, 4, objects=OBJECTS, labels=LABELS, style="short")
     asked = [item.about(int((item.index + rng.integers(1, 4)) % 4)) for item in items]
     answers = [[model.first_token(item.answer), model.first_token(other.answer)] for item, other in zip(items, asked, strict=True)]
     found = edges.attribute(model, items.field("prompt"), [other.prompt for other in asked], answers, steps=16)
@@ -81,7 +81,7 @@ def edges_of_the_tracker(seed: int) -> Trial:
     planted="the mask for the position finds the detector and, at the last token, the transmitter; the one for the object the fetcher",
     null="the fifteen other heads in each, and every head for the label, which this tracker does not carry",
     modules=("masks",),
-    seeds=6,
+    seeds=20,
 )
 def masks_of_the_tracker(seed: int) -> Trial:
     """A mask that does not bring the target out on more than half of the test pairs has found nothing."""
@@ -94,7 +94,7 @@ def masks_of_the_tracker(seed: int) -> Trial:
     )
     total = Trial(0, 0, 0, 0)
     for kind, place, truth in asked:
-        swaps = boxes.swaps(kind, rng, 128, 4, objects=OBJECTS, labels=LABELS, style="short")
+        swaps = boxes.swaps(kind, rng, 64, 4, objects=OBJECTS, labels=LABELS, style="short")
         train, validation, test = tracking.desideratum(model, swaps, place).split(rng)
         found = masks.learn(model, train, validation, EVERY, epochs=6, rng=rng).found
         called = found if masks.accuracy(model, test, found).mean() > 0.5 else ()

@@ -7,7 +7,7 @@ import numpy as np
 from nullius.instruments import regression
 from nullius.lab.calibration import Trial, case
 
-CLUSTERS, EACH, SLOPE, LEAST = 60, 4, 1.5, 0.1  # slopes in nats of odds a unit
+CLUSTERS, EACH, SPREAD, SLOPE, LEAST = 60, 20, 2.0, 1.5, 0.1  # slopes in nats of odds a unit
 
 
 @case(
@@ -18,11 +18,11 @@ CLUSTERS, EACH, SLOPE, LEAST = 60, 4, 1.5, 0.1  # slopes in nats of odds a unit
     seeds=20,
 )
 def slopes_between_clusters(seed: int) -> Trial:
-    """60 clusters of four items; a cluster's own logit has a standard deviation of 1. Items alone would make the intervals too short."""
+    """Clusters of twenty items, whose own logit has a standard deviation of 2: intervals over items would be a third as long, and wrong."""
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(CLUSTERS), EACH)
     there, strange = rng.normal(size=(2, CLUSTERS))
-    logit = SLOPE * there + rng.normal(size=CLUSTERS)
+    logit = SLOPE * there + SPREAD * rng.normal(size=CLUSTERS)
     outcome = rng.random(len(clusters)) < 1 / (1 + np.exp(-logit[clusters]))
     columns = {"there": there[clusters], "strange": strange[clusters]}
     columns["shuffled"] = regression.shuffled_between(columns["there"], clusters, rng)
