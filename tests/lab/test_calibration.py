@@ -1,6 +1,8 @@
 """Calibration: the contract of a case, exact intervals, what is stored and how it is said, and when it is too old."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +164,14 @@ def test_every_case_of_the_project_says_what_it_plants():
     assert all(one.planted and one.null and one.seeds >= 1 for one in found)
 
 
+def test_every_module_of_the_instruments_has_a_case_or_a_reason_why_not():
+    named = {module for one in calibration.cases() for module in one.modules}
+    page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text("utf-8")
+    reasons = page.split("## What has no line")[1].split("\n## ")[0]
+    without = {path.stem for path in calibration.INSTRUMENTS.glob("*.py") if path.stem != "__init__"} - named
+    assert without == {word for word in re.findall(r"`(\w+)`", reasons) if word != "modules"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -181,6 +191,19 @@ def test_every_case_of_the_project_says_what_it_plants():
         "chosen_inside",
         "selectivity",
         "steered",
+        "words_before",
+        "graph_of_the_chain",
+        "slopes_between_clusters",
+        "half_a_step",
+        "chosen_among_six",
+        "tones_of_nouns",
+        "readers_made_up",
+        "acquired_concepts",
+        "ablated_heads",
+        "neurons_and_subspaces",
+        "principal_component",
+        "sets_that_decide",
+        "neuron_of_a_sum",
     ],
 )
 def test_one_seed_of_a_case_recovers_what_is_planted(name):

@@ -7,10 +7,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nullius.instruments import control_tasks, depth, interventions, probes, representations, separation
+from nullius.instruments import control_tasks, depth, interventions, probes, readings, representations, separation
 from nullius.instruments.planted import direction
 from nullius.instruments.where import Where
 from nullius.lab.calibration import Trial, case
+from nullius.stimuli.concepts import Concept
 
 TEXTS, NOISE, LAYERS, BLOCKS = 160, 0.5, 12, 40
 
@@ -33,7 +34,7 @@ def _decodable(states: Tensor, labels: NDArray, groups: NDArray, rng: np.random.
     planted="tone and animacy of a text, along one direction each under noise, are decodable: above chance and above shuffled labels by more"
     " than two standard errors on unseen words",
     null="eight labels drawn at random",
-    modules=("probes", "depth"),
+    modules=("probes", "depth", "representations"),
     seeds=16,
 )
 def planted_directions(seed: int) -> Trial:
@@ -177,6 +178,33 @@ def planted_onset(seed: int) -> Trial:
         nothing = probes.held_out(*_stream(rng, LAYERS, 0.0), rng)
         alarms += depth.decodable(nothing.correct, nothing.split, nothing.null)
     return Trial(int(hit), 1, alarms, 4)
+
+
+@case(
+    "concept readings",
+    planted="a concept that a subject's layers hold and neither random weights nor words do is called acquired; with all its accuracies reached two"
+    " layers later its depth is a layer to three larger",
+    null="a concept that random weights hold as well, one that its words give away, and one that nothing holds, called acquired",
+    modules=("readings",),
+    seeds=20,
+)
+def acquired_concepts(seed: int) -> Trial:
+    """Synthetic states of twelve layers, read with the same split."""
+    rng = np.random.default_rng(seed)
+    onset, groups = int(rng.integers(1, LAYERS - 3)), [f"block {i}" for i in range(BLOCKS) for _ in range(4)]
+
+    def read(first: int, strength: float) -> readings.Reading:
+        states, labels, _ = _stream(rng, first, strength)
+        concept = Concept("planted", "factual", ("",) * len(labels), labels, np.array(groups), "", "")
+        return readings.probe(concept, states, rng, seed)
+
+    holds, also, nothing, none = read(onset, 4.0), read(0, 4.0), read(LAYERS, 0.0), read(LAYERS, 0.0)
+    later = (holds.delayed(2).estimate - holds.depth.estimate) * LAYERS
+    acquired = [
+        readings.Controlled(*three).acquired
+        for three in ((holds, nothing, none), (holds, also, none), (holds, nothing, also), (nothing, none, none))
+    ]
+    return Trial(int(acquired[0]) + int(1 <= later <= 3), 2, sum(acquired[1:]), 3)
 
 
 def _stream(rng: np.random.Generator, onset: int, strength: float, d: int = 32) -> tuple[Tensor, NDArray, NDArray]:
