@@ -15,7 +15,7 @@ from tests.training.conftest import losses
 
 from nullius.models import architectures
 from nullius.stimuli import recall
-from nullius.training import asked, evaluation, program
+from nullius.training import asked, evaluation, program, sentences
 from nullius.training.config import Model, Optimiser
 from nullius.training.passes import BEFORE, Passes, recordable
 from nullius.training.resuming import Kept
@@ -195,6 +195,26 @@ def test_networks_of_studies_come_out_recorded_as_plainly(kind, bf16, monkeypatc
     plain = trained(kind, "cuda", BEFORE + 6, bf16=bf16)
     np.testing.assert_allclose(plain[1], recorded[1], atol=0.02)
     assert (plain[0] - recorded[0]).norm() < 0.02 * plain[0].norm()  # single weights whose gradient is all but 0 may differ by whole steps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
+@pytest.mark.parametrize("positions", [True, False])
+def test_networks_of_sentences_come_out_recorded_as_plainly(positions, monkeypatch):
+    """GPT-2 of transformers: while it is recorded it asks the GPU nothing, and masks attention by a mask of its own."""
+    rows, found, made = torch.randint(0, 20, (40, 32)), [], []
+
+    class Some(Passes):
+        def __init__(self, *given, record, **how):
+            super().__init__(*given, record=record and not made, **how)
+            made.append(self)
+
+    monkeypatch.setattr(sentences, "Passes", Some)
+    for _ in range(2):
+        gpt = sentences.fresh([str(i) for i in range(19)], sentences.Size(2, 32, 2, 32, positions), 0, device=torch.device("cuda"))
+        sentences.train(gpt, rows, BEFORE + 6, rate=1e-2, batch=8, seed=0)
+        found.append(torch.cat([p.detach().flatten() for p in gpt.hf.parameters()]))
+    assert [passes.graph is not None for passes in made] == [True, False]
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
