@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,7 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
         plans.setdefault((one.where.site, plan.layer), []).append((plan, one.change))
     with ExitStack() as stack:
         stack.callback(model.anatomy.decoder.register_forward_pre_hook(clock, with_kwargs=True).remove)
-        stack.enter_context(_with_a_cache(model.hf))
+        stack.enter_context(_generating(model.hf, clock))
         for (site, layer), group in plans.items():
             if site == "logits":
                 stack.callback(model.hf.register_forward_hook(_on_logits(group)).remove)
@@ -171,31 +171,47 @@ def applied(model: LanguageModel, interventions: Sequence[Intervention]) -> Iter
 
 
 @contextmanager
-def _with_a_cache(hf: Any) -> Iterator[None]:
+def _generating(hf: Any, clock: Clock) -> Iterator[None]:
     """While open, generation that runs the whole text again for each token is refused, since its columns cannot be told from those of another text;
-    so is one that tries several tokens in one pass (assistants, look-up in the prompt), whose first pass is longer than the prompt."""
-    inner = getattr(hf, "prepare_inputs_for_generation", None)
-    if inner is None:
-        yield
-        return
+    so is one that tries several tokens in one pass (assistants, look-up in the prompt), whose first pass is longer than the prompt. One that reads
+    its prompt in chunks tells the clock how long the prompt is."""
 
-    @wraps(inner)
-    def prepare(*args: Any, **kwargs: Any) -> Any:
+    def prepare(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("use_cache") is False:
             raise UsageError("generation under interventions must keep its cache: leave out use_cache=False")
         if kwargs.get("is_first_iteration") is False:  # said again behind the first pass by those that guess alone
             raise UsageError("generation under interventions takes one token a pass: leave out the assistant, or the look-up in the prompt")
         return inner(*args, **kwargs)
 
-    before = vars(hf).get("prepare_inputs_for_generation")
-    hf.prepare_inputs_for_generation = prepare
+    def prefill(inner: Callable[..., Any], ids: Tensor, settings: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if settings.prefill_chunk_size is None:
+            return inner(ids, settings, state, *args, **kwargs)
+        mask = state.get("attention_mask")  # as wide as the prompt, also where `ids` are only what the cache lacks
+        with clock.reading(ids.shape[1] if mask is None else mask.shape[1], mask):
+            return inner(ids, settings, state, *args, **kwargs)
+
+    with ExitStack() as stack:
+        for name, outer in (("prepare_inputs_for_generation", prepare), ("_prefill", prefill)):
+            stack.enter_context(_around(hf, name, outer))
+        yield
+
+
+@contextmanager
+def _around(hf: Any, name: str, outer: Callable[..., Any]) -> Iterator[None]:
+    """While open, a call of a model's method, if it has it, is one of outer(method, ...)."""
+    inner = getattr(hf, name, None)
+    if inner is None:
+        yield
+        return
+    before = vars(hf).get(name)
+    setattr(hf, name, wraps(inner)(partial(outer, inner)))
     try:
         yield
     finally:
         if before is None:
-            del hf.prepare_inputs_for_generation  # uncovers the method of its class
+            delattr(hf, name)  # uncovers the method of its class
         else:
-            hf.prepare_inputs_for_generation = before
+            setattr(hf, name, before)
 
 
 def generate(model: LanguageModel, texts: Sequence[str], interventions: Sequence[Intervention], max_new_tokens: int) -> list[str]:

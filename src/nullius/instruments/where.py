@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ class Where:
     are text i.
     positions: columns of the batch [P] (−1: the last; texts are left-padded), the same for all rows or one list for each row [rows, P]; or
     "all"; "last" (the last column of each pass: in generation the end of the prompt and every new token), "prompt", "new" (every token that
-    was generated). In generation, columns are those of the prompt: of the first pass, and of what lay in its cache. No position twice in a row.
+    was generated). In generation, columns are those of the prompt: of the first pass (of all of them where it is read in chunks), and of what lay in
+    its cache. No position twice in a row.
 
     A value for a part of shape [..] (heads × width, or width alone) is [..] for every row and position alike, [rows, ..] for each row, or
     [rows, P, ..] for each row and position.
@@ -51,6 +53,21 @@ class Clock:
         self.rows = 0  # of this pass, as the decoder was called
         self.prompt = 0  # columns at the end of a text's first pass
         self.mask: Tensor | None = None  # of the prompt [B, T]: 1 where a token is real
+        self.in_chunks = False  # passes that begin now carry chunks of that prompt
+
+    @contextmanager
+    def reading(self, prompt: int, mask: Tensor | None) -> Iterator[None]:
+        """While open, passes carry chunks of one prompt of so many columns, those that lie in the cache before included."""
+        self._begin(prompt, mask)
+        self.in_chunks = True
+        try:
+            yield
+        finally:
+            self.in_chunks = False
+
+    def _begin(self, prompt: int, mask: Any) -> None:
+        self.prompt = prompt
+        self.mask = mask.cpu() if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == prompt else None
 
     def __call__(self, _module: Any, args: Any, kwargs: Any) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
@@ -59,11 +76,9 @@ class Clock:
         end = self.past + self.width
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.rows, self.width = (0, 0) if ids is None else ids.shape[:2]
-        if self.past == 0 or not self.prompt <= self.past <= end:
+        if not self.in_chunks and (self.past == 0 or not self.prompt <= self.past <= end):
             # no continuation of the pass before: another text, maybe behind a cached prefix
-            self.prompt = self.past + self.width
-            mask = kwargs.get("attention_mask")
-            self.mask = mask.cpu() if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == self.prompt else None
+            self._begin(self.past + self.width, kwargs.get("attention_mask"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +243,7 @@ class Plan:
                 raise UsageError(f"a position at {self} is named twice in row {int(own[again[0, 0]])}: {columns[again[0, 0]].tolist()}")
         else:
             word, prompt = self.where.positions, self.clock.prompt
-            first = end - 1 if word == "last" else max(start, prompt) if word == "new" else start
+            first = end - (end >= prompt) if word == "last" else max(start, prompt) if word == "new" else start
             columns = torch.arange(first, max(first, min(end, prompt) if word == "prompt" else end)).expand(len(own), -1)
         if self.run_wide not in (None, self.clock.prompt):
             raise UsageError(
@@ -262,7 +277,12 @@ class Plan:
                 f"{self} has let go of the keys before its window: keys cannot be named there so far into a text that is written on"
             )
         if self.units is not None and int(self.units.max()) >= x.shape[-1]:
-            raise UsageError(f"unit {int(self.units.max())} does not exist: {self} has units 0 to {x.shape[-1] - 1}")
+            behind = self.where.site == "pattern" and self.clock.in_chunks and int(self.units.max()) < self.clock.prompt
+            raise UsageError(
+                f"key {int(self.units.max())} at {self} is not there yet where a prompt is read in chunks: leave out prefill_chunk_size"
+                if behind
+                else f"unit {int(self.units.max())} does not exist: {self} has units 0 to {x.shape[-1] - 1}"
+            )
         index = (cells.line, cells.column)
         whole = x[index]
         part = self.part_of(whole)
