@@ -86,6 +86,10 @@ def judge(expect, effect, control=NULL, p_holm=0.001):
         (trend("decreasing", "a", "b", margin=0.1), (-0.05, 0.2), NULL, "fails"),
         (ordering("a", "b"), (0.1, 0.5), NULL, "holds"),
         (ordering("a", "b"), (0.1, 0.5), (0.2, 0.4), "inconclusive"),  # the control is ordered too
+        (ordering("a", "b", margin=0.2), (0.3, 0.5), NULL, "holds"),
+        (ordering("a", "b", margin=0.2), (0.05, 0.15), NULL, "fails"),  # in order, by too little to matter
+        (ordering("a", "b", margin=0.2), (0.1, 0.5), NULL, "inconclusive"),
+        (ordering("a", "b", margin=0.2), (0.3, 0.5), (0.05, 0.15), "holds"),  # so is the control
     ],
 )
 def test_the_rule(expect, effect, control, word):
