@@ -13,6 +13,9 @@ import sqlalchemy as sa
 from nullius.feed import database as feed_database
 from nullius.lab import schema
 from tests.databases import KINDS, ON_POSTGRES, leave, of_kind, order, own_database
+from tests.feed.searching import bag, no_weights
+
+__all__ = ["bag", "no_weights"]
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +71,13 @@ def sqlite(request: pytest.FixtureRequest, ready_file: Path, monkeypatch: pytest
     monkeypatch.delenv("NULLIUS_DATABASE", raising=False)
     shutil.copy(ready_file, Path(os.environ["NULLIUS_DATA"]) / "nullius.db")
     yield
+
+
+@pytest.fixture
+def smtp() -> Iterator[object]:
+    """A server that takes digests (`postbox.Server`)."""
+    from tests.feed.postbox import Server  # where aiosmtpd is not installed the tests that ask for it are skipped
+
+    server = Server()
+    yield server
+    server.controller.stop()
