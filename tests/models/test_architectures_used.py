@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.models.test_architectures import VOCABULARY, gap, make, published, tokens
+from tests.models.decoders import VOCABULARY, gap, make, published, tokens
 from transformers import AutoModel, AutoModelForCausalLM
 
 import nullius
