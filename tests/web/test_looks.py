@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.web.test_pages import outline
+from tests.web.outlines import outline
 
 from nullius.feed import discussion, papers
 from nullius.web import lines, problems, verdicts, who
