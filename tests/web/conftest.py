@@ -20,6 +20,7 @@ from filelock import FileLock
 from starlette.testclient import TestClient
 from tests.databases import ON_POSTGRES, leave, order, own_database
 from tests.web import made
+from tests.web.browsing import browser, context, key, server
 from tests.web.letterbox import Box, free_port
 
 from nullius.feed import database, tables
@@ -28,6 +29,7 @@ from nullius.web import limiting, verdicts, who
 from nullius.web.app import create
 from nullius.web.settings import Settings, settings
 
+__all__ = ["browser", "context", "key", "server"]
 PORT = 8000
 ON_BOTH = {  # what reads and writes most of the tables
     "test_pages_of_ones_own",

@@ -1,38 +1,20 @@
-"""In a real browser: from the first visit to a verdict and its rerun; without script, by keyboard, on a phone, for a screen reader."""
+"""In a real browser: every page in both themes and at three widths, by keyboard, on paper, without script, for a screen reader."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
-import axe_playwright_python
-import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, expect, sync_playwright
-from tests.web import made
+from playwright.sync_api import expect
+from tests.web.browsing import AXE, MARKS, Server, violations, watched
 
-from nullius.lab import drawing, journal, looks, queue
-from nullius.lab.figures import Figure, Heatmap
 from nullius.web import assets
 
-CHROMIUM = os.environ.get("NULLIUS_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no chromium found (set NULLIUS_CHROMIUM to one)"), pytest.mark.timeout(600)]
-AXE = Path(os.environ.get("NULLIUS_AXE") or Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
+pytestmark = MARKS
 PAGES = [
     "/",
     "/week",
@@ -65,99 +47,11 @@ PAGES = [
 ]
 
 
-class Server:
-    """`nullius web` in a process of its own, on a port that was free."""
-
-    def __init__(self, folder: Path, *more: str) -> None:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = one.getsockname()[1]
-        self.base = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "nullius.cli.main", "web", "--port", str(self.port), "--no-browser", *more]
-        environment = {**os.environ, "NULLIUS_DATA": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.log = folder.parent / f"web-{self.port}.log"
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-        end = time.monotonic() + 90
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.base}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.2)
-        self.entrance = re.search(r"http://\S+/enter\?key=\S+", self.log.read_text())[0]
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        how = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=how)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def server(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests that only look, vote and save."""
-    folder = tmp_path_factory.mktemp("web") / "data"
-    made.copied(library_folder, folder)
-    started = Server(folder, "--no-worker")
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="module")
-def key(server: Server, browser: Browser) -> dict:
-    """The owner's cookie."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(server.entrance)
-    (cookie,) = [c for c in context.cookies() if c["name"].startswith("nullius")]
-    context.close()
-    return {"name": cookie["name"], "value": cookie["value"], "url": server.base}
-
-
-@pytest.fixture
-def context(browser: Browser, server: Server, key: dict) -> Iterator[BrowserContext]:
-    """The owner's browser, which notes every request that leaves the host and every error of a script."""
-    opened = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server.base)
-    opened.add_cookies([key])
-    watched(opened, server.base)
-    yield opened
-    assert opened.faults == []
-    opened.close()
-
-
-def watched(opened: BrowserContext, base: str) -> None:
-    opened.faults = []
-    opened.on(
-        "request", lambda r: opened.faults.append(f"left the host: {r.url}") if not r.url.startswith((base, "data:", "blob:")) else None
-    )
-    opened.on("weberror", lambda e: opened.faults.append(f"script: {e.error}"))
-    opened.on("console", lambda m: opened.faults.append(m.text) if m.type == "error" and "Failed to load resource" not in m.text else None)
-
-
 def addresses(server: Server) -> list[str]:
     runs = json.load(urllib.request.urlopen(f"{server.base}/api/v1/runs"))["runs"]
     of = {r["state"]: r["id"] for r in runs}
     week = datetime.now(UTC).strftime("%G-W%V")  # in which its verdicts were given
     return [path.replace("RUN", of["done"]).replace("FAILED", of["failed"]).replace("NOW", week) for path in PAGES]
-
-
-def violations(page: Page, *only: str) -> list[str]:
-    """What axe-core finds: by all its rules, or only by those named."""
-    rules = "rules: {'target-size': {enabled: true}}"  # 24 px, which axe leaves out by default
-    wanted = f"runOnly: {list(only)}" if only else rules
-    found = page.evaluate(f"axe.run(document, {{resultTypes: ['violations'], {wanted}}}).then(r => r.violations)")
-    return [f"{v['id']}: {n['html'][:160]} {n['failureSummary'][:160]}" for v in found for n in v["nodes"]]
 
 
 def test_every_page_for_everybody(browser, server, key):
@@ -369,24 +263,6 @@ def test_a_page_read_aloud(context, server, path):
     expect(page.locator("body")).to_match_aria_snapshot(inspect.cleandoc(READ_ALOUD[path]))
 
 
-def test_a_stored_figure_needs_nothing_else(browser):
-    """Its library is packed inside; a heatmap has a cell for each value, in the colours of the one on paper. It offers to send itself nowhere."""
-    heat = Heatmap("h", "head", "layer", [[-2.0, None, 1.0], [0.0, 2.0, 0.5]], "effect", mark=((0, 0),))
-    opened = browser.new_context(offline=True)
-    watched(opened, "about:blank")
-    page = opened.new_page()
-    page.set_content(drawing.html(Figure("f", "title </script>", (heat,), "caption")))
-    cells = page.locator(".bars .point path")
-    expect(cells).to_have_count(5)
-    colours = cells.evaluate_all("cells => cells.map(cell => getComputedStyle(cell).fill)")
-    ends = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (looks.SIGNED_SCALE[0], looks.SIGNED_SCALE[-1])]
-    assert [colours[0], colours[3]] == [f"rgb({r}, {g}, {b})" for r, g, b in ends]
-    expect(page.locator(".cbtitle")).to_have_text("effect")
-    assert page.locator(".modebar-btn[data-title*='Share']").count() == 0
-    assert opened.faults == []
-    opened.close()
-
-
 def test_the_theme_stays(context):
     page = context.new_page()
     page.goto("/")
@@ -499,136 +375,3 @@ def test_read_only_until_the_address_is_opened(browser, server):
     assert "open for reading only" in page.content()
     assert page.locator("form[action$='/run']").count() == 0
     opened.close()
-
-
-def test_from_the_first_visit_to_a_verdict_and_its_rerun(browser, library_folder, tmp_path, toy, monkeypatch):
-    """A run on a toy subject, by keyboard alone, live; meanwhile a second one waits in another tab, and is cancelled; the copied command gives the
-    same numbers; a third run is killed and says so, where events come and where none get through; after it the worker: the page says that as
-    well, and its button runs the paper again.
-    """
-    folder, model = tmp_path / "live", tmp_path / "toy"
-    made.copied(library_folder, folder)
-    toy.hf.save_pretrained(model)
-    toy.tokenizer.save_pretrained(model)
-    monkeypatch.setenv("NULLIUS_DATA", str(folder))
-    server = Server(folder)
-    try:
-        opened = browser.new_context(base_url=server.base, permissions=["clipboard-read", "clipboard-write"])
-        watched(opened, server.base)
-        page = opened.new_page()
-        page.goto(server.entrance)
-        assert page.url == f"{server.base}/"
-        page.keyboard.press("/")  # from here to the verdict nothing but keys
-        page.keyboard.type("which concepts are readable at which layer")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/search?*")
-        page.keyboard.press("j")
-        expect(page.get_by_role("link", name="Exploring Concept Depth").first).to_be_focused()
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/papers/concept-depth")
-        tab_to(page, page.get_by_label("or a hub id"))
-        page.keyboard.type(str(model))
-        tab_to(page, page.get_by_label("Seed"))
-        page.keyboard.type("11")  # what was in it is selected
-        tab_to(page, page.get_by_role("button", name=re.compile("^Run")))
-        page.keyboard.press("Space")
-        page.wait_for_url("**/runs/*")
-        run_id = page.url.rsplit("/", 1)[1]
-        other = opened.new_page()
-        other.goto("/papers/concept-depth")
-        other.get_by_label("or a hub id").fill(str(model))
-        other.get_by_role("button", name="Run", exact=False).first.click()
-        other.wait_for_url("**/runs/*")
-        expect(other.locator("#progress strong")).to_have_text("Waiting.")
-        other.get_by_role("button", name="Cancel this run").click()
-        expect(other.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
-        seen, shown, said = set(), set(), set()
-        end = time.monotonic() + 300
-        while page.locator("#progress").count() and time.monotonic() < end:
-            with contextlib.suppress(Error):  # it may have ended in between
-                seen.add(page.locator("#progress strong").inner_text(timeout=2000))
-                shown.add(page.locator("#progress p").first.inner_text(timeout=2000))
-                said.add(page.get_by_role("status").inner_text(timeout=2000))
-            page.wait_for_timeout(100)
-        expect(page.get_by_role("heading", name="Verdicts")).to_be_visible(timeout=60_000)
-        assert len(seen) >= 2, seen
-        assert len(said) < len(shown), "aloud less often than on the screen"
-        assert all(share in ("", "0") or int(share) % 10 == 0 for line in said for share in re.findall(r", (\d+) %$", line)), said
-        command = page.locator("#rerun-command").inner_text().removeprefix("$ ")
-        assert page.title().endswith(": concept-depth on toy · nullius")
-        assert re.match(r"\d+ (holds?|fails?|inconclusive|out of reach)\b", page.title()), "the end of a run is told by its title"
-        tab_to(page, page.get_by_role("button", name="copy the command"))
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("status")).to_have_text("Copied")
-        assert page.evaluate("navigator.clipboard.readText()") == command == f"nullius rerun {run_id}"
-        rerun = [sys.executable, "-m", "nullius.cli.main", *command.split()[1:], "--json"]
-        again = subprocess.Popen(rerun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        page.goto("/papers/concept-depth")
-        page.get_by_label("or a hub id").fill(str(model))
-        page.get_by_role("button", name="Run", exact=False).first.click()
-        page.wait_for_url("**/runs/*")
-        third = page.url.rsplit("/", 1)[1]
-        visits = []
-        other.on("request", lambda request: visits.append(request.url) if request.is_navigation_request() else None)
-        other.route("**/live", lambda route: route.abort())  # as where a proxy lets no events through
-        other.goto(page.url)
-        wait_for(lambda: other.wait_for_timeout(50) or len(visits) > 1, 30)
-        pid = wait_for(lambda: running(third), 60)
-        os.kill(pid, signal.SIGKILL)
-        for tab in (page, other):
-            expect(tab.get_by_text("Aborted.")).to_be_visible(timeout=60_000)
-        opened.faults[:] = [line for line in opened.faults if "Failed to fetch" not in line]
-        out, wrong = again.communicate(timeout=240)
-        assert again.returncode == 0, wrong
-        assert json.loads(out)["same"] is True
-
-        page.get_by_role("button", name="Run it again").click()  # and now the worker itself is killed
-        page.wait_for_url(lambda url: third not in url)
-        fourth = page.url.rsplit("/", 1)[1]
-        wait_for(lambda: queue.state(fourth) == "running", 60)
-        expect(page.locator("#progress strong")).to_be_visible(timeout=20_000)
-        (worker,) = [p for p in psutil.Process(server.process.pid).children() if "nullius.web.working" in p.cmdline()]
-        worker.kill()
-        expect(page.get_by_text("Aborted.")).to_be_visible(timeout=60_000)
-        expect(page.get_by_text("its process ended without a word")).to_be_visible()
-        page.get_by_role("button", name="Run it again").click()
-        page.wait_for_url(lambda url: fourth not in url)
-        fifth = page.url.rsplit("/", 1)[1]
-        wait_for(lambda: queue.state(fifth) == "running", 60)  # another worker came after the one that was killed
-        assert worker.pid not in [p.pid for p in psutil.Process(server.process.pid).children()]
-        page.get_by_role("button", name="Cancel this run").click()
-        expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
-        assert opened.faults == []
-        opened.close()
-    finally:
-        server.stop()
-
-
-def tab_to(page: Page, wanted: Locator) -> None:
-    """Go to something by the tabulator, as often as it takes."""
-    for _ in range(80):
-        page.keyboard.press("Tab")
-        if wanted.evaluate("element => element === document.activeElement"):
-            return
-    raise AssertionError(f"{wanted} cannot be reached by keyboard")
-
-
-def running(run_id: str) -> int:
-    """The process that executes a run, once it is under way."""
-    import sqlalchemy as sa
-
-    from nullius.lab.schema import reading, run
-
-    with reading() as connection:
-        state, pid = connection.execute(sa.select(run.c.state, run.c.pid).where(run.c.id == run_id)).one()
-    return pid if state == "running" and journal.events(run_id) else 0
-
-
-def wait_for(what, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it never came to that")
