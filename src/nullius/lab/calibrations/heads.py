@@ -119,9 +119,9 @@ def answers_lost(seed: int) -> Trial:
     seeds=20,
 )
 def chosen_among_six(seed: int) -> Trial:
-    """Chosen on twelve texts, tried on twelve others."""
+    """Chosen on six texts, tried on six others."""
     model, rng = recall.build(seed), np.random.default_rng(seed)
-    texts = [_contrast(model, recall.conflicts(rng, TEXTS)) for _ in range(2)]
+    texts = [_contrast(model, recall.conflicts(rng, TEXTS // 2)) for _ in range(2)]
     idle = [head for head in heads.all_heads(model) if head != recall.COPY_HEAD]
     others = [idle[i] for i in rng.permutation(len(idle))[:5]]
     found, best = (head_choice.choose(model, texts[0], some, (0.0, 0.5), rng)["second"] for some in ([recall.COPY_HEAD, *others], others))

@@ -184,7 +184,7 @@ def planted_onset(seed: int) -> Trial:
     "concept readings",
     planted="a concept that a subject's layers hold and neither random weights nor words do is called acquired; with all its accuracies reached two"
     " layers later its depth is a layer to three larger",
-    null="a concept that random weights hold as well, one that its words give away, and one that nothing holds, called acquired",
+    null="a concept that random weights hold as well, and one that its words give away, called acquired",
     modules=("readings",),
     seeds=20,
 )
@@ -198,13 +198,11 @@ def acquired_concepts(seed: int) -> Trial:
         concept = Concept("planted", "factual", ("",) * len(labels), labels, np.array(groups), "", "")
         return readings.probe(concept, states, rng, seed)
 
-    holds, also, nothing, none = read(onset, 4.0), read(0, 4.0), read(LAYERS, 0.0), read(LAYERS, 0.0)
+    holds, also, nothing = read(onset, 4.0), read(0, 4.0), read(LAYERS, 0.0)
     later = (holds.delayed(2).estimate - holds.depth.estimate) * LAYERS
-    acquired = [
-        readings.Controlled(*three).acquired
-        for three in ((holds, nothing, none), (holds, also, none), (holds, nothing, also), (nothing, none, none))
-    ]
-    return Trial(int(acquired[0]) + int(1 <= later <= 3), 2, sum(acquired[1:]), 3)
+    controls = ((nothing, nothing), (also, nothing), (nothing, also))  # random weights, words
+    acquired = [readings.Controlled(holds, *two).acquired for two in controls]
+    return Trial(int(acquired[0]) + int(1 <= later <= 3), 2, sum(acquired[1:]), 2)
 
 
 def _stream(rng: np.random.Generator, onset: int, strength: float, d: int = 32) -> tuple[Tensor, NDArray, NDArray]:
