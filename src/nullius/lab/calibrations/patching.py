@@ -69,16 +69,16 @@ def neurons_and_subspaces(seed: int) -> Trial:
     for _ in range(2):
         one, other = (int(i) for i in rng.permutation(size)[:2])
         b = int(rng.integers(size))
-        texts = [[modular.text(a, b)] for a in (one, other)]
+        base, source = ([modular.text(a, b)] for a in (one, other))
         answers = [(model.first_token(modular.answer(other, b)), model.first_token(modular.answer(one, b)))]
-        called = patching.neurons(model, *texts, answers, blocks=size**2).restored() > CALLED
+        called = patching.neurons(model, base, source, answers, blocks=size**2).restored() > CALLED
         truth = torch.zeros_like(called)
         truth[modular.SUM_LAYER, [size * one + b, size * other + b]] = True
         total += tally(called, truth)
         start = size + 3  # behind the slots of the text's own numbers and of the three marks
         for places, there in (((one, other), True), ((size + b, size + (b + 1) % size), False)):
             basis = torch.eye(model.anatomy.d_model)[[start + place for place in places]]
-            sweep = patching.residual(model, *texts, answers, site="resid_post", basis=basis)
+            sweep = patching.residual(model, base, source, answers, site="resid_post", basis=basis)
             restored = bool(sweep.restored()[0, -1] > 0.5)
             total += Trial(int(restored), 1, 0, 0) if there else Trial(0, 0, int(restored), 1)
     return total

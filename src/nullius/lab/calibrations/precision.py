@@ -30,7 +30,8 @@ def half_a_step(seed: int) -> Trial:
     model, items = planted.model, direction.remarks(rng, 60)
     good, bad = ([item.text for item in items if item.tone == tone][:TEXTS] for tone in (1, 0))
     good_, bad_ = (model.first_token(f" {word}") for word in ("good", "bad"))
-    reads, unembed = model.anatomy.layers[direction.READ_LAYER].mlp.c_fc.weight, model.hf.lm_head.weight
+    hf: Any = model.hf
+    reads, unembed = hf.transformer.h[direction.READ_LAYER].mlp.c_fc.weight, hf.lm_head.weight
     found: list[bool] = []
     alarms: list[bool] = []
 

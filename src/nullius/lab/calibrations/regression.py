@@ -25,7 +25,7 @@ def slopes_between_clusters(seed: int) -> Trial:
     logit = SLOPE * there + SPREAD * rng.normal(size=CLUSTERS)
     outcome = rng.random(len(clusters)) < 1 / (1 + np.exp(-logit[clusters]))
     columns = {"there": there[clusters], "strange": strange[clusters]}
-    columns["shuffled"] = regression.shuffled_between(columns["there"], clusters, rng)
-    found = regression.logistic_slopes(outcome, columns, clusters, rng, resamples=100)
+    columns["shuffled"] = regression.shuffled_between(columns["there"], clusters.tolist(), rng)
+    found = regression.logistic_slopes(outcome, columns, clusters.tolist(), rng, resamples=100)
     alarms = sum(found[name][1] > LEAST or found[name][2] < -LEAST for name in ("strange", "shuffled"))
     return Trial(int(found["there"][1] > LEAST), 1, alarms, 2)
