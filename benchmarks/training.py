@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nullius.models import architectures
+from nullius.models.architectures.float8 import trained_in_float8
 from nullius.training import evaluation, measurement, processes
 from nullius.training.config import Optimiser
 from nullius.training.optimisers import Optimisers, outside_layers
@@ -112,12 +113,14 @@ def cases(wanted: list[str], kernels: list[str], scale: Scale) -> Iterator[Case]
 class Trainer:
     """A model of a case with its optimiser, and one step of it."""
 
-    def __init__(self, case: Case, length: int, tokens: int, compiled: bool, record: bool) -> None:
+    def __init__(self, case: Case, length: int, tokens: int, compiled: bool, record: bool, float8: bool) -> None:
         torch.manual_seed(0)
         with torch.device(DEVICE):
             self.model: Any = case.make(length)
             self.rows = torch.randint(0, VOCABULARY, (tokens // length, length + 1))
         self.model.float().train()
+        if float8:
+            trained_in_float8(list(processes.layers(self.model)))
         self.case, self.head = case, evaluation.cross_entropy
         if compiled:
             for part in (*processes.layers(self.model), self.model.get_input_embeddings()):
@@ -183,7 +186,7 @@ def measure(case: Case, length: int, asked: argparse.Namespace, scale: Scale) ->
     began = time.perf_counter()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(case, length, scale.tokens, asked.compile, not asked.plain)
+    trainer = Trainer(case, length, scale.tokens, asked.compile, not asked.plain, asked.float8 and case.loss is evaluation.loss_of)
     choice = sdpa_kernel(case.kernel) if case.kernel is not None else contextlib.nullcontext()
     with choice:
         for _ in range(BEFORE + 1):
@@ -233,6 +236,9 @@ def main() -> None:
     options.add_argument(
         "--softmax", nargs="+", default=list(GPU_KERNELS), choices=list(GPU_KERNELS), help="kernels of the baseline, on a GPU"
     )
+    options.add_argument(
+        "--float8", action="store_true", help="products in the layers of ours and the baseline in eight bits (precision: float8)"
+    )
     options.add_argument("--steps", type=int, default=10)
     options.add_argument("--profile", action="store_true", help="print the kernels of one step after each row")
     options.add_argument("--tiny", action="store_true", help="two layers of 64 channels and few tokens, on any device: does it run?")
@@ -249,8 +255,9 @@ def main() -> None:
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     fla = ", ".join(packages) or "no fla here"
     print(f"{date.today()}, {name}, torch {torch.__version__}, Python {platform.python_version()}, {fla}", flush=True)
+    bits = ", products of the layers in eight bits" if asked.float8 else ""
     how = f"compiled, passes {'made one by one' if asked.plain else 'recorded'}" if asked.compile else "eager"
-    print(f"{scale.tokens} tokens a step, {how}, median of {asked.steps} steps")
+    print(f"{scale.tokens} tokens a step, {how}{bits}, median of {asked.steps} steps")
     print("| T | model | M parameters | ms | ktok/s | share of peak | peak GiB | loss | seconds before the first timed step |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for length in asked.lengths:

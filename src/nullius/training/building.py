@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nullius.errors import UsageError, nearest
-from nullius.training import checkpoints, lora
+from nullius.training import checkpoints, lora, processes
 from nullius.training.config import Config
 from nullius.training.lora import Lora
 from nullius.training.parts import Masks, Parts
@@ -100,6 +100,25 @@ def _theirs(wanted: Mapping[str, Any], fill: dict[str, Any], sequence: int) -> A
         fill["max_position_embeddings"] = sequence
     given = {default.attribute_map.get(key, key) for key in wanted}
     return AutoConfig.for_model(**{key: value for key, value in fill.items() if default.attribute_map.get(key, key) not in given}, **wanted)
+
+
+def in_float8(trainee: Trainee, device: torch.device) -> None:
+    """Train the linear maps inside the layers with products of eight bits.
+
+    Raises UsageError for a device that has none, a model without such maps, and adapters, whose maps are too thin to gain by it.
+    """
+    from nullius.kernels import float8
+    from nullius.models.architectures.float8 import trained_in_float8
+
+    if not float8.works(device):
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        raise UsageError(
+            f"precision: float8 needs a GPU of compute capability 8.9 or later (H100, L40, RTX 4090), here is {what}; take bf16"
+        )
+    if trainee.lora is not None:
+        raise UsageError("precision: float8 gains nothing with model.lora; take bf16")
+    if not trained_in_float8(processes.layers(trainee.hf)):
+        raise UsageError("precision: float8 finds no linear map with sides that are multiples of 16 in this model's layers; take bf16")
 
 
 def restore(trainee: Trainee, folder: Path, state: Mapping[str, Any]) -> None:

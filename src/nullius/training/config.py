@@ -129,8 +129,8 @@ class Save:
 class Config:
     """A training run. out: folder of checkpoints and metrics. sequence: tokens. batch: sequences a step, over all processes. micro: sequences
     in one forward pass of one process (0: its whole share); smaller ones are accumulated. precision: bf16 (autocast; weights and optimiser
-    stay float32) or fp32. recompute: keep only each layer's input and compute the rest again on the way back. log: steps between two lines of
-    metrics. peak_tflops: of one device, for utilisation (0: looked up by its name)."""
+    stay float32), float8 (the same, with products of eight bits inside the layers) or fp32. recompute: keep only each layer's input and compute
+    the rest again on the way back. log: steps between two lines of metrics. peak_tflops: of one device, for utilisation (0: by its name)."""
 
     out: str
     data: Data
@@ -144,7 +144,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     evaluate: Evaluate = field(default_factory=Evaluate)
     save: Save = field(default_factory=Save)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "float8"] = "fp32"
     compile: bool = False
     recompute: bool = False
     seed: int = 0

@@ -83,6 +83,8 @@ def train(config: Config, listener: Listener | None = None, device: str | None =
             trial.run(trainee.hf, config.sequence)
         done, state = _go_on(config, out, trainee, mixture, listener)
         trainee.body.to(here.device)
+        if config.precision == "float8":
+            building.in_float8(trainee, here.device)
         if config.recompute:
             enable = (
                 getattr(trainee.hf, "activation_checkpointing_enable", None) or trainee.hf.gradient_checkpointing_enable
@@ -241,7 +243,7 @@ class _Run:
         self.watch.tokens += config.batch * config.sequence
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.here.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.here.device.type, torch.bfloat16, enabled=self.config.precision != "fp32")
 
     @contextmanager
     def _looking(self) -> Iterator[None]:

@@ -50,7 +50,7 @@ def in_one_line(here: Processes, config: Config) -> Iterator[None]:
         micro = config.micro or config.batch // here.world
         ways = [f"set micro below {micro}"] if micro > 1 else []
         ways += [] if config.recompute else ["set recompute: true"]
-        ways += [] if config.precision == "bf16" else ["set precision: bf16"]
+        ways += [] if config.precision != "fp32" else ["set precision: bf16"]
         ways += ["use more processes" if here.world > 1 else "shard it over several GPUs by torchrun"]
         what = " or ".join(filter(None, (", ".join(ways[:-1]), ways[-1])))
         raise OutOfMemory(f"{here.device} has no memory left: {what}; the same command goes on from the newest checkpoint") from None

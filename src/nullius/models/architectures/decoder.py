@@ -28,7 +28,7 @@ from nullius.models.architectures.mixers import (
     SoftmaxAttention,
     StaticAttention,
 )
-from nullius.models.architectures.projection import project
+from nullius.models.architectures.projection import swiglu
 from nullius.models.architectures.queryfree import QueryFreeAttention
 
 CLASSES: dict[str, Any] = {
@@ -54,8 +54,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """x [B, T, d] → [B, T, d]."""
-        gate, up = project(hidden_states, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return swiglu(hidden_states, self.gate_proj, self.up_proj, self.down_proj)
 
     def unhooked(self, x: Tensor) -> Tensor:
         """The same, unseen by hooks."""

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from nullius.models.architectures.cache import gather
 from nullius.models.architectures.config import DecoderConfig
 from nullius.models.architectures.context import Context
-from nullius.models.architectures.projection import project
+from nullius.models.architectures.projection import project, swiglu
 
 
 class RMSNorm(nn.RMSNorm):
@@ -205,8 +205,7 @@ class NoMixing(Mixer):
         """x [B, T, d] → [B, T, d], token by token."""
         if context.cache is not None:
             context.cache.layers[self.layer].count(hidden_states.shape[1])  # type: ignore[union-attr]
-        gate, up = project(hidden_states, self.gate_proj, self.up_proj)
-        return self.o_proj(F.silu(gate) * up), None
+        return swiglu(hidden_states, self.gate_proj, self.up_proj, self.o_proj), None
 
     def mixing_flops_per_token(self, length: int) -> float:
         """None."""

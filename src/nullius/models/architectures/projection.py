@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nullius.models.architectures import float8
+
 PIECES = 9  # the fewest of which the compiler makes no masked loop
 ALIGNED = 64  # channels of a piece are a multiple of this
 
@@ -22,9 +24,22 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     """
     if not (torch.is_grad_enabled() and all(map.training and bare(map) for map in maps)):
         return tuple(map(x) for map in maps)
+    eight = [map for map in maps if isinstance(map, float8.Float8Linear)]
+    if eight:
+        return float8.project(x, *eight) if len(eight) == len(maps) else tuple(map(x) for map in maps)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _Project.apply(x, *(map.weight.to(x.dtype) for map in maps))
+
+
+def swiglu(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
+    """Return down(SiLU(gate(x)) ⊙ up(x))."""
+    if torch.is_grad_enabled() and all(map.training and bare(map) for map in (gate, up, down)):
+        eight = [map for map in (gate, up, down) if isinstance(map, float8.Float8Linear)]
+        if len(eight) == 3:
+            return float8.swiglu(x, *eight)
+    opened, carried = project(x, gate, up)
+    return down(F.silu(opened) * carried)
 
 
 def bare(module: nn.Module) -> bool:
@@ -32,7 +47,7 @@ def bare(module: nn.Module) -> bool:
     seen = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     if seen or "forward" in module.__dict__:
         return False
-    return type(module) is nn.Sequential or (type(module) is nn.Linear and module.bias is None)
+    return type(module) is nn.Sequential or (type(module) in (nn.Linear, float8.Float8Linear) and module.bias is None)
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,101 @@
+"""Matrix products whose factors have eight bits: twice as fast as with sixteen on tensor cores that take them (compute capability 8.9 and later).
+
+A matrix x is kept as numbers of eight bits and one factor for all of them, x ≈ numbers · factor: `e4m3` (three bits of mantissa, up to 448) or
+`e5m2` (two, up to 57,344, and down to 2^-16), Micikevicius et al. 2022, "FP8 formats for deep learning". Tensor cores read both sides of a product
+along the axis they sum over. So a matrix that is multiplied from left and right, as all are in training, is wanted in both orders; `narrow` writes
+both in one pass, and matrices that belong together to their place side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+SIXTEEN = 16  # the sides of a product are multiples of this
+OLDEST = (8, 9)  # compute capability
+TILE = 128  # rows and columns of a tile: what is written in either order lies together in memory by 128 bytes
+GRADIENT_TILE = (128, 64)  # of three matrices that are read and two that are written in both orders
+WARPS = 8
+
+
+def works(device: torch.device) -> bool:
+    """Whether a device multiplies numbers of eight bits faster than others."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def factor(parts: Sequence[Tensor]) -> Tensor:
+    """Return the power of two [] by which matrices are divided to be kept in e4m3: their largest number comes to between 224 and 448.
+
+    It changes no digit. Of numbers that are none (NaN) it is none.
+    """
+    largest = torch.stack([part.abs().amax() for part in parts]).amax().float()
+    return torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30) / 448)))
+
+
+@torch.library.custom_op(
+    "nullius::narrow", mutates_args=(), schema="(Tensor[] parts, Tensor factor, bool wide, bool stacked) -> (Tensor, Tensor)"
+)
+def narrow(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) -> tuple[Tensor, Tensor]:
+    """Return matrices [n, d_i] side by side, or [n_i, d] stacked, as one of eight bits, divided by factor []: by rows [n, d] and by columns [d, n].
+
+    wide: e5m2, for gradients, whose sizes differ most; else e4m3. Numbers too large for it become its largest; NaN stays NaN.
+    """
+    rows, columns = _shaped(parts, factor, wide, stacked)
+    from nullius.kernels import float8_triton as kernel
+
+    place = 0
+    for part in parts:
+        along = slice(place, place + part.shape[0 if stacked else 1])
+        here = (rows[along], columns[:, along]) if stacked else (rows[:, along], columns[along])
+        kernel.narrow(part.contiguous(), factor, *here)
+        place = along.stop
+    return rows, columns
+
+
+@narrow.register_kernel("cpu")
+def _plainly(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) -> tuple[Tensor, Tensor]:
+    kind = E5M2 if wide else E4M3
+    largest = torch.finfo(kind).max
+    rows = (torch.cat(tuple(parts), 0 if stacked else 1).float() / factor).clamp(-largest, largest).to(kind)
+    return rows, rows.T.clone(memory_format=torch.contiguous_format)
+
+
+@narrow.register_fake
+def _shaped(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) -> tuple[Tensor, Tensor]:
+    (n, d), kind = parts[0].shape, E5M2 if wide else E4M3
+    n, d = (sum(part.shape[0] for part in parts), d) if stacked else (n, sum(part.shape[1] for part in parts))
+    return parts[0].new_empty((n, d), dtype=kind), parts[0].new_empty((d, n), dtype=kind)
+
+
+@torch.library.custom_op("nullius::narrow_swiglu_gradient", mutates_args=())
+def narrow_swiglu_gradient(d_h: Tensor, gate: Tensor, up: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and up [n, d], side by side in e5m2 and divided by factor [], where h = SiLU(gate) ⊙ up has the gradient d_h:
+    by rows [n, 2 d] and by columns [2 d, n]. They are written nowhere else."""
+    from nullius.kernels import float8_triton as kernel
+
+    rows, columns = _shaped_gradient(d_h, gate, up, factor)
+    kernel.narrow_swiglu_gradient(d_h.contiguous(), gate.contiguous(), up.contiguous(), factor, rows, columns)
+    return rows, columns
+
+
+@narrow_swiglu_gradient.register_kernel("cpu")
+def _plain_gradient(d_h: Tensor, gate: Tensor, up: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    d_h, gate, up = d_h.float(), gate.float(), up.float()
+    open = gate.sigmoid()
+    return _plainly([d_h * up * open * (1 + gate * (1 - open)), d_h * gate * open], factor, True, False)
+
+
+@narrow_swiglu_gradient.register_fake
+def _shaped_gradient(d_h: Tensor, gate: Tensor, up: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    return _shaped([gate, up], factor, True, False)
+
+
+def multiply(a: Tensor, b: Tensor, factor_a: Tensor, factor_b: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
+    """Return a bᵀ [m, n] in dtype, of a [m, k] and b [n, k] of eight bits with their factors [].
+
+    fast: sum as the tensor cores do by themselves, with some 14 bits; else sums of 128 terms are added up in float32.
+    """
+    return torch._scaled_mm(a, b.T, scale_a=factor_a, scale_b=factor_b, out_dtype=dtype, use_fast_accum=fast)
