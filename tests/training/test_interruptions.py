@@ -153,7 +153,7 @@ def test_a_run_that_has_ended_says_so_and_no_loss(tiny, tmp_path):
     "error", [torch.OutOfMemoryError("a page"), RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), MemoryError()]
 )
 def test_a_device_without_memory_is_one_line(tiny, monkeypatch, error):
-    def full(*_):
+    def full(*_, **__):
         raise error
 
     monkeypatch.setattr(evaluation, "loss_of", full)
@@ -208,7 +208,7 @@ def test_weights_that_are_no_numbers_do_not_take_the_place_of_good_ones(tiny):
 
 
 def test_a_check_that_fails_on_a_gpu_is_one_line(tiny, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`\n")
 
     monkeypatch.setattr(evaluation, "loss_of", fails)
@@ -254,6 +254,29 @@ def test_a_trial_leaves_the_model_and_all_random_numbers_as_they_were(toy):
     assert torch.equal(torch.rand(2), expected)
     assert not toy.hf.training
     assert processes.layers(toy.hf)
+
+
+def test_rounding_is_no_look_ahead(toy):
+    """What differs in float32 and not in float64 is rounding, however large a norm has made it; weights and mode come back."""
+
+    def rounded(module, inputs, output):
+        return output + 1e-3 * torch.arange(len(output)).view(-1, 1, 1) if output.dtype == torch.float32 else output
+
+    before = {name: value.clone() for name, value in toy.hf.state_dict().items()}
+    hook = processes.layers(toy.hf)[-1].mlp.register_forward_hook(rounded)
+    toy.hf.eval()
+    trial.run(toy.hf, 16)
+    hook.remove()
+    assert not toy.hf.training
+    assert all(torch.equal(value, before[name]) and value.dtype == before[name].dtype for name, value in toy.hf.state_dict().items())
+
+    def leaking(module, inputs, output):
+        return output + 1e-3 * output[:, -1:]
+
+    hook = processes.layers(toy.hf)[-1].mlp.register_forward_hook(leaking)
+    with pytest.raises(UsageError, match="see later ones"):
+        trial.run(toy.hf, 16)
+    hook.remove()
 
 
 def test_samples_longer_than_the_model_go_on_from_their_last_tokens(tiny):
