@@ -111,7 +111,7 @@ def _full(tokens: int) -> Recipe:
 SMALL = variants.shape(64, 4)
 QUICK = Plan(QUICK_KINDS, 2, SMALL, SMALL, 48, Recipe(160, 16, 4e-3), Recipe(60, 16, 4e-3), Recipe(120, 16, 4e-3), 200, 50)
 PAPER = {"size": "qwen-70m"}
-FULL = Plan(FULL_KINDS, 1, PAPER, variants.shape(128, 4), 512, _full(16_000_000), _full(8_000_000), Recipe(400, 64, 2e-3), 500, 64)
+FULL = Plan(FULL_KINDS, 1, PAPER, variants.shape(128, 4), 512, _full(12_000_000), _full(6_000_000), Recipe(400, 64, 2e-3), 500, 64)
 Losses = dict[Key, Floats]
 ATTENTION: Key = ("softmax", "uniform")
 NOTHING: Key = ("mlp", "uniform")
