@@ -39,7 +39,7 @@ def test_factors_of_nothing_and_of_no_number():
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_numbers_are_rounded_to_the_nearest(wide):
-    (x,) = matrices((40, 30), spread=50.0)
+    (x,) = matrices((256, 128), spread=50.0)
     rows, columns = float8.narrow([x.to(HERE)], torch.tensor(0.25, device=HERE), wide, False)
     x = x.clamp(-0.25 * torch.finfo(rows.dtype).max, 0.25 * torch.finfo(rows.dtype).max)
     kept = rows.float().cpu() * 0.25
@@ -49,15 +49,16 @@ def test_numbers_are_rounded_to_the_nearest(wide):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_too_large_is_the_largest_and_no_number_stays_none(wide):
-    x = torch.tensor([[1e9, -1e9, torch.nan, torch.inf, 1.0]], device=HERE)
+    x = torch.zeros(128, 128, device=HERE)
+    x[0, :5] = torch.tensor([1e9, -1e9, torch.nan, torch.inf, 1.0])
     rows, columns = float8.narrow([x], torch.tensor(1.0, device=HERE), wide, False)
     largest = torch.finfo(rows.dtype).max
-    for kept in (rows[0].float().cpu(), columns[:, 0].float().cpu()):
+    for kept in (rows[0, :5].float().cpu(), columns[:5, 0].float().cpu()):
         assert kept[[0, 1, 3, 4]].tolist() == [largest, -largest, largest, 1.0]
         assert kept[2].isnan()
 
 
-@pytest.mark.parametrize(("shapes", "stacked"), [(((48, 16), (48, 32)), False), (((16, 48), (32, 48), (16, 48)), True)])
+@pytest.mark.parametrize(("shapes", "stacked"), [(((384, 128), (384, 256)), False), (((128, 384), (256, 384), (128, 384)), True)])
 def test_together_as_one_by_one(shapes, stacked):
     parts, factor = [x.to(HERE) for x in matrices(*shapes)], torch.tensor(2.0**-6, device=HERE)
     rows, columns = float8.narrow(parts, factor, False, stacked)
@@ -69,7 +70,7 @@ def test_together_as_one_by_one(shapes, stacked):
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_products_of_what_is_kept(dtype, fast):
-    a, b = (x.to(HERE) for x in matrices((32, 64), (48, 64)))
+    a, b = (x.to(HERE) for x in matrices((128, 256), (384, 256)))
     of_a, of_b = (float8.factor([x]) for x in (a, b))
     (a8, _), (b8, _) = float8.narrow([a], of_a, False, False), float8.narrow([b], of_b, False, False)
     exact = (a8.double() * of_a.double()) @ (b8.double() * of_b.double()).T
@@ -79,7 +80,7 @@ def test_products_of_what_is_kept(dtype, fast):
 
 
 def test_the_gradient_of_swiglu_is_autograds():
-    d_h, gate, up = matrices((32, 16), (32, 16), (32, 16))
+    d_h, gate, up = matrices((256, 128), (256, 128), (256, 128))
     g, u = (x.double().requires_grad_() for x in (gate, up))
     expected = torch.cat(torch.autograd.grad(torch.nn.functional.silu(g) * u, (g, u), d_h.double()), 1)
     factor = torch.tensor(2.0**-4, device=HERE)
@@ -87,12 +88,12 @@ def test_the_gradient_of_swiglu_is_autograds():
     kept = rows.double().cpu() * 2.0**-4
     assert ((kept - expected).abs() <= (1.001 * RELATIVE[True] * expected.abs()).clamp(min=2.0**-4 * SMALLEST[True])).all()
     assert torch.equal(columns.float(), rows.float().T)
-    assert gradcheck(lambda g, u: torch.nn.functional.silu(g) * u, (g[:2], u[:2]))
+    assert gradcheck(lambda g, u: torch.nn.functional.silu(g) * u, (g[:2, :4], u[:2, :4]))
 
 
 @pytest.mark.skipif(HERE.type == "cpu", reason="needs a GPU that multiplies eight bits")
 def test_kernels_keep_exactly_what_the_definition_keeps():
-    x, y = matrices((1000, 208), (1000, 48), spread=3.0)
+    x, y = matrices((1024, 256), (1024, 128), spread=3.0)
     for dtype in (torch.bfloat16, torch.float32):
         given, factor = [x.to(dtype), y.to(dtype)], torch.tensor(2.0**-6)
         for wide in (False, True):
@@ -103,7 +104,7 @@ def test_kernels_keep_exactly_what_the_definition_keeps():
 
 @pytest.mark.skipif(HERE.type == "cpu", reason="needs a GPU that multiplies eight bits")
 def test_the_kernel_of_swiglus_gradient_is_its_definition():
-    given, factor = matrices((1000, 208), (1000, 208), (1000, 208)), torch.tensor(2.0**-6)
+    given, factor = matrices((1024, 256), (1024, 256), (1024, 256)), torch.tensor(2.0**-6)
     for dtype in (torch.bfloat16, torch.float32):
         parts = [part.to(dtype) for part in given]
         plain, _ = float8.narrow_swiglu_gradient(*parts, factor)
@@ -114,24 +115,30 @@ def test_the_kernel_of_swiglus_gradient_is_its_definition():
         assert (rows == plain.float()).float().mean() > 0.999
 
 
+@pytest.mark.skipif(HERE.type == "cpu", reason="needs a GPU that multiplies eight bits")
+def test_sides_that_do_not_fill_tiles_are_refused():
+    with pytest.raises(ValueError, match=r"multiples of 128 .*, got \[128, 48\]"):
+        float8.narrow([torch.zeros(128, 48, device=HERE)], torch.ones((), device=HERE), False, False)
+
+
 def by_kernels() -> None:
     """Called under the interpreter, on numbers that eight bits hold: where it rounds to the next power of two it forgets the carry."""
     from nullius.kernels import float8_triton
 
     float8.TILE, float8.GRADIENT_TILE = 32, (32, 16)
     torch.manual_seed(0)
-    x, y = (torch.randint(-7, 8, (70, 48)).float() / 8 for _ in range(2))
+    x, y = (torch.randint(-7, 8, (96, 64)).float() / 8 for _ in range(2))
     factor = torch.tensor(2.0**-3)
     for wide in (False, True):
         for stacked in (False, True):
             expected = float8.narrow([x, y], factor, wide, stacked)
             rows, columns = (torch.zeros_like(kept) for kept in expected)
-            first, second = (slice(None, 70), slice(70, None)) if stacked else (slice(None, 48), slice(48, None))
+            first, second = (slice(None, 96), slice(96, None)) if stacked else (slice(None, 64), slice(64, None))
             for part, here in ((x, first), (y, second)):
                 float8_triton.narrow(part, factor, *((rows[here], columns[:, here]) if stacked else (rows[:, here], columns[here])))
             same((rows, columns), expected)
-    d_h, up = (torch.randint(-2, 3, (70, 48)).float() for _ in range(2))
-    gate = torch.randint(-1, 2, (70, 48)).float() * 40  # open, half open, closed
+    d_h, up = (torch.randint(-2, 3, (96, 64)).float() for _ in range(2))
+    gate = torch.randint(-1, 2, (96, 64)).float() * 40  # open, half open, closed
     expected = float8.narrow_swiglu_gradient(d_h, gate, up, factor)
     rows, columns = (torch.zeros_like(kept) for kept in expected)
     float8_triton.narrow_swiglu_gradient(d_h, gate, up, factor, rows, columns)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tests.training.conftest import losses
+from tests.training.conftest import TINY, losses
 from torch import nn
 
 from nullius.errors import UsageError
@@ -22,7 +22,7 @@ def test_float8_is_for_gpus_that_have_it(tiny, monkeypatch):
     with pytest.raises(UsageError, match=r"precision: float8 needs a GPU of compute capability 8\.9 or later .*, here is cpu; take bf16"):
         train(config, device="cpu")
     monkeypatch.setattr(float8, "works", lambda device: True)
-    with pytest.raises(UsageError, match="float8 finds no linear map with sides that are multiples of 16"):
+    with pytest.raises(UsageError, match="float8 finds no linear map with sides that are multiples of 128"):
         train(
             replace(config, out=tiny.out + "0", model=Model(new={"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2})),
             device="cpu",
@@ -34,7 +34,8 @@ def test_float8_is_for_gpus_that_have_it(tiny, monkeypatch):
 def test_a_run_in_float8_leaves_an_ordinary_model(tiny, monkeypatch):
     """What it trains is 32 bits wide, and so is what it saves; it stops and goes on with the same losses."""
     monkeypatch.setattr(float8, "works", lambda device: True)
-    config = replace(tiny, precision="float8", optimiser=Optimiser(rate=1e-2))
+    model = Model(new={**TINY, "hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4})
+    config = replace(tiny, precision="float8", optimiser=Optimiser(rate=3e-3), model=model, micro=4)
     found = train(config, device="cpu")
     whole, saved = losses(tiny.out), load_file(found.checkpoint / "model.safetensors")
     assert whole[-1] < whole[0] - 0.3

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-SIXTEEN = 16  # the sides of a product are multiples of this
+SIDE = (
+    128  # sides of matrices are multiples of this: kernels fill their tiles, and what they write in either order lies together by 128 bytes
+)
 OLDEST = (8, 9)  # compute capability
-TILE = 128  # rows and columns of a tile: what is written in either order lies together in memory by 128 bytes
+TILE = SIDE
 GRADIENT_TILE = (128, 64)  # of three matrices that are read and two that are written in both orders
 WARPS = 8
 
@@ -42,7 +44,9 @@ def narrow(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) -
     """Return matrices [n, d_i] side by side, or [n_i, d] stacked, as one of eight bits, divided by factor []: by rows [n, d] and by columns [d, n].
 
     wide: e5m2, for gradients, whose sizes differ most; else e4m3. Numbers too large for it become its largest; NaN stays NaN.
+    Raises ValueError on a GPU for sides that are no multiples of `SIDE`.
     """
+    _check(parts)
     rows, columns = _shaped(parts, factor, wide, stacked)
     from nullius.kernels import float8_triton as kernel
 
@@ -53,6 +57,12 @@ def narrow(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) -
         kernel.narrow(part.contiguous(), factor, *here)
         place = along.stop
     return rows, columns
+
+
+def _check(parts: Sequence[Tensor]) -> None:
+    for part in parts:
+        if part.ndim != 2 or part.shape[0] % SIDE or part.shape[1] % SIDE:
+            raise ValueError(f"matrices with sides that are multiples of {SIDE} are kept in eight bits on a GPU, got {list(part.shape)}")
 
 
 @narrow.register_kernel("cpu")
@@ -73,9 +83,10 @@ def _shaped(parts: Sequence[Tensor], factor: Tensor, wide: bool, stacked: bool) 
 @torch.library.custom_op("nullius::narrow_swiglu_gradient", mutates_args=())
 def narrow_swiglu_gradient(d_h: Tensor, gate: Tensor, up: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up [n, d], side by side in e5m2 and divided by factor [], where h = SiLU(gate) ⊙ up has the gradient d_h:
-    by rows [n, 2 d] and by columns [2 d, n]. They are written nowhere else."""
+    by rows [n, 2 d] and by columns [2 d, n]. They are written nowhere else. Raises ValueError as `narrow` does."""
     from nullius.kernels import float8_triton as kernel
 
+    _check((d_h, gate, up))
     rows, columns = _shaped_gradient(d_h, gate, up, factor)
     kernel.narrow_swiglu_gradient(d_h.contiguous(), gate.contiguous(), up.contiguous(), factor, rows, columns)
     return rows, columns

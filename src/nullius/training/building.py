@@ -118,7 +118,7 @@ def in_float8(trainee: Trainee, device: torch.device) -> None:
     if trainee.lora is not None:
         raise UsageError("precision: float8 gains nothing with model.lora; take bf16")
     if not trained_in_float8(processes.layers(trainee.hf)):
-        raise UsageError("precision: float8 finds no linear map with sides that are multiples of 16 in this model's layers; take bf16")
+        raise UsageError("precision: float8 finds no linear map with sides that are multiples of 128 in this model's layers; take bf16")
 
 
 def restore(trainee: Trainee, folder: Path, state: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ class Float8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., d] → [.., n]."""
-        if not (self.training and torch.is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled() and fits(x)):
             return super().forward(x)
         (y,) = project(x, self)
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -32,13 +32,18 @@ class Float8Linear(nn.Linear):
 def trained_in_float8(layers: list[nn.Module]) -> int:
     """Turn the linear maps inside layers, in place, into such that are trained in eight bits. Returns how many.
 
-    Maps with a side that is no multiple of 16 stay as they are; so do those of other kinds (adapters, convolutions).
+    Maps with a side that is no multiple of 128 stay as they are; so do those of other kinds (adapters, convolutions).
     """
     maps = [map for layer in layers for map in layer.modules() if type(map) is nn.Linear]
-    fit = [map for map in maps if not (map.in_features % float8.SIXTEEN or map.out_features % float8.SIXTEEN)]
+    fit = [map for map in maps if not (map.in_features % float8.SIDE or map.out_features % float8.SIDE)]
     for map in fit:
         map.__class__ = Float8Linear
     return len(fit)
+
+
+def fits(x: Tensor) -> bool:
+    """Whether as many rows [.., d] as x has can be kept in eight bits; else maps do what they did before."""
+    return x.numel() // x.shape[-1] % float8.SIDE == 0
 
 
 def project(x: Tensor, *maps: Float8Linear) -> tuple[Tensor, ...]:

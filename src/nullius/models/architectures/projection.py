@@ -25,8 +25,9 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     if not (torch.is_grad_enabled() and all(map.training and bare(map) for map in maps)):
         return tuple(map(x) for map in maps)
     eight = [map for map in maps if isinstance(map, float8.Float8Linear)]
-    if eight:
-        return float8.project(x, *eight) if len(eight) == len(maps) else tuple(map(x) for map in maps)
+    if eight and float8.fits(x):
+        made = iter(float8.project(x, *eight))
+        return tuple(next(made) if isinstance(map, float8.Float8Linear) else map(x) for map in maps)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _Project.apply(x, *(map.weight.to(x.dtype) for map in maps))
@@ -36,7 +37,7 @@ def swiglu(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Tensor
     """Return down(SiLU(gate(x)) ⊙ up(x))."""
     if torch.is_grad_enabled() and all(map.training and bare(map) for map in (gate, up, down)):
         eight = [map for map in (gate, up, down) if isinstance(map, float8.Float8Linear)]
-        if len(eight) == 3:
+        if len(eight) == 3 and float8.fits(x):
             return float8.swiglu(x, *eight)
     opened, carried = project(x, gate, up)
     return down(F.silu(opened) * carried)
