@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullius.models.architectures.config import SHADOWED
 from nullius.models.architectures.decoder import DecoderForCausalLM
 
 BEFORE = 3  # batches made plainly before a pass is recorded: in them kernels are compiled and chosen, and tables made
@@ -22,10 +21,8 @@ BEFORE = 3  # batches made plainly before a pass is recorded: in them kernels ar
 
 def recordable(body: Any) -> bool:
     """Whether nothing in a model's pass waits for the GPU or changes from one pass to the next, but for its numbers: known of the project's own
-    decoders, without a shadow stream: its text, or its noise, is the same in every pass, but brought from the processor each time."""
-    return (
-        isinstance(body, DecoderForCausalLM) and not set(body.config.mixers or []) & set(SHADOWED) and not body.model.gradient_checkpointing
-    )
+    decoders."""
+    return isinstance(body, DecoderForCausalLM) and not body.model.gradient_checkpointing
 
 
 class Passes:

@@ -199,13 +199,19 @@ class DecoderModel(DecoderPreTrainedModel):
         most = self.config.max_position_embeddings
         if length > most:
             raise NulliusError(f"a decoder with {kinds.pop()} mixers takes at most {most} tokens (max_position_embeddings); got {length}")
+        source: Tensor | None = getattr(self, "_source", None)
+        if source is None or source.device != like.device:  # brought there once: a pass that is recorded (a CUDA graph) can bring nothing along
+            source = self._source = self._begun().to(like.device)
         if "fixed" in kinds:
-            tokens = torch.tensor(self.config.shadow_tokens, device=like.device)[:length]
-            return F.embedding(tokens, self.embeddings.weight.detach())[None].to(like.dtype)
-        if getattr(self, "_noise", None) is None:  # drawn on the CPU, so that a seed gives the same noise on every device
-            drawn = torch.randn(most, self.config.hidden_size, generator=torch.Generator().manual_seed(self.config.shadow_seed))
-            self._noise = drawn * self.config.initializer_range
-        return self._noise[None, :length].to(like)
+            return F.embedding(source[:length], self.embeddings.weight.detach())[None].to(like.dtype)
+        return source[None, :length].to(like.dtype)
+
+    def _begun(self) -> Tensor:
+        """What the shadow stream begins with: the tokens of its text [L], or noise [L, d]."""
+        if "fixed" in (self.config.mixers or []):
+            return torch.tensor(self.config.shadow_tokens)
+        generator = torch.Generator().manual_seed(self.config.shadow_seed)  # on the CPU: a seed gives the same noise on every device
+        return torch.randn(self.config.max_position_embeddings, self.config.hidden_size, generator=generator) * self.config.initializer_range
 
 
 class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
