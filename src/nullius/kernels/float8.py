@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-SIDE = (
-    128  # sides of matrices are multiples of this: kernels fill their tiles, and what they write in either order lies together by 128 bytes
-)
+# Sides of matrices are multiples of this: kernels fill their tiles, and what they write in either order lies together in memory by 128 bytes
+SIDE = 128
 OLDEST = (8, 9)  # compute capability
 TILE = SIDE
 GRADIENT_TILE = (128, 64)  # of three matrices that are read and two that are written in both orders
