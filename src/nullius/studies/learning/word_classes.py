@@ -41,10 +41,11 @@ PERMUTED = "the same activations, with runs of the class labels permuted"
 RANDOM = "the subject with random weights"
 UNTRAINED = "the same network before training"
 FILE = "NULLIUS_CONLLU"
+RESTS_ON = ("separation", "classes to come")
 
 
 def _claim(name: str, wording: str, control: str, unit: str = "GDV", expect: Expectation | None = None, also: str = "") -> Claim:
-    return Claim(name, wording, expect or below_control(MARGIN), control, unit=unit, needs=Needs(also=also), rests_on=("separation",))
+    return Claim(name, wording, expect or below_control(MARGIN), control, unit=unit, needs=Needs(also=also), rests_on=RESTS_ON)
 
 
 CLAIMS = (

@@ -34,7 +34,7 @@ SCALE = 0.8
 PERMUTATIONS = 50
 NEUTRAL = ("I looked at the table and said that", "The box is on the chair and I")
 BIG = Needs(parameters=3e9, chat=True)
-DIRECTIONS, COMPONENTS, STEERING = ("directions",), ("component sets",), ("steering",)
+DIRECTIONS, COMPONENTS, STEERING = ("directions", "situations told"), ("component sets", "situations told"), ("steering",)
 RANDOM_SET = "as many random neurons and heads of the same layers, driven alike"
 RANDOM_WAY = "random directions of the same length"
 RANDOM_PARTS = "random ones of the layer against others drawn alike (anew for each scenario)"

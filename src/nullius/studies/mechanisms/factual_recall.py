@@ -35,16 +35,17 @@ RANDOM = "one random head of the same layers, scaled alike, against another (bot
 HALVES = "the best of one half of those random heads against the best of the other half (which half first drawn for each prompt)"
 SIDES: dict[Side, str] = {"first": "context", "second": "memory"}
 SCALING, DLA = ("head scaling", "interventions"), ("direct logit attribution", "direct effects")
+CHOSEN = ("head choice", *SCALING)
 
 
 def _contest_claims(side: str, answer: str) -> tuple[Claim, Claim]:
     return (
         Claim(f"one-head-to-{side}",
               f"Scaling one attention head's value output makes the model give the {answer} answer more often, on countries not used to choose it",
-              above_control(margin=0.05), control=RANDOM, unit=f"change of {answer} rate", rests_on=SCALING),
+              above_control(margin=0.05), control=RANDOM, unit=f"change of {answer} rate", rests_on=CHOSEN),
         Claim(f"beats-random-to-{side}",
               f"The head chosen for the {answer} answer leads the best of twenty random heads of its layers, chosen in the same way, by ten points",
-              at_least(0.1, null=0.0), control=HALVES, unit=f"lead in {answer} rate", rests_on=SCALING),
+              at_least(0.1, null=0.0), control=HALVES, unit=f"lead in {answer} rate", rests_on=CHOSEN),
     )  # fmt: skip
 
 
@@ -58,17 +59,17 @@ CLAIMS = (
     Claim("no-damage",
           "With the head scaled towards the context, right answers stay right where nothing contradicts them (no context, or a true one)",
           at_least(0.9, null=0.0), control="all attention silenced: no answer should be left", unit="share of right answers kept",
-          rests_on=("damage", "knock-out", *SCALING)),
+          rests_on=("damage", "knock-out", *CHOSEN)),
     Claim("country-frequency", "The more frequent the country is in text, the less the model leans towards the context",
           correlation_below(-0.1), control="frequencies shuffled over countries", unit="rho"),
     Claim("city-frequency",
           "How frequent the in-context city is in text affects how far the model leans towards the context (sign learned on tuning countries)",
           correlation_above(0.1), control="frequencies shuffled over prompts", unit="rho, in the direction learned"),
     Claim("head-transfers", "The head and factor found on capitals raise the in-context rate on another relation too (a country's language)",
-          above_control(margin=0.05), control=RANDOM, unit="change of in-context rate", rests_on=SCALING),
+          above_control(margin=0.05), control=RANDOM, unit="change of in-context rate", rests_on=CHOSEN),
     Claim("most-answers-flip", "With one head scaled, a model of a billion parameters gives the in-context answer to most new prompts",
           at_least(0.8, null=0.0), control="the in-context answer of another prompt", published=0.88, unit="in-context rate",
-          needs=Needs(parameters=1e9), rests_on=SCALING),
+          needs=Needs(parameters=1e9), rests_on=CHOSEN),
     Claim("larger-follow-less", "Larger models of a family follow the context less",
           correlation_above(0.0), control="sizes shuffled over models", unit="rho over models",
           needs=Needs(also="several sizes of one family side by side (`nullius compare factual-recall -m A -m B`)")),

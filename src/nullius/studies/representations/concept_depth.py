@@ -32,7 +32,7 @@ from nullius.stimuli import concept_files, concepts, noise
 from nullius.stimuli.concepts import Concept
 
 LAYER = 0.02  # smallest change of relative depth that would matter: well under one layer in thirty
-RESTS_ON = ("probes", "depth")
+RESTS_ON = ("probes", "concept readings", "depth")
 HALVES = "the same contrast between random halves of the simpler concepts, each half with probes of its own (four times over)"
 CLAIMS = (
     Claim(
@@ -41,7 +41,7 @@ CLAIMS = (
         above_control(margin=0.05, null=0.5),
         control="labels shuffled (five times over), layer chosen alike",
         unit="accuracy",
-        rests_on=("probes",),
+        rests_on=RESTS_ON[:2],
     ),
     Claim(
         "emotional-decodable",
@@ -49,7 +49,7 @@ CLAIMS = (
         above_control(margin=0.05, null=0.5),
         control="labels shuffled (five times over), layer chosen alike",
         unit="accuracy",
-        rests_on=("probes",),
+        rests_on=RESTS_ON[:2],
     ),
     Claim(
         "inference-deeper",
