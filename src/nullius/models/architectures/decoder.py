@@ -200,7 +200,7 @@ class DecoderModel(DecoderPreTrainedModel):
         if length > most:
             raise NulliusError(f"a decoder with {kinds.pop()} mixers takes at most {most} tokens (max_position_embeddings); got {length}")
         source: Tensor | None = getattr(self, "_source", None)
-        if source is None or source.device != like.device:  # brought there once: a pass that is recorded (a CUDA graph) can bring nothing along
+        if source is None or source.device != like.device:  # brought there once: a recorded pass (a CUDA graph) can bring nothing along
             source = self._source = self._begun().to(like.device)
         if "fixed" in kinds:
             return F.embedding(source[:length], self.embeddings.weight.detach())[None].to(like.dtype)
@@ -211,7 +211,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if "fixed" in (self.config.mixers or []):
             return torch.tensor(self.config.shadow_tokens)
         generator = torch.Generator().manual_seed(self.config.shadow_seed)  # on the CPU: a seed gives the same noise on every device
-        return torch.randn(self.config.max_position_embeddings, self.config.hidden_size, generator=generator) * self.config.initializer_range
+        noise = torch.randn(self.config.max_position_embeddings, self.config.hidden_size, generator=generator)
+        return noise * self.config.initializer_range
 
 
 class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
