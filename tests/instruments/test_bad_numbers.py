@@ -247,11 +247,11 @@ def test_one_line_about_a_model(toy, name):
 
 
 def test_words_tokens_that_stand_twice_and_layers_from_the_end(toy):
-    states, token = torch.randn(2, 32), toy.first_token(" the")
+    states, token = torch.randn(2, 32, device=toy.device), toy.first_token(" the")
     once, twice, said = (vocabulary.mass(toy, states, {"a": group}) for group in ([token, 5], [token, 5, token], [" the", 5]))
     assert torch.equal(once, twice)
     assert torch.equal(once, said)
-    moved = tuned_lens.TunedLens(torch.zeros(2, 32, 32), torch.ones(2, 32), "")
+    states, moved = states.cpu(), tuned_lens.TunedLens(torch.zeros(2, 32, 32), torch.ones(2, 32), "")
     assert torch.equal(moved(-1, states), states)  # the last layer's own: not the translator of the one before
     assert torch.equal(moved(-2, states), states + 1)
     by_word = direct_effects.decompose(toy, toy.encode(TEXTS), [" the", " a"])
