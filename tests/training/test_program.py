@@ -274,7 +274,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(tiny, monkeypatch):
 
     from nullius.training import evaluation
 
-    def fails(*_):
+    def fails(*_, **__):
         raise TorchDynamoException("a page of\nC++")
 
     monkeypatch.setattr(evaluation, "loss_of", fails)
