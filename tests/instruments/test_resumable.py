@@ -72,3 +72,12 @@ def test_a_models_hooks_are_no_part_of_the_trial(tokenizer):
     assert model.anatomy not in resumable._tried
     resumable.check(model)
     assert resumable._tried[model.anatomy] == ""
+
+
+def test_a_model_that_takes_few_tokens(tokenizer):
+    """It is tried on as many as it takes, and every cell of its sweep is as a plain run has it."""
+    model = build("gpt2", tokenizer, max_position_embeddings=4)
+    base, source = model.pad([row[:4] for row in BASE]), model.pad([row[:4] for row in SOURCE])
+    sweep = patching.residual(model, base, source, ANSWERS, checks=12)
+    assert sweep.checked == 12
+    assert float((sweep.values - sweep.base[:, None, None]).abs().max()) > 1e-4

@@ -18,9 +18,8 @@ FIRST_AT, SECOND_AT = 1, 3  # tokens, the leading one being 0
 def build(seed: int = 0) -> LanguageModel:
     """Build the model: two layers of four heads, 7² neurons."""
     digits = [str(i) for i in range(MODULUS)]
-    # one token longer than a sum: what runs from the middle of a text is tried on six tokens first (resumable.py)
     slots = {"number": MODULUS, "left": 1, "right": 1, "equals": 1, "a": MODULUS, "b": MODULUS, "out": MODULUS}
-    w = Wiring([*digits, "+", "="], slots, layers=2, heads=4, d_head=12, length=6, neurons=MODULUS**2, seed=seed)
+    w = Wiring([*digits, "+", "="], slots, layers=2, heads=4, d_head=12, length=5, neurons=MODULUS**2, seed=seed)
     for i, digit in enumerate(digits):
         w.embed(digit, "number", i)
         w.answer(digit, "out", i)
