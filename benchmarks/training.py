@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nullius.kernels import float8
 from nullius.models import architectures
 from nullius.models.architectures.float8 import trained_in_float8
 from nullius.training import evaluation, measurement, processes
@@ -113,13 +114,13 @@ def cases(wanted: list[str], kernels: list[str], scale: Scale) -> Iterator[Case]
 class Trainer:
     """A model of a case with its optimiser, and one step of it."""
 
-    def __init__(self, case: Case, length: int, tokens: int, compiled: bool, record: bool, float8: bool) -> None:
+    def __init__(self, case: Case, length: int, tokens: int, compiled: bool, record: bool, eight: bool) -> None:
         torch.manual_seed(0)
         with torch.device(DEVICE):
             self.model: Any = case.make(length)
             self.rows = torch.randint(0, VOCABULARY, (tokens // length, length + 1))
         self.model.float().train()
-        if float8:
+        if eight:
             trained_in_float8(list(processes.layers(self.model)))
         self.case, self.head = case, evaluation.cross_entropy
         if compiled:
@@ -245,6 +246,8 @@ def main() -> None:
     asked = options.parse_args()
     if DEVICE.type != "cuda" and not asked.tiny:
         options.error("no CUDA device here; --tiny runs anywhere")
+    if asked.float8 and DEVICE.type == "cuda" and not float8.right(DEVICE):
+        options.error("--float8: wrong numbers on this GPU, with this PyTorch, Triton and driver")
     small = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
     scale = Scale(1024, small) if asked.tiny else Scale()
     if asked.tiny:

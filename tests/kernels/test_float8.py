@@ -91,6 +91,28 @@ def test_the_gradient_of_swiglu_is_autograds():
     assert gradcheck(lambda g, u: torch.nn.functional.silu(g) * u, (g[:2, :4], u[:2, :4]))
 
 
+def unwritten(parts, factor, wide, stacked, narrow=float8.narrow):
+    """Sixteen columns are not written, as on a GPU once."""
+    rows, columns = narrow(parts, factor, wide, stacked)
+    columns[:16] = 0
+    return rows, columns
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("narrow", unwritten),
+        ("narrow_swiglu_gradient", lambda d_h, *others, made=float8.narrow_swiglu_gradient: made(-d_h, *others)),
+        ("multiply", lambda *given, made=float8.multiply, **how: 1.1 * made(*given, **how)),
+        ("multiply", lambda *given, **how: 1 / 0),  # does not compile, say
+    ],
+)
+def test_a_device_is_right_or_it_is_said(name, broken, monkeypatch):
+    assert float8.right(HERE)
+    monkeypatch.setattr(float8, name, broken)
+    assert not float8.right(HERE)
+
+
 @pytest.mark.skipif(HERE.type == "cpu", reason="needs a GPU that multiplies eight bits")
 def test_kernels_keep_exactly_what_the_definition_keeps():
     x, y = matrices((1024, 256), (1024, 128), spread=3.0)

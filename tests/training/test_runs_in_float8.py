@@ -22,6 +22,10 @@ def test_float8_is_for_gpus_that_have_it(tiny, monkeypatch):
     with pytest.raises(UsageError, match=r"precision: float8 needs a GPU of compute capability 8\.9 or later .*, here is cpu; take bf16"):
         train(config, device="cpu")
     monkeypatch.setattr(float8, "works", lambda device: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(float8, "right", lambda device: False)
+        with pytest.raises(UsageError, match=r"float8 does not give the right numbers on cpu .*; take bf16"):
+            building.in_float8(building.Trainee(None, None), torch.device("cpu"))
     with pytest.raises(UsageError, match="float8 finds no linear map with sides that are multiples of 128"):
         train(
             replace(config, out=tiny.out + "0", model=Model(new={"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2})),

@@ -27,6 +27,42 @@ def works(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= OLDEST
 
 
+def right(device: torch.device) -> bool:
+    """Whether what a device gives is what the definitions give on the CPU, tried on numbers that eight bits hold: both orders, side by side and
+    stacked, in 32 and in 16 bits, the gradient of SwiGLU, and a product.
+
+    To be asked before anything is trained: on an H200 an earlier kernel left columns unwritten where it did not fill its tiles, and neither the
+    interpreter nor the code that Triton 3.6 made of it showed why.
+    """
+    chosen, one = torch.Generator().manual_seed(0), torch.ones(())
+
+    def whole(*shape: int, most: int = 7) -> Tensor:
+        return torch.randint(-most, most + 1, shape, generator=chosen).float()
+
+    def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+        return all(torch.equal(a.cpu().float(), b.float()) for a, b in zip(found, expected, strict=True))
+
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            for wide in (False, True):
+                for stacked in (False, True):
+                    sides = (SIDE, 2 * SIDE) if stacked else (2 * SIDE, SIDE)
+                    parts = [whole(*sides).to(dtype), whole(*sides).to(dtype)]
+                    found = narrow([part.to(device) for part in parts], one.to(device), wide, stacked)
+                    if not same(found, _plainly(parts, one, wide, stacked)):
+                        return False
+            parts = [whole(SIDE, 2 * SIDE, most=most).to(dtype) for most in (2, 1, 2)]
+            parts[1] *= 40  # gates that are open, half open, closed
+            if not same(narrow_swiglu_gradient(*(part.to(device) for part in parts), one.to(device)), _plain_gradient(*parts, one)):
+                return False
+        a, b = whole(SIDE, 2 * SIDE), whole(SIDE, 2 * SIDE)
+        (a_rows, _), (b_rows, _) = (narrow([x.to(device)], one.to(device), False, False) for x in (a, b))
+        product = multiply(a_rows, b_rows, one.to(device), one.to(device), torch.float32, fast=False).cpu()
+    except Exception:  # no Triton, no compiler of C, a driver that does not know these products: whatever it is, there is bf16
+        return False
+    return torch.allclose(product, a @ b.T, rtol=1e-3, atol=1.0)
+
+
 def factor(parts: Sequence[Tensor]) -> Tensor:
     """Return the power of two [] by which matrices are divided to be kept in e4m3: their largest number comes to between 224 and 448.
 

@@ -105,7 +105,8 @@ def _theirs(wanted: Mapping[str, Any], fill: dict[str, Any], sequence: int) -> A
 def in_float8(trainee: Trainee, device: torch.device) -> None:
     """Train the linear maps inside the layers with products of eight bits.
 
-    Raises UsageError for a device that has none, a model without such maps, and adapters, whose maps are too thin to gain by it.
+    Raises UsageError for a device that has none, or on which they come out wrong when they are tried; a model without such maps; and adapters, whose
+    maps are too thin to gain by it.
     """
     from nullius.kernels import float8
     from nullius.models.architectures.float8 import trained_in_float8
@@ -115,6 +116,8 @@ def in_float8(trainee: Trainee, device: torch.device) -> None:
         raise UsageError(
             f"precision: float8 needs a GPU of compute capability 8.9 or later (H100, L40, RTX 4090), here is {what}; take bf16"
         )
+    if not float8.right(device):
+        raise UsageError(f"precision: float8 does not give the right numbers on {device} with this PyTorch, Triton and driver; take bf16")
     if trainee.lora is not None:
         raise UsageError("precision: float8 gains nothing with model.lora; take bf16")
     if not trained_in_float8(processes.layers(trainee.hf)):
